@@ -81,10 +81,10 @@ def test_a_corpus_that_was_moved_is_found_by_its_hash(
     evaluated(finished, console)
 
 
-def test_of_two_texts_of_a_name_that_with_the_hash_of_a_run_is_found(
+def test_of_two_texts_with_one_name_the_one_with_the_hash_of_the_run_is_found(
   tmp_path, monkeypatch
 ):
-  """As data/shakespeare.txt in the directory where a program is started."""
+  """As data/shakespeare.txt, here and in the repository."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / "data").mkdir()
   (tmp_path / POEMS).write_text("Another text of that name.")
@@ -98,7 +98,9 @@ def test_of_two_texts_of_a_name_that_with_the_hash_of_a_run_is_found(
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfa\r\r\nb\n", b"a\r", b"\xff"])
-def test_a_text_is_hashed_in_blocks_as_it_is_read(data, tmp_path, monkeypatch):
+def test_a_text_hashed_in_blocks_has_the_hash_of_read_text(
+  data, tmp_path, monkeypatch
+):
   monkeypatch.setattr(corpus_path, "BLOCK", 1)
   path = tmp_path / "text.txt"
   path.write_bytes(data)
@@ -162,7 +164,8 @@ def test_without_a_home_directory_a_corpus_is_found_all_the_same(
 def test_a_cache_directory_that_is_closed_to_the_user_holds_no_corpus(
   finished, tmp_path, monkeypatch
 ):
-  monkeypatch.setenv(CACHE, 300 * "x")  # is refused, as without permission
+  # The name is too long, and refused as a closed directory is.
+  monkeypatch.setenv(CACHE, 300 * "x")
   monkeypatch.chdir(tmp_path)
   sha256 = text_sha256(VERSES)
   monkeypatch.setitem(CORPORA, "verses", NamedCorpus("", len(VERSES), sha256))
@@ -205,7 +208,7 @@ def piped(config):
   writer = threading.Thread(target=path.write_text, args=(text,), daemon=True)
   writer.start()
   yield config
-  # Of a text that nobody has read, the writer still waits for a reader.
+  # If nobody has read the text, the writer still waits for a reader.
   reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   writer.join(timeout=10)
   os.close(reader)
@@ -265,7 +268,7 @@ def test_a_kept_text_is_read_by_a_run_that_is_resumed_and_by_no_other(piped):
   assert kept_if_piped(other) == other.data
 
 
-def test_a_corpus_in_dev_is_read_again_as_the_file_it_leads_to(config):
+def test_a_corpus_in_slash_dev_is_read_again_as_the_file_it_links_to(config):
   directory, corpus = Path(config.job.run), config.data.corpus
   assert resumable_corpus(directory, "tinyshakespeare") == "tinyshakespeare"
   assert resumable_corpus(directory, os.path.relpath(corpus)) == (

@@ -7,7 +7,7 @@ from experiments.trainer.data import default_prompt, read_corpus
 from lstm_jax.language import CharTokenizer
 
 
-def test_characters_of_the_validation_split_alone_are_known(tmp_path):
+def test_characters_that_only_the_validation_split_has_are_known(tmp_path):
   path = tmp_path / "text.txt"
   path.write_text("ab" * 45 + "abx" * 3 + "a")
   corpus = read_corpus(DataConfig(str(path)))

@@ -27,7 +27,7 @@ def place(excerpt):
   return excerpt.split, excerpt.first, excerpt.last, excerpt.training
 
 
-def test_the_runs_own_split_is_the_last_that_it_keeps_apart(data):
+def test_the_default_split_is_dev_or_else_test_or_else_val(data):
   found = read(data)
   assert place(found) == ("val", 1080, 1200, [(0, 1080)])
   assert (found.begin, found.end) == (0.9, 1.0)
@@ -59,12 +59,12 @@ def test_the_characters_that_a_run_was_trained_on_are_counted(data):
   within = replace(data, dev_fraction=0.2)  # leaves out 432 to 648
   assert read(within).trained_on == 0
   assert read(within, end=0.75).trained_on == 252
-  # So they are where --corpus names the same text.
+  # The same holds where --corpus names the same text.
   found = read(within, path=within.corpus, begin=0.5)
   assert found.trained_on == 1080 - 648 and found.training == [(0, 432)]
 
 
-def test_the_training_text_beside_another_text_is_what_stands_before(
+def test_in_another_text_all_before_the_excerpt_is_training_text(
   data, tmp_path
 ):
   path = tmp_path / "other.txt"

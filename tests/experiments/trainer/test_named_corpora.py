@@ -125,7 +125,7 @@ def test_another_text_is_an_error_that_says_what_is_expected(
   assert "\n" not in shown and not cache.exists()
 
 
-def test_without_a_network_a_copy_by_hand_does(named, cache):
+def test_without_a_network_a_copy_saved_by_hand_is_read(named, cache):
   named.shutdown()
   named.server_close()  # nobody listens
   with pytest.raises(ValueError, match=r"be downloaded: .*refused: save"):
@@ -140,7 +140,7 @@ def test_without_a_network_a_copy_by_hand_does(named, cache):
   assert locate("verse") == str(copy)
 
 
-def test_a_server_that_says_nothing_is_given_up(cache, monkeypatch):
+def test_a_server_that_sends_nothing_times_out(cache, monkeypatch):
   monkeypatch.setattr(named_corpora, "TIMEOUT", 0.05)
   with socket.create_server(("127.0.0.1", 0)) as listening:
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/text"
@@ -153,7 +153,7 @@ def test_a_server_that_says_nothing_is_given_up(cache, monkeypatch):
 def test_a_cache_that_cannot_be_used_is_an_error_that_names_it(
   place, named, tmp_path, monkeypatch
 ):
-  """In the second case there is a copy, which cannot be read."""
+  """The cache directory is a file, or the copy in it is a directory."""
   if place == "file":
     (tmp_path / place).write_text("")
   else:
@@ -202,7 +202,7 @@ def test_the_cache_directory_is_that_of_the_user(tmp_path, monkeypatch):
     named_corpora.cache_dir()
 
 
-def test_a_file_of_that_name_wins_and_a_directory_does_not(named):
+def test_a_file_hides_the_corpus_of_its_name_and_a_directory_does_not(named):
   Path("verse").mkdir()
   assert locate("verse").endswith("cache/verse.txt")
   assert locate("./verse") == "./verse"
@@ -260,7 +260,7 @@ def test_a_run_is_evaluated_on_the_text_of_that_name(
   assert named.paths == ["/text"]
 
 
-def test_the_cache_has_what_a_run_read_from_a_path(
+def test_a_corpus_whose_file_is_gone_is_found_in_the_cache(
   named, finished, config, console, cache
 ):
   path = Path(locate("verse"))
@@ -269,7 +269,7 @@ def test_the_cache_has_what_a_run_read_from_a_path(
   assert f"is now {path}\n" in console.file.getvalue()
 
 
-def test_a_named_corpus_is_compared_and_another_text_is_evaluated(
+def test_compare_cells_and_evaluate_take_a_named_corpus(
   named, comparison, finished, config, console
 ):
   assert compared.read_corpus(replace(comparison, corpus="verse")).tokenizer
