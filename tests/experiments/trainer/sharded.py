@@ -2,10 +2,11 @@
 
   python -m tests.experiments.trainer.sharded RECORD
 
-The record of the configuration is a JSON object. Each line that is printed is a
-JSON object: "when", the bytes of all arrays "on" each device, and those of the
-"state" on one. All devices are simulated on a CPU; the last of them stands for
-the host, whose memory is otherwise that of the first.
+The record of the configuration is a JSON object. Between the lines of the
+training, the module prints JSON objects, one a line: "when" it has measured,
+the bytes of all arrays "on" each device, and the bytes of the whole "state"
+(when it is "drawn", of the weights alone). All devices are simulated on a CPU.
+The last of them stands for the host, in place of the first.
 """
 
 import gc
@@ -47,7 +48,7 @@ def main():
   place = setup.place
 
   def reported_place(tree, shardings):
-    if isinstance(jax.tree.leaves(tree)[0], jax.Array):  # not as it is read
+    if isinstance(jax.tree.leaves(tree)[0], jax.Array):  # not a restored one
       report("drawn", tree)
     return place(tree, shardings)
 

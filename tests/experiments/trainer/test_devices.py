@@ -24,7 +24,7 @@ from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.processes import as_flags, run_program
 
 ROUNDING = 1e-5  # nats; the training is in float32
-COUNT = "jax_num_cpu_devices"  # JAX's name of the number
+COUNT = "jax_num_cpu_devices"  # JAX's option for the number of devices
 
 
 def changed(**values):
@@ -85,7 +85,7 @@ def test_a_run_resumes_on_as_many_devices_as_it_started_on(
     assert num_devices(config) == expected
     assert num_devices(replace(config, overwrite=True)) == 2
     assert num_devices(replace(config, devices="5")) == 5
-  # Of another batch size, the run is not resumed, which another error says.
+  # With another batch size, the run is not resumed: a later error says so.
   (tmp_path / "config.json").write_text(json.dumps(record | {"devices": "4"}))
   assert num_devices(replace(config, batch_size=6)) == 1
 
@@ -99,19 +99,21 @@ def test_a_run_resumes_on_as_many_devices_as_it_started_on(
     ({"devices": "2", "mesh": "data:4"}, "devices=2 and mesh='data:4' must"),
   ],
 )
-def test_devices_that_are_no_number_or_no_mesh_are_refused(values, message):
+def test_devices_that_are_no_number_or_contradict_the_mesh_are_refused(
+  values, message
+):
   with pytest.raises(ValueError, match=message):
     changed(**values)
 
 
-def test_configurations_that_need_one_device_are_returned_as_they_are():
+def test_configurations_that_need_one_device_or_have_a_mesh_are_unchanged():
   meshed = changed(mesh="data:2")
   configs = [changed(hidden_size=8), changed(devices="1"), meshed]
   assert share_batches(configs) == configs
 
 
-def test_those_that_need_the_most_devices_share_them(monkeypatch):
-  """The others stay on one: they are of fewer devices, or have a mesh."""
+def test_the_configurations_that_need_the_most_devices_share_them(monkeypatch):
+  """The others are unchanged: they need fewer devices, or have a mesh."""
   made = {}
   monkeypatch.setattr(jax.config, "update", made.__setitem__)
   monkeypatch.setattr(devices, "num_cores", lambda: 2)
@@ -139,7 +141,7 @@ def test_on_a_gpu_devices_are_refused_if_they_are_asked_for(monkeypatch):
     share_members(two, 4)
 
 
-def test_a_mesh_may_have_its_number_of_devices(monkeypatch):
+def test_a_mesh_and_its_number_of_devices_may_both_be_given(monkeypatch):
   made = {}
   monkeypatch.setattr(jax.config, "update", made.__setitem__)
   both = changed(mesh="data:2", devices="2")
@@ -165,7 +167,7 @@ def test_devices_that_do_not_divide_a_batch_are_refused_before_they_start(
 
 
 def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
-  """As where a cell of one's own makes an array when it is imported."""
+  """For example, importing a user's cell that makes an array starts them."""
   monkeypatch.setenv("XLA_FLAGS", "")
   monkeypatch.setattr(devices, "num_cores", lambda: 2)
   count = len(jax.devices())
@@ -173,7 +175,7 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   shared = changed(hidden_size=128)
   assert devices.num_devices(shared) == 2
   assert share_batches([shared]) == [shared]
-  # Those that are asked for may be there; the mesh counts them.
+  # As many as --devices asks for may exist: making the mesh counts them.
   asked = changed(devices=f"{count + 1}", batch_size=count + 1)
   assert share_batches([asked]) == [replace(asked, mesh=f"data:{count + 1}")]
 

@@ -61,10 +61,10 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
 
 @pytest.fixture
 def open_as(monkeypatch):
-  """Return a function: (process, run) -> the run directory that it opens.
+  """Return a function: (process, run) -> the `OpenedRun` of this process.
 
-  Process 1 receives what process 0 has sent, which comes first. `run` is what
-  `open_run_dir` yields; None if it raises an error.
+  Call it for process 0 first: process 1 receives what process 0 has sent. `run`
+  is what `open_run_dir` yields; None if it raises an error.
   """
   sent = []
 
@@ -101,7 +101,7 @@ def test_all_processes_open_the_run_directory_of_the_first(
   assert open_as(0, run) == open_as(1, None) == run
 
 
-def test_an_error_of_the_first_process_is_one_of_all(open_as):
+def test_an_error_of_the_first_process_is_an_error_in_all_of_them(open_as):
   with pytest.raises(ValueError, match=r"^no run$"):
     open_as(0, None)
   with pytest.raises(

@@ -71,9 +71,7 @@ def test_one_device_communicates_nothing(finished_config, config, console):
     collectives.run(config, console)
 
 
-def test_the_devices_of_a_training_communicate_without_a_mesh_too(
-  config, monkeypatch
-):
+def test_collectives_take_devices_in_place_of_a_mesh(config, monkeypatch):
   compiled = []
   for name, value in (
     ("FLAGS", None),
@@ -86,7 +84,7 @@ def test_the_devices_of_a_training_communicate_without_a_mesh_too(
   assert compiled == ["data:3"]
 
 
-def test_collectives_of_one_kind_are_a_row_by_whether_they_are_in_a_loop(
+def test_collectives_of_one_kind_are_one_row_in_loops_and_one_outside(
   console,
 ):
   found = ("all-reduce", 4, True), ("all-gather", 8, False)
@@ -112,7 +110,7 @@ def test_sweeps_have_no_mesh(config, console):
 
 
 @pytest.mark.exhaustive
-def test_a_mesh_of_one_device_trains_as_without(config, console):
+def test_a_mesh_of_one_device_trains_as_without_a_mesh(config, console):
   config = replace(config, nonfinite="skip")
   one = train.run(config, console)
   other = replace(config, run=config.job.run + "2", mesh="data:1")
@@ -161,9 +159,9 @@ def test_a_run_is_resumed_on_another_number_of_devices(config):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_no_device_holds_the_whole_state(config):
-  """Not as it is created, nor while it is saved, nor as it is read again.
+  """No device does when the state is created, saved or read again.
 
-  Only the device that stands for the host has all the weights, as they are
+  Only the device that stands for the host holds all the weights, when they are
   drawn.
   """
   config = replace(

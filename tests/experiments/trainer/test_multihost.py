@@ -1,3 +1,5 @@
+"""Several processes that join, train as one, and stop."""
+
 import signal
 import subprocess
 import sys
@@ -104,7 +106,7 @@ def shared(config):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_two_processes_train_as_one_and_the_first_writes(shared, console):
-  with jax.enable_x64(False):  # as in the processes, whose noise it is
+  with jax.enable_x64(False):  # as in the processes: the noise depends on it
     one = train.run(replace(shared, run=shared.job.run + "1"), console)
   both = finish(*joining(shared, 2, axis="model"))
   assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
@@ -114,7 +116,7 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
     in first
   )
   assert "best validation loss" in first and "test loss" in first
-  assert "loss" not in second  # Gloo itself prints who is connected
+  assert "loss" not in second  # it has lines of Gloo, on connections
   trained = load(one.directory.parent / "run")
   assert abs(trained.val_loss - one.val_loss) < ROUNDING
   assert trained.step == one.best_step
