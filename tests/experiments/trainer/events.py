@@ -50,5 +50,5 @@ def shown_events(directory):
 
 
 def stored(value):
-  """Return a number as an event has it."""
+  """Return a number as an event stores it, in float32."""
   return float(np.float32(value))

@@ -2,7 +2,7 @@
 
   python -m tests.experiments.trainer.killing DIRECTORY KILLS SEED
 
-trains one run after another until there were KILLS kills. A life of a run goes
+trains one run after another until there are KILLS kills. A life of a run goes
 from its start, or from a checkpoint, to a kill or to its end. Each life has a
 process of its own, forked from this one: it has all imports already, and starts
 within a tenth of a second. About a third of the kills wait for a checkpoint

@@ -4,8 +4,8 @@
 
 An input is [flags, flagfile, corpus], the last two as hexadecimal bytes; its
 result is [status, what was printed, whether there is a run directory]. Both are
-lists in JSON. A run that starts makes no training step. The status is 1, and a
-traceback is printed, where the program raises an exception.
+lists in JSON. A run that starts makes no training step. After an exception that
+the program does not expect, the status is 1 and a traceback is printed.
 """
 
 import json

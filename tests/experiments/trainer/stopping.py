@@ -2,7 +2,7 @@
 
   python -m tests.experiments.trainer.stopping RECORD STEP
 
-The record of the configuration is a JSON object; step 0 never stops.
+The record of the configuration is a JSON object. With STEP 0 it never stops.
 """
 
 import json

@@ -1,3 +1,5 @@
+"""Configurations, their records in config.json, and their flags."""
+
 import dataclasses
 import json
 import math
@@ -40,6 +42,7 @@ def change(leaf):
 
 
 def changes(default):
+  """Return, for every flag, a valid value that is not its default."""
   return {leaf.name: change(leaf) for leaf in leaves(default)}
 
 
@@ -53,7 +56,7 @@ def test_a_config_is_the_same_after_its_record_in_json(default):
   record = to_record(default)
   assert from_record(default, json.loads(json.dumps(record))) == default
   for name, value in changes(default).items():
-    if name != "asgd_patience":  # 0 beside ema_decay
+    if name != "asgd_patience":  # excludes ema_decay
       record[name] = value
   other = from_record(default, json.loads(json.dumps(record)))
   assert to_record(other) == record
@@ -235,7 +238,7 @@ def test_help_has_bounds_and_defaults_and_fits_a_terminal(flag_values):
         assert f"(default: '{leaf.value}')" in texts[leaf.name], leaf.name
   (fraction,) = re.findall(r"  --val_fraction: [^-]*", text)
   assert "(default: '0.1')" in fraction and "(in (0, 1))" in fraction
-  assert "None for" not in text  # which no flag takes
+  assert "None for" not in text  # no flag takes None
   (weights,) = re.findall(r"  --ema_decay: [^-]*", text)
   assert "(in [0, 1))" in weights
 

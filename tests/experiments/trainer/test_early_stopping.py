@@ -63,7 +63,7 @@ def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(
   assert outcome(stopped_early) == whole
 
 
-def test_a_run_that_stopped_early_goes_on_without_a_limit(
+def test_a_run_that_stopped_early_is_extended_by_patience_0(
   stopped_early, config, console
 ):
   for patience in (1, 2):

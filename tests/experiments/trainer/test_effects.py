@@ -126,7 +126,7 @@ def test_a_sweep_names_what_it_does_not_use(config):
       ["sample_length", "temperature", "learning_rate"],
     ),
     ({"rate": (), "learning_rate": 0.03, "sample_length": 200}, []),
-    # Greedy is not off.
+    # A temperature of 0 is greedy sampling, and not off.
     ({"temperature": 0.0, "sample_length": 200}, ["temperature"]),
   ):
     unused = without_effect(replace(shared, **changes), sweep.SWEEP_RULES)

@@ -61,7 +61,7 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
 
 @pytest.fixture
 def open_as(monkeypatch):
-  """Return a function: (process, run) -> the `OpenedRun` of this process.
+  """Return a function: (process, run) -> the `OpenedRun` of that process.
 
   Call it for process 0 first: process 1 receives what process 0 has sent. `run`
   is what `open_run_dir` yields; None if it raises an error.

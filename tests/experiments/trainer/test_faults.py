@@ -44,7 +44,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed):
   counts = json.loads(output.splitlines()[-1])
   assert counts["kills"] >= 50
   assert counts["in_a_save"] >= 5
-  # An interval, and the step beside which a checkpoint was being written.
+  # One interval, and the step during which a checkpoint was being written.
   assert 0 < counts["lost"] <= EVERY + 1
 
 
@@ -55,7 +55,7 @@ def flags_of(config):
 def program(config, blocks="unlimited"):
   """Run the program in an interpreter of its own, to its very end.
 
-  Files may have so many blocks of 512 bytes.
+  A file may have at most `blocks` blocks, of 512 bytes.
   """
   limited = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"]
   return subprocess.run(
@@ -84,7 +84,7 @@ def whole(tmp_path_factory):
 
 @contextmanager
 def mounted(directory, size):
-  """Mount a file system of so many kilobytes; yield what remounts it."""
+  """Mount a file system of `size` KiB; yield a function that remounts it."""
   directory.mkdir()
   options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", directory]
   made = subprocess.run(options, capture_output=True, check=False)
@@ -153,7 +153,7 @@ def test_what_the_killed_runs_compute_depends_on_noise_and_an_average(
 
 
 def test_without_memory_a_process_says_what_would_fit(tmp_path):
-  """It may have 1 GB more than it has before its first step of 2.5 GB."""
+  """Its limit is 1 GB above what it has before the first step, of 2.5 GB."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 2500)
   sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512, "devices": 2}

@@ -1,4 +1,4 @@
-"""Labels at the ends of lines do not overlap."""
+"""Labels that do not overlap, axis limits, and the picture of a run."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_a_loss_is_shown_without_its_beginning(points, important, low, high):
   panel = Figure().subplots()
   zoom_on_tail(panel, points, important)
   bottom, top = panel.get_ylim()
-  # Of equal losses it is a thousandth of them, and at least 0.1.
+  # For equal losses it is a thousandth of them, and at least 0.1.
   margin = 0.05 * (high - low) or (0.1 if high < 10 else 9e17)
   assert (bottom, top) == pytest.approx((low - margin, high + margin))
 
@@ -69,7 +69,7 @@ def test_without_losses_the_limits_stay():
 def test_the_picture_of_a_run_shows_its_best_and_its_test_loss(
   tmp_path, monkeypatch
 ):
-  """Both are of step 10, where the training loss would be left out."""
+  """Both are of step 10, which is too early to set the limits otherwise."""
   rows = [{"step": 10, "val_loss": 0.5}, {"step": 10, "test_loss": 7.0}]
   rows += [{"step": s, "train_loss": 1.0} for s in (900, 1000)]
   rows += [{"step": 1000, "val_loss": 5.5}]

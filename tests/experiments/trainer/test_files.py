@@ -1,3 +1,5 @@
+"""Files that are written as a whole, or not at all."""
+
 import errno
 import math
 import os

@@ -1,3 +1,5 @@
+"""What a training step needs, and which batch size would fit."""
+
 import json
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def test_a_mesh_that_has_too_little_memory_says_what_would_fit(
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_on_a_mesh_what_fits_is_a_multiple_of_the_devices(config, tmp_path):
-  """Of 12 sequences on 4 devices, 6 would be half: 4 is tried instead."""
+  """Half of 12 sequences is 6, which 4 devices cannot share: 4 is tried."""
   module = "tests.experiments.trainer.fitting"
   record = json.dumps(
     to_record(replace(config, batch_size=12, mesh="data:4")) | {"devices": "4"}
@@ -213,10 +215,10 @@ def test_without_memory_a_run_names_the_batch_size_that_would_fit(
   ("message", "processes"),
   [("INTERNAL: a kernel failed", 1), ("RESOURCE_EXHAUSTED: no memory", 2)],
 )
-def test_an_error_that_no_batch_size_would_mend_stays_what_it_is(
+def test_only_out_of_memory_errors_of_a_single_process_are_replaced(
   message, processes, monkeypatch
 ):
-  """Several processes would have to compile the advice together."""
+  """To find what fits, several processes would have to compile together."""
   monkeypatch.setattr(jax, "process_count", lambda: processes)
   with (
     pytest.raises(jax.errors.JaxRuntimeError, match=f"^{message}$"),

@@ -1,7 +1,7 @@
 """Whatever comes in, an error is one line: corpora, prompts, flags, metadata.
 
 Each property is tried on as many inputs as `tries` says: on 1,000 every day, on
-1,900 more in exhaustive tests, and there on 41 whole processes.
+1,900 more in exhaustive tests, which also start the program 41 times.
 """
 
 import json
@@ -179,7 +179,7 @@ def read_history(directory):
 @tries(300)
 @given(st.data())
 def test_any_metadata_is_read_or_an_error_of_one_line(directory, data):
-  """Each of the small files, one value changed, or all of it."""
+  """One value of a small file is changed, or all of the file."""
   (newest,) = directory.glob("checkpoints/47")
   path = data.draw(
     st.sampled_from(
@@ -245,7 +245,7 @@ PROCESSES = 40
 def test_any_flagfile_ends_with_a_status_and_leaves_no_directory(
   tmp_path, inputs
 ):
-  """In a process each; the first one's run can start, and few others'."""
+  """Each input has its own process. The first starts a run; few others do."""
   cases = []
   starts = ["--batch_size=1", "--seq_len=1"], [], b"Shall I compare thee?"
   for argv, lines, corpus in [starts, *inputs]:

@@ -1,4 +1,4 @@
-"""Ctrl-C before the first training step and after the last; cut-off moves."""
+"""Ctrl-C before the first step and after the last; what a kill leaves."""
 
 import signal
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_the_config_of_a_previous_run_is_deleted_last(finished, monkeypatch):
   assert deleted[-1] == "config.json" and "metrics.jsonl" in deleted
 
 
-def test_what_a_kill_leaves_of_a_file_does_not_hold_up_a_run(tmp_path):
+def test_half_written_files_of_a_killed_run_do_not_prevent_a_new_one(tmp_path):
   (tmp_path / "result.json.0a1b2c3d.part").touch()
   (tmp_path / "config.json.0a1b2c3d.part").touch()
   check_is_run_or_empty(tmp_path)

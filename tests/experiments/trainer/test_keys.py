@@ -8,6 +8,7 @@ from tests.draws import worst
 
 
 def data(*keys):
+  """Return the set of the data of some keys."""
   return {tuple(jax.random.key_data(key).tolist()) for key in keys}
 
 
@@ -19,7 +20,7 @@ def children(key, count):
 
 
 def test_noise_is_not_drawn_by_the_keys_of_weights_or_samples():
-  """`init_params` and `sample` split their keys."""
+  """Nor by keys made of them: `init_params` and `sample` split their keys."""
   for seed in (0, 1, 7):
     init, samples, noise = make_keys(seed)
     drawn = data(*children(init, 64), *children(samples, 64))

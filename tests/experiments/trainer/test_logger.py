@@ -78,7 +78,7 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
   assert console.file.getvalue() == line
 
 
-def test_a_run_is_finished_when_its_last_checkpoint_is_written(
+def test_a_run_is_finished_only_after_its_last_checkpoint_is_written(
   tmp_path, monkeypatch
 ):
   done = []

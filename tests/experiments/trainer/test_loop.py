@@ -35,7 +35,7 @@ class Recorder:
     self.calls = []
     self.tokens = []
     self.requests, self._stop_after = [*requests], stop_after
-    self._early = early  # the evaluation that is the last
+    self._early = early  # the step whose evaluation ends the training
 
   def after_step(self, step, metrics):
     self.calls.append(("step", step))
@@ -118,7 +118,7 @@ def test_it_makes_no_more_steps_than_asked_for(epochs):
 
 
 def test_it_stops_early_at_an_evaluation_that_asks_for_it(epochs):
-  """Then a request to stop comes too late, and it makes no step again."""
+  """A request in that step comes too late. Called again, it makes no step."""
   recorder = Recorder(stop_after=7, early=7)
   state, stopped_by = run(epochs, recorder, due=(3, 7))
   assert (int(state.step), stopped_by) == (7, None)

@@ -9,11 +9,12 @@ from experiments.trainer.run_dir import set_aside
 from tests.experiments.trainer.resuming import signal_at
 from tests.power import Disk, tree
 
-# The lock, and what can be drawn again from metrics.jsonl.
+# The lock, and what only shows the metrics: a run does without them.
 NOT_PROMISED = "loss.png", "lock", "tensorboard"
 
 
 def promised(directory):
+  """Return the contents of a run's files, by path, without NOT_PROMISED."""
   files = tree(directory).items()
   return {n: b for n, b in files if n.split("/")[0] not in NOT_PROMISED}
 
@@ -21,7 +22,7 @@ def promised(directory):
 def test_a_run_is_on_the_disk_when_it_says_so(
   config, console, monkeypatch, tmp_path
 ):
-  """Where it is stopped and at its end, and each row as it is written."""
+  """When it says that it is stopped or has ended; each row, when written."""
   (tmp_path / "disk").mkdir()
   directory = tmp_path / "disk" / "runs" / "one"
   config = replace(config, run=str(directory))

@@ -13,7 +13,7 @@ from experiments.trainer.run_dir import (
 
 @pytest.fixture
 def successor(finished):
-  """A finished run, which replaces another that has a file more."""
+  """A finished run that has replaced another; that one has a file more."""
   (finished / "evaluation.json").write_text("{}")
   set_aside(finished)
   shutil.copytree(finished / "previous", finished, dirs_exist_ok=True)
@@ -33,7 +33,7 @@ def test_a_previous_run_is_replaced_as_a_whole(successor):
 
 
 @pytest.mark.parametrize("finished_too", [False, True])
-def test_without_a_checkpoint_a_finished_run_alone_replaces_the_previous(
+def test_without_a_checkpoint_only_a_finished_run_replaces_the_previous(
   finished_too, successor
 ):
   shutil.rmtree(successor / "checkpoints")
@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_hides_no_best_one_before_it(successor):
 def test_a_previous_run_that_cannot_be_deleted_keeps_its_config(
   successor, monkeypatch
 ):
-  """So that it is a run, and the next one to end deletes the rest."""
+  """So it still counts as a run, and a later call deletes the rest."""
   rmtree, previous = shutil.rmtree, successor / "previous"
 
   def refuse(path):

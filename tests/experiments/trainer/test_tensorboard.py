@@ -47,7 +47,7 @@ def saturated(gate):
 
 
 @pytest.mark.exhaustive
-def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
+def test_events_hold_the_rows_and_the_norms_and_gates_of_evaluations(config):
   directory = Path(config.job.run)
   shown = shown_events(directory)
   for name, tag in TAGS.items():
@@ -142,7 +142,7 @@ def test_a_resumed_run_shows_each_step_once(config, console, tmp_path):
   with pytest.MonkeyPatch.context() as monkeypatch:
     signal_at(monkeypatch, 33)
     directory = train.run(again, console).directory
-  # As one that is killed after its last checkpoint: rows that are cut off.
+  # A row after the last checkpoint, as a kill leaves it: resuming drops it.
   late = TensorBoardWriter(directory / "tensorboard", lstm, np.zeros(2, int))
   late.begin(34)
   late.row({"step": 40, "train_loss": 9.0}, {})
