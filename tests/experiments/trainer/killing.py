@@ -2,13 +2,13 @@
 
   python -m tests.experiments.trainer.killing DIRECTORY KILLS SEED
 
-trains one run after another until there are KILLS kills. A life of a run goes
-from its start, or from a checkpoint, to a kill or to its end. Each life has a
-process of its own, forked from this one: it has all imports already, and starts
-within a tenth of a second. About a third of the kills wait for a checkpoint
-that is being written. The last line printed is a JSON object: the number of
-kills, of those that cut off a checkpoint ("in_a_save") and of runs, and the
-most training steps that a kill has "lost".
+trains one run after another until there are at least KILLS kills. A life of a
+run goes from its start, or from a checkpoint, to a kill or to its end. Each
+life has a process of its own, forked from this one: it has all imports already,
+and starts within a tenth of a second. About a third of the kills wait for a
+checkpoint that is being written. The last line printed is a JSON object: the
+number of kills, of those that cut off a checkpoint ("in_a_save") and of runs,
+and the most training steps that a kill has "lost".
 """
 
 import json

@@ -58,9 +58,7 @@ def changed(**values):
     ({"implementation": "mosaic_gpu"}, 2, False),
   ],
 )
-def test_devices_share_batches_of_the_sizes_that_were_measured(
-  values, count, expected
-):
+def test_devices_share_batches_where_that_pays(values, count, expected):
   assert pays(changed(**values), count) == expected
 
 
