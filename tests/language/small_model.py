@@ -1,4 +1,4 @@
-"""Small language models, with arguments that have all cotangents."""
+"""A small language model of two layers, and random arguments for it."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,11 @@ V, E = 11, 4
 
 
 def make(name, key, adjoint=Explicit(), regularizers=None, **options):
-  """Return (model, params, state, tokens, targets), all of them random."""
+  """Return (model, params, state, tokens, targets).
+
+  Params, with the biases, and the state are standard normal. Tokens and targets
+  are random, [T, B]; a target is the token one time step later.
+  """
   config = ModelConfig(
     cell=TABLE[name].cell,
     embedding_size=E,

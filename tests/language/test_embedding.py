@@ -19,9 +19,10 @@ from tests.language.small_model import E, V, make
 
 @pytest.fixture(params=["table", "rows"])
 def lookup(request, monkeypatch):
-  """What a batch of few tokens reads: rows of a table, W_e W_x, or of W_e.
+  """Return what a batch of fewer than V tokens looks up: "table" or "rows".
 
-  Rows of W_e are multiplied by W_x afterwards: see `lstm_jax.language.model`.
+  These are rows of the table W_e W_x, or rows of W_e, which are multiplied by
+  W_x afterwards: see `lstm_jax.language.model`.
   """
   table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
   monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
@@ -29,7 +30,10 @@ def lookup(request, monkeypatch):
 
 
 def gradients_of(key, monkeypatch, steps):
-  """Return both gradients, and w_x.shape and xs.dtype of the lowest layer."""
+  """Return (gradients by `Explicit` and by `Autodiff`, (w_x.shape, xs.dtype)).
+
+  The shape and the dtype are those of the lowest layer.
+  """
   inputs = []
 
   def spy(cell, layers, state, xs, **options):
@@ -115,9 +119,10 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
 def test_a_planted_error_in_the_embedding_is_caught(
   term, lookup, key, monkeypatch
 ):
-  """W_e has its gradient from dW of tokens where its rows are looked up.
+  """The gradient of W_e is a different term of `affine` in the two cases.
 
-  Where a table is, it has it from dx of the product W_e W_x.
+  It is `dw_tokens` where rows of W_e are looked up. With the table, it is `dx`
+  of the product W_e W_x. An error in the other term leaves it right.
   """
   planted = plant(affine, term)
   monkeypatch.setattr(model_module, "linear", planted.linear)

@@ -129,7 +129,8 @@ def test_steps_lengths_and_shapes_are_those_of_the_batches(
 def test_batches_are_counted_without_making_any(monkeypatch):
   """Equal epochs are counted once, so that 10⁸ of them take no time."""
   monkeypatch.setattr("lstm_jax.language.epochs.make_batches", None)
-  tokens = np.arange(101)  # 34 time steps of 3 sequences: 8 batches, and a rest
+  # 34 time steps of 3 sequences: 8 batches of 4 time steps, and one of 2.
+  tokens = np.arange(101)
   config = BatchingConfig(3, 4, 10**8)
   assert config.epoch_lengths(tokens, 0) == [(10**8, 9)]
   shapes = {(4, 3): 8 * 10**8, (2, 3): 10**8}

@@ -34,7 +34,7 @@ def spec(tree):
 
 
 def exported(f, model, params, sizes, *more):
-  """Return f of (params, state, tokens, targets, ...), exported, read back.
+  """Export f of (params, state, tokens, targets, ...), and read it back.
 
   `sizes` are T and B, as `export.symbolic_shape` takes them.
   """
@@ -59,7 +59,7 @@ def outputs_and_gradient(model):
 
 @cache
 def twin(vocabulary_size, tied):
-  """Return the same function by autodiff; all cases share one program."""
+  """Return `outputs_and_gradient` by autodiff, one program for all cases."""
   model = make(vocabulary_size, Autodiff(), tied=tied)
   return jax.jit(outputs_and_gradient(model))
 

@@ -52,7 +52,7 @@ def training_loss(config, key, steps=T, noise=NOISE, **options):
 
 @pytest.fixture
 def calls(monkeypatch):
-  """The kernels that are traced, for which scans stand in."""
+  """Return the list of `count_kernels`: scans stand in for the kernels."""
   with as_if_on_an_h100(monkeypatch):
     yield count_kernels(monkeypatch)
 
@@ -67,7 +67,7 @@ def test_every_layer_is_a_kernel_with_the_same_noise(calls, key):
 
 
 @pytest.mark.exhaustive
-def test_evaluation_is_by_kernels_and_one_step_by_scans(calls, key):
+def test_evaluation_runs_kernels_and_a_single_time_step_scans(calls, key):
   model, other = (language_model(config, V) for config in (KERNELS, SCANS))
   params, tokens = model.init(key), np.arange(3 * V, dtype=np.int32) % V
   loss = stateful_loss(model, params, tokens)
@@ -80,7 +80,7 @@ def test_evaluation_is_by_kernels_and_one_step_by_scans(calls, key):
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("size", [1, 3])
-def test_kernels_read_a_prompt_and_scans_its_last_token_and_the_rest(
+def test_kernels_read_a_prompt_up_to_its_last_token_and_scans_the_rest(
   size, calls, key
 ):
   model, other = (language_model(config, V) for config in (KERNELS, SCANS))

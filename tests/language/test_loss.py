@@ -23,14 +23,14 @@ def test_the_gradient_is_that_of_autodiff_and_of_optax(key):
     return jax.value_and_grad(scalar)(logits)
 
   explicit = gradient(cross_entropy)
-  twin = gradient(lambda y, t: loss.forward(y, t)[0])
+  autodiff = gradient(lambda y, t: loss.forward(y, t)[0])
   theirs = gradient(optax.softmax_cross_entropy_with_integer_labels)
-  assert worst(explicit, twin) < 1e-12
+  assert worst(explicit, autodiff) < 1e-12
   assert worst(explicit, theirs) < 1e-12
 
 
 def distributions(key):
-  """Return distributions over the V tokens, one of them a single token's."""
+  """Return distributions over the V tokens [T, B, V]; one is one-hot."""
   q = jax.nn.softmax(normal_like(key, np.zeros((T, B, V), jnp.float64)))
   return q.at[1, 2].set(jax.nn.one_hot(3, V, dtype=q.dtype))
 
@@ -80,14 +80,14 @@ def test_second_order_gradients_of_the_loss_equal_autodiff(key):
     first = jax.grad(weighed(lambda y: f(y, targets), key))
     return jax.grad(weighed(first, key))(logits)
 
-  twin = second(lambda y, t: loss.forward(y, t)[0])
-  assert worst(second(cross_entropy), twin) < 1e-12
+  autodiff = second(lambda y, t: loss.forward(y, t)[0])
+  assert worst(second(cross_entropy), autodiff) < 1e-12
 
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("size", [1e4, 1e30])
-def test_it_is_stable_for_any_finite_logits(size, dtype):
+def test_the_loss_is_stable_for_any_finite_logits(size, dtype):
   logits = jnp.array([[size, -size, 0.0], [-size, -size, -size]], dtype)
   tolerance = 4 * float(jnp.finfo(dtype).eps)
   for targets, nats in (

@@ -91,7 +91,7 @@ def test_no_array_of_all_logits_is_stored_for_ten_thousand_words(key):
 
 
 @pytest.mark.exhaustive
-def test_gaussian_weights_leave_decays_and_gains(key):
+def test_gaussian_initial_weights_leave_decays_and_gains_unchanged(key):
   config = ModelConfig(lru, hidden_size=H, init_std=0.1)
   (layer,) = language_model(config, V).init(key).layers
   assert len(set(layer.nu.tolist())) == H

@@ -15,7 +15,7 @@ TRAINING = [RNG.integers(0, V, 40), RNG.integers(0, 3, 70), TEXT[:2]]
 
 
 class Reference:
-  """The equations of the module, one dictionary of counts for each context."""
+  """The equations of `ngram`, with a dictionary of counts for each context."""
 
   def __init__(self, order):
     self.order, self.counts = order, defaultdict(Counter)
@@ -39,7 +39,7 @@ class Reference:
         break
 
   def read(self, text):
-    """Return distribution and longest context of each token but the first."""
+    """Return the distributions and longest contexts of text[1:]."""
     found, longest = [], []
     for t, token in enumerate(text):
       context = [*text[max(0, t - self.order) : t]]

@@ -29,7 +29,8 @@ pytestmark = [
     reason="JAX's CUDA packages are not installed",
   ),
 ]
-# On a GPU an iteration has up to four time steps, and a single one is no loop.
+# On a GPU an iteration of a loop has up to four time steps. T is enough for
+# several iterations, since a single one is compiled without a loop.
 V, E, T, B = 20, 16, 13, 8
 FUSED = "lstm", "gru", "rnn"
 CASES = [
@@ -46,16 +47,18 @@ WITHOUT_LOOP = {name for name, row in TABLE.items() if is_linear(row.cell)}
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels_kept(tmp_path_factory):
-  """Have XLA compile a kernel once for all programs, such as those of Adam.
+  """Have XLA compile a kernel, such as one of Adam's, once for all programs.
 
-  It keeps them in one file, which two workers may not write at once.
+  XLA keeps the kernels in one file, which two processes must not write at the
+  same time: each worker of pytest has its own.
   """
   kept = {
     "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("kernels")),
     "jax_persistent_cache_enable_xla_caches": "xla_gpu_kernel_cache_file",
   }
   before = {name: getattr(jax.config, name) for name in kept}
-  jax.jit(abs)(1.0)  # The cache of programs is opened first, and stays.
+  # JAX opens its cache of programs before the change, and does not move it.
+  jax.jit(abs)(1.0)
   for name, value in kept.items():
     jax.config.update(name, value)
   yield
@@ -79,8 +82,9 @@ def as_a_user():
 def case(request):
   """Return (model, shapes of its weights, kernels, loops).
 
-  The last two are numbers of a forward pass: kernels are one a layer or none,
-  and loops over time none for kernels and for a linear recurrence, else one.
+  The last two are counts for a forward pass. There is one kernel for each layer
+  or none. There is one loop over time, but none with kernels or for a linear
+  recurrence.
   """
   name, layers, implementation = request.param
   config = ModelConfig(
@@ -92,7 +96,7 @@ def case(request):
     implementation=implementation,
   )
   loops = 0 if implementation or name in WITHOUT_LOOP else 1
-  weight_drop = 0.0 if name in WITHOUT_LOOP else 0.2  # they have no W_h
+  weight_drop = 0.0 if name in WITHOUT_LOOP else 0.2  # those have no W_h
   noise = Regularizers(weight_drop=weight_drop, **NOISE)
   model = language_model(config, V, regularizers=noise)
   params = jax.eval_shape(model.init, jax.random.key(0))

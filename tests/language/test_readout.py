@@ -20,6 +20,7 @@ def arguments(key, dtype=jnp.float64):
 
 
 def twin(hs, w, b, targets):
+  """Return the same loss from all logits at once, for JAX to differentiate."""
   return loss.forward(affine(hs, w, b), targets)[0].mean()
 
 

@@ -68,7 +68,7 @@ def test_the_state_before_a_reset_has_no_gradient(key):
 
 
 @pytest.mark.parametrize("state_reset", [0.0, 0.5])
-def test_none_is_the_zero_state(state_reset, key):
+def test_a_state_of_none_is_the_zero_state(state_reset, key):
   model, params, _, *batch = make(
     "lstm", key, regularizers=Regularizers(state_reset=state_reset)
   )
@@ -144,7 +144,9 @@ def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
 
 def test_the_training_loss_is_that_of_its_parts():
   """Every mask is drawn as in the module, and applied here step by step."""
-  key = jax.random.key(1)  # whose four parts would draw different resets
+  # The four keys split from this one draw different resets (checked below), so
+  # that a reset drawn from a wrong one of them is noticed.
+  key = jax.random.key(1)
   model, params, state, tokens, targets = make("lstm", key, regularizers=ALL)
   total, (nats, last) = model.training_loss(params, state, tokens, targets, key)
   key_weights, key_stack, key_outputs, _ = jax.random.split(key, 4)
@@ -197,7 +199,7 @@ def test_penalties_of_one_time_step_and_of_16_bits(key):
   found = regularizers.penalty(hs, hs)
   assert found == regularizers.penalty(wide, wide)
   assert found.dtype == jnp.float32
-  wide = wide[:1]  # has no change to penalize
+  wide = wide[:1]  # one time step: there is no change for TAR to penalize
   expected = Regularizers(ar_coef=1.5).penalty(wide, wide)
   assert regularizers.penalty(wide, wide) == expected > 0
 

@@ -90,13 +90,13 @@ def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
 @pytest.mark.exhaustive
 def test_a_nucleus_sums_to_p_exactly_or_is_the_likeliest_token():
   logits = jnp.log(jnp.array([0.25, 0.5, 0.25], jnp.float32))
-  for p in (0.5, 1e-60):  # which is 0 in float32
+  for p in (0.5, 1e-60):  # 1e-60 is 0 in float32
     found = np.isfinite(keep_top_p(logits, p))
     assert found.tolist() == [False, True, False]
 
 
 def reference(logits, temperature, top_k, top_p, min_p):
-  """Return which tokens may be drawn, by a loop over the sorted ones, [V]."""
+  """Return which tokens may be drawn, by a loop over sorted tokens, [V]."""
   p = np.exp((logits - logits.max()) / temperature)
   order = [*np.argsort(-p)][:top_k]
   kept, total = [], 0.0
@@ -137,13 +137,13 @@ def test_the_rules_keep_the_tokens_of_a_loop_in_numpy(
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-39, 1e-37])
 def test_a_temperature_near_zero_takes_the_likeliest_token(temperature, key):
-  """Logits over it overflow, and XLA may take it for 0."""
+  """Logits divided by it would overflow, and XLA may treat it as 0."""
   logits = jnp.array([35, 40, 10], jnp.float32)
   for top_k in (None, 2):
     assert draw(DrawingRules(temperature, top_k), key, logits) == 1
 
 
-def test_min_p_keeps_the_share_of_the_likeliest():
+def test_min_p_is_a_share_of_the_largest_probability():
   logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2]]))
   for p, kept in ((0.0, 4), (0.2, 4), (0.3, 3), (0.6, 2), (1.0, 1)):
     found = np.isfinite(keep_min_p(logits, p))[0]
@@ -171,7 +171,7 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
     {"top_k": 2},
     {"top_p": 1e-9},
   ):
-    options |= {"suppress_tokens": suppressed * V}  # each more than once
+    options |= {"suppress_tokens": suppressed * V}  # each V times
     drawn = sample(MODEL, params, key, PROMPT, 40, **options)
     assert not np.isin(drawn, suppressed).any()
 
@@ -220,7 +220,7 @@ def test_numpy_numbers_of_rules_become_python_numbers():
 
 @pytest.mark.exhaustive
 def test_a_nucleus_of_1_keeps_every_token(key):
-  """Though the sum of their probabilities may round to 1 before the last."""
+  """The sum of the probabilities may round to 1 before the last token."""
   logits = 2 * jax.random.normal(key, (40, 2000), jnp.float32)
   almost = float(jnp.nextafter(jnp.float32(1), jnp.float32(0)))
   assert not jnp.isfinite(keep_top_p(logits, almost)).all()

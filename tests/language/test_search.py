@@ -1,4 +1,4 @@
-"""Likely continuations: best of N, and beam search, compared with all."""
+"""Best-of-N and beam search, compared with a search of all continuations."""
 
 import itertools
 import re
@@ -27,7 +27,7 @@ def params(key):
 
 @pytest.fixture
 def every_nats(params):
-  """Return −log p of every continuation, each read as a whole, [Vⁿ]."""
+  """Return −log p of every continuation, each read as a whole text, [Vⁿ]."""
   texts = np.concatenate([np.tile(PROMPT, (len(EVERY), 1)), EVERY], axis=1).T
   state = MODEL.initial_state((len(EVERY),))
   _, logits = MODEL.apply(params, state, texts[:-1])
@@ -44,7 +44,7 @@ def test_the_costs_of_all_continuations_are_those_of_whole_texts(
   assert abs(np.exp(-found).sum() - 1) < 1e-12
 
 
-def test_a_beam_of_all_beginnings_equals_exhaustive_search(params, every_nats):
+def test_a_beam_of_all_prefixes_equals_exhaustive_search(params, every_nats):
   size = V ** (LENGTH - 1)
   tokens, nats = beam_search(MODEL, params, PROMPT, LENGTH, beam_size=size)
   order = np.argsort(every_nats)
@@ -54,7 +54,7 @@ def test_a_beam_of_all_beginnings_equals_exhaustive_search(params, every_nats):
   assert np.abs(nats - every_nats[order[:size]]).max() < 1e-12
 
 
-def test_a_beam_beyond_all_continuations_has_each_once(params, every_nats):
+def test_a_beam_larger_than_all_continuations_has_each_once(params, every_nats):
   size = len(EVERY) + 3
   tokens, nats = beam_search(MODEL, params, PROMPT, LENGTH, beam_size=size)
   assert (tokens[: len(EVERY)] == EVERY[np.argsort(every_nats)]).all()

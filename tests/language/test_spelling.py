@@ -12,7 +12,7 @@ RARE = ["abba", "baa", "a", "cab"]
 
 
 def test_the_probabilities_are_those_of_the_docstring():
-  """Straight from the recursion, for one letter after its context."""
+  """Here `p` follows the recursion, for one letter after its context."""
   marked = [[*word, "end"] for word in RARE]
 
   def p(letter, context):
@@ -56,7 +56,10 @@ def test_words_like_the_rare_ones_are_cheap():
 
 
 def test_the_cache_has_the_probabilities_of_its_formula():
-  """After any words, in decimals of 60 digits: those of long words are tiny."""
+  """The formula is computed after each of some words, in 60 decimal digits.
+
+  The probabilities of long words are too small for a float64.
+  """
   words = ["abba", "cab", "abba", "雪", "abba", "cab", "dab", "a" * 900, "雪"]
   letters = spelling_nats(RARE, words)
   assert letters.max() > 800  # exp(−800) is 0 in float64

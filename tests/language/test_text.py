@@ -125,7 +125,7 @@ def test_many_blank_lines_are_read_in_no_time():
   text = SPEECH * 100
   begun = time.monotonic()
   first, last = middle_slice(text + "\n" * 200_000 + SPEECH * 9_000, 0.2)
-  assert time.monotonic() - begun < 5  # once it was hours
+  assert time.monotonic() - begun < 5  # it once took hours
   assert 0 < first < last
 
 

@@ -1,4 +1,4 @@
-"""A text written in parts: it is what `sample` draws, and can be continued."""
+"""A text written in parts equals what `sample` draws, and can be continued."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_the_parts_of_a_text_are_what_sample_draws(tokenizer, key):
 
 
 def test_a_text_may_be_read_and_written_in_turns(key):
-  """It goes on as after one prompt of all that was read and written."""
+  """It continues as after one prompt that holds all of the text so far."""
   model, params = make_model(CHARACTERS, key)
   stream = TextStream(model, params, CHARACTERS, RULES)
   stream.read("Thou ")
@@ -99,7 +99,7 @@ def test_what_a_stream_cannot_read_or_write_is_refused(key):
 
 
 def test_a_failure_leaves_a_stream_as_it_was(key, monkeypatch):
-  """A drawn token that the tokenizer lacks, or Ctrl-C while it is awaited."""
+  """A drawn token that the tokenizer lacks, or Ctrl-C while one is awaited."""
   model, params = make_model(CHARACTERS, key)
   smaller = CharTokenizer(CHARACTERS.symbols[:-9])
   stream = TextStream(model, params, smaller, RULES)
@@ -147,7 +147,8 @@ def test_a_text_is_read_with_any_default_kind_of_key(key):
 
 def test_a_text_of_another_length_compiles_no_other_program(key):
   model, params = make_model(CHARACTERS, key)
-  rules = RULES._replace(top_k=8)  # of no other test, which would have compiled
+  # No other test has this top_k: it would have compiled the programs before.
+  rules = RULES._replace(top_k=8)
   stream = TextStream(model, params, CHARACTERS, rules)
   with count_programs() as programs:
     stream.read("a")
@@ -158,7 +159,7 @@ def test_a_text_of_another_length_compiles_no_other_program(key):
 
 
 def test_a_text_without_line_breaks_is_decoded_once(key, monkeypatch):
-  """Else writing it would take time that grows as its length squared."""
+  """Otherwise the time of writing would grow as the square of its length."""
   tokenizer = WordTokenizer.from_text("more and 'more' and more", min_count=1)
   model, params = make_model(tokenizer, key)
   rules = RULES._replace(suppress_tokens=tokenizer.unknown_tokens)

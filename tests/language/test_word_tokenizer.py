@@ -137,7 +137,7 @@ def test_every_unknown_word_of_a_prompt_is_named():
     ValueError, match=r"words: '!', 'thee' with this spacing$"
   ):
     tokenizer.encode_known("thee!thee")
-  spaced = WordTokenizer.from_text("a,b", 1)  # it has " b" alone
+  spaced = WordTokenizer.from_text("a,b", 1)  # has " b", and not "b"
   with pytest.raises(ValueError, match=r"words: 'b' with this spacing, 'c'$"):
     spaced.encode_known("b c,c")
 

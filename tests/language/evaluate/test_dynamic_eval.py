@@ -1,4 +1,4 @@
-"""Dynamic evaluation is the loop of its equations."""
+"""Dynamic evaluation, compared with a loop over its equations."""
 
 from dataclasses import replace
 from functools import partial
@@ -25,12 +25,12 @@ def test_dynamic_evaluation_at_rate_zero_is_stateful_evaluation(params, scale):
   assert worst(dynamic, stateful_nats(MODEL, params, TOKENS)) < 1e-12
 
 
-def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
+def test_dynamic_evaluation_equals_a_loop_over_its_equations(params, scale):
   theta, state, losses = params, MODEL.initial_state((1,)), []
-  sizes = sum(leaf.size for leaf in scale.layers[0]) + sum(
+  count = sum(leaf.size for leaf in scale.layers[0]) + sum(
     leaf.size for leaf in (scale.embedding, scale.readout, scale.bias)
   )
-  mean = float(sum(leaf.sum() for leaf in jax.tree.leaves(scale))) / sizes
+  mean = float(sum(leaf.sum() for leaf in jax.tree.leaves(scale))) / count
 
   @jax.jit
   @partial(jax.grad, has_aux=True)
@@ -55,7 +55,8 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
       scale,
     )
   expected = np.concatenate(losses)
-  config = CONFIG._replace(decay=0.6)  # λ r / r̄ is on both sides of 1
+  # With this λ, λ r / r̄ is below 1 for some weights and above 1 for others.
+  config = CONFIG._replace(decay=0.6)
   found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, config)
   assert worst(found, expected) < 1e-12
 
@@ -64,7 +65,7 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
 def test_small_steps_of_bfloat16_weights_are_not_lost(key):
   """Weights rounded after every segment would lose most of their changes.
 
-  The weights that predict are rounded all the same.
+  So only the copy that predicts a segment is rounded to bfloat16.
   """
   config = ModelConfig(embedding_size=3, hidden_size=8)
   model = language_model(config, V)
@@ -105,7 +106,7 @@ def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
 
 @pytest.mark.exhaustive
 def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
-  """In bfloat16 a sum of squares stops growing at 256 of them."""
+  """In bfloat16 a sum of equal squares stops growing after 256 of them."""
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
   model = language_model(config, V)
   params = model.init(jax.random.key(0))
@@ -122,8 +123,8 @@ def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
 
 
 @pytest.mark.exhaustive
-def test_a_model_without_gradients_is_evaluated_dynamically(key):
-  """Of a single symbol: r and its mean are 0."""
+def test_a_model_whose_gradients_are_0_is_evaluated_dynamically(key):
+  """With a vocabulary of one token, r and its mean are 0."""
   model = language_model(ModelConfig(hidden_size=3, embedding_size=2), 1)
   params, tokens = model.init(key), np.zeros(41, np.int32)
   r = gradient_scale(model, params, make_batches(tokens, 2, 5))

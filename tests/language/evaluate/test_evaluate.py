@@ -65,7 +65,7 @@ def test_a_later_token_changes_no_earlier_loss(name, params, scale):
 
 
 @pytest.mark.exhaustive
-def test_windows_and_segments_of_numpy_do_not_overflow(params, scale):
+def test_windows_and_segments_in_int8_do_not_overflow(params, scale):
   text = np.tile(TOKENS, 3)
 
   def dynamic(size):
@@ -79,7 +79,7 @@ def test_windows_and_segments_of_numpy_do_not_overflow(params, scale):
     assert worst(protocol(np.int8(8)), protocol(8)) == 0
 
 
-def test_distributions_sum_to_1_and_have_the_losses(params, scale):
+def test_distributions_sum_to_1_and_agree_with_the_losses(params, scale):
   stateful = stateful_log_probs(MODEL, params, TOKENS)
   dynamic = dynamic_log_probs(MODEL, params, TOKENS, scale, CONFIG)
   for log_probs, nats in (
@@ -125,7 +125,7 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
 def test_each_protocol_compiles_one_program_for_texts_of_any_length(
   params, scale, monkeypatch
 ):
-  """The last chunk, window, segment and batch are filled up."""
+  """The last chunk, window, segment and batch are padded to full length."""
   expected = {n: f(TOKENS) for n, f in protocols(params, scale).items()}
   monkeypatch.setattr(evaluate, "CHUNK", 12)
   for function in COMPILED:
@@ -153,7 +153,7 @@ def test_nats_per_character_include_the_spelling_of_unknown_words():
   assert nats_per_character(fewer, text, 30.0) == (30 + spelt) / 15
   # The first token is not predicted, so it is not spelled out either.
   assert nats_per_character(fewer, "is a rose", 30.0) == 30 / 8
-  twice = text + " is"  # the second "is" is cheaper to a cache
+  twice = text + " is"  # with a cache, the second "is" is cheaper
   costs = spelling_nats(fewer.rare, ["is", "is"], cached=True)
   assert nats_per_character(fewer, twice, 30.0) == (30 + 2 * spelt) / 18
   cached = nats_per_character(fewer, twice, 30.0, cached=True)
