@@ -54,7 +54,7 @@ from tests.draws import worst
 
 V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
-UPDATES = 7  # of 3 blocks an epoch: the state begins at zero twice more
+UPDATES = 7  # an epoch has 3 batches: the state is set to zero twice more
 # Training steps: without waiting, eight devices hung after 37 to 135 in each of
 # 12 trials; two devices went on for up to 1,733.
 MANY = 500
@@ -136,9 +136,9 @@ def trained(config, mesh=None):
   """Train a model, on one device or on a mesh.
 
   Returns:
-    (losses and gradient norms, the last state without its carry, what is sent:
-    (collectives, numbers of the weights that a device holds), None for one
-    device).
+    (losses and gradient norms, the last state without its carry, what is sent).
+    The last is (collectives, number of weights that a device holds), or None
+    without a mesh.
   """
   groups = mesh.size if mesh else 1
   train_step, recorded, state = start(config, mesh, groups)
@@ -240,7 +240,7 @@ def simulated():
 
 
 def joined(port, processes, index):
-  """Train as one of several processes; the first compares."""
+  """Train as one of several processes; the first compares with one device."""
   jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(index))
   mesh = make_mesh({"data": int(processes) // 2, "model": 2})
   one = trained(TIED) if int(index) == 0 else None

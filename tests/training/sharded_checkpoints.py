@@ -3,10 +3,10 @@
   python -m tests.training.sharded_checkpoints TEST DIRECTORY MESH \
     PORT PROCESSES ID
 
-In the test `saved_and_read`, each process trains on its devices, on the mesh of
-all of them. It saves the state while it trains on, and reads it again. In the
-test `full_disk`, the disk of the first process is full. Each process prints a
-JSON object of what it finds.
+In the test `saved_and_read`, the processes train together, on the mesh of all
+their devices. They save the state while the training continues, and read it
+again. In the test `full_disk`, the disk of the first process is full. Each
+process prints a JSON object of what it finds.
 """
 
 import errno
@@ -56,7 +56,7 @@ def device_bytes(tree):
 
 
 def start(mesh):
-  """Return the state before the first step, and what makes the steps."""
+  """Return (state before the first step, its shardings, train step)."""
   config = ModelConfig(hidden_size=H, num_layers=2, dtype=jnp.float64)
   model = language_model(config, V, groups=mesh.size)
   optimizer = make_optimizer(OptimizerConfig(), 100)
@@ -70,7 +70,7 @@ def start(mesh):
 
 
 def saved_and_read(directory, mesh):
-  """Return what is found of a state, saved while the training goes on."""
+  """Save a state while the training continues; return what is read of it."""
   state, shardings, step = start(mesh)
   training = train(step, state, repeat(make_batches(TOKENS, B, T)))
   *_, (state, _) = islice(training, 5)

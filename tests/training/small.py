@@ -26,5 +26,5 @@ def start(key, **options):
 
 
 def steps(train_step, state, number, key=None):
-  """Yield (state, metrics) after each of some steps, the text over and over."""
+  """Yield (state, metrics) after each training step; the text repeats."""
   return islice(train(train_step, state, repeat(EPOCH), key), number)

@@ -143,7 +143,8 @@ def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
 def test_a_loss_is_nonmonotonic_if_worse_than_the_best_more_than_n_before():
   losses = [5.0, 4.0, 3.0, 3.5, 2.9, 3.1, 3.2]
   found = [is_nonmonotonic(losses[: n + 1], 2) for n in range(len(losses))]
-  # 3.1 is worse than the 3.0 of three losses before; 3.5 is too early to tell.
+  # 3.1 is above 3.0, which was measured three losses before it. At 3.5, only
+  # 5.0 was measured early enough to count.
   assert found == [False] * 5 + [True, True]
   assert is_nonmonotonic([float("nan"), 2.0, 1.0, 3.0], 1)
   assert not is_nonmonotonic([1.0, 2.0], 1)

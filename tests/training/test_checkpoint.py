@@ -50,7 +50,9 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
         read(tmp_path, step)
 
 
-def test_a_description_may_change_once_it_is_saved(tmp_path, monkeypatch):
+def test_a_description_that_changes_after_save_is_stored_as_it_was(
+  tmp_path, monkeypatch
+):
   changed, write = Event(), ocp.JsonCheckpointHandler._save_fn
 
   async def write_later(*args):
@@ -74,7 +76,7 @@ def test_a_state_may_have_no_arrays(tmp_path):
   assert read_state(tmp_path, 1, state) == state
 
 
-def test_a_directory_may_be_text(tmp_path):
+def test_a_directory_may_be_a_string(tmp_path):
   directory, tree = str(tmp_path / "saved"), {"w": np.ones(2)}
   writer = CheckpointWriter(directory)
   writer.save(1, tree, {}, state=tree)
@@ -131,9 +133,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(key, tmp_path):
   assert list_checkpoints(tmp_path) == [10, 11]
 
 
-def test_a_writer_saves_what_the_state_was_whatever_becomes_of_it(
-  key, tmp_path
-):
+def test_a_writer_saves_a_state_that_the_next_step_donates(key, tmp_path):
   update, state = start(key)
   expected = jax.tree.map(np.array, state)
   writer = CheckpointWriter(tmp_path)

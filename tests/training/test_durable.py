@@ -1,4 +1,4 @@
-"""What is said to be saved is on the disk, and outlives a power failure."""
+"""A saved checkpoint is on the disk, and survives a power failure."""
 
 import errno
 import os
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_was_deleted_does_not_come_back(
   writer.delete_after(3)  # waits for the one of step 5
   disk.after_failure(tmp_path / "disk", left)
   assert list_checkpoints(left / "checkpoints") == [3]
-  first = "checkpoints/3"  # nothing but the second save has waited for it
+  first = "checkpoints/3"  # only the second save has waited for the first
   assert tree(left / first) == tree(tmp_path / "disk" / first)
   writer.close()
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_was_deleted_does_not_come_back(
 def test_the_files_of_a_checkpoint_are_on_the_disk_before_it_has_its_name(
   tmp_path, monkeypatch
 ):
-  """So that no checkpoint before it is deleted for one that may be empty."""
+  """Otherwise an older one could be deleted for one that may be empty."""
   disk, left, lost = Disk(monkeypatch), tmp_path / "left", set()
   replace = os.replace
 
@@ -124,7 +124,7 @@ def test_only_a_directory_may_be_without_fsync(tmp_path, monkeypatch):
     sync(file)
 
 
-def test_a_file_is_no_directory_to_wait_for_or_to_create(tmp_path):
+def test_sync_tree_and_make_directory_refuse_a_file(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(NotADirectoryError):
     sync_tree(tmp_path / "file")

@@ -25,6 +25,7 @@ NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
 
 
 def last(steps):
+  """Return copies of the last (state, metrics): each step donates its state."""
   for state, metrics in steps:
     copied = jax.tree.map(jnp.copy, (state, metrics))
   return copied
@@ -156,7 +157,7 @@ def test_members_have_their_own_learning_rates(rule, key):
   model = language_model(config, 9)
 
   def rule_at(rate):
-    # The cosine and the warm-up are float32, which would be seen.
+    # The cosine and the warm-up are float32: their rounding would be seen.
     flat = {"warmup_steps": 0, "schedule": "constant"}
     return make_optimizer(
       OptimizerConfig(optimizer=rule, learning_rate=rate, **flat), 9

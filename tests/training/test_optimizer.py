@@ -50,7 +50,7 @@ def test_gradients_are_clipped_by_element_and_by_norm():
   for options, expected in (
     ({"clip_value": 5.0, "clip_norm": 0.0}, [5, -5, 0.5]),
     ({"clip_norm": 1.0}, np.array([30, -40, 0.5]) / np.sqrt(2500.25)),
-    # The elements first.
+    # The elements are clipped first.
     ({"clip_value": 5.0, "clip_norm": 1.0}, [5, -5, 0.5] / np.sqrt(50.25)),
     ({"clip_norm": 0.0}, [30, -40, 0.5]),
   ):
@@ -67,7 +67,7 @@ def test_gradients_are_clipped_by_element_and_by_norm():
 
 
 def in_numpy(optimizer, gradients, rate):
-  """Return the weights after some updates of weights 1, by its equations."""
+  """Return weights, 1 at first, after updates by the optimizer's equations."""
   p, first, second = np.ones_like(gradients[0]), 0.0, 0.0
   for t, g in enumerate(gradients, 1):
     if optimizer == "sgd":
@@ -241,7 +241,9 @@ def test_the_norm_of_a_float16_gradient_is_a_float32():
 
 
 @pytest.mark.parametrize(("readout", "norm"), [(3 * np.eye(1), 5), (None, 4)])
-def test_the_readout_of_the_norms_is_its_weights_and_its_bias(readout, norm):
+def test_the_norm_of_the_readout_is_that_of_its_weights_and_its_bias(
+  readout, norm
+):
   one, two = jnp.ones(1), jnp.full((2, 2), 1.0)
   tree = LanguageParams(one, (two, (two, one)), readout, jnp.full(1, 4.0))
   expected = {"embedding": 1, "layer1": 2, "layer2": 5**0.5, "readout": norm}

@@ -93,7 +93,7 @@ def test_sizes_that_are_no_mesh_are_refused(sizes, message):
     check_mesh(sizes, batch_size=4, hidden_size=4)
 
 
-def test_rows_and_units_fill_the_mesh():
+def test_the_mesh_must_divide_the_batch_and_the_hidden_size():
   sizes = {"data": 4, "model": 2}
   check_mesh(sizes, 16, 6)
   message = r"batch_size must be a multiple of .* 8 devices, got 12"
@@ -148,13 +148,13 @@ def test_a_mesh_takes_keys_of_the_default_kind_alone(key):
     train_step(place(state, shardings), *EPOCH.batch(0), other)
 
 
-def they_compute_what_one_does(simulated):
+def meshes_compute_what_one_device_does(simulated):
   for mesh in ("data:8", "data:4,model:2"):
     losses, weights, _ = simulated[mesh]
     assert losses < EXACT
     assert weights < EXACT
   assert len(simulated["losses"]) == UPDATES
-  assert np.ptp(simulated["losses"]) > 0.01  # they do not stand still
+  assert np.ptp(simulated["losses"]) > 0.01  # training changes them
 
 
 def gradients_are_summed_once_an_update(simulated):
@@ -181,7 +181,7 @@ def weights_in_pieces_are_gathered_once_an_update(simulated):
 
 
 def rows_that_do_not_divide_are_copied(simulated):
-  assert H // 2 % 4  # the rows of a projected w_h, and the pieces
+  assert H // 2 % 4  # 4 devices cannot share the H / 2 rows of a projected w_h
   assert all(simulated["projected"])
 
 
@@ -189,7 +189,7 @@ def a_readout_in_chunks_sends_its_gradient_once(simulated):
   numbers = count(WORDS) + 1
   sent = simulated["words in 8 groups"]
   assert sent == [["all-reduce", numbers * WIDTH, False]]
-  # That is what the groups are for: without them every chunk sends its own.
+  # The groups are for this: with one group, each chunk sends its own gradient.
   one_group = simulated["words in 1 groups"]
   (bytes_in_loop,) = (size for _, size, looped in one_group if looped)
   assert bytes_in_loop == (H * LARGE + LARGE + 1) * WIDTH
@@ -206,12 +206,12 @@ def members_are_shared_without_communication(simulated):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_eight_devices(tmp_path):
-  """One process for all that is asked of it: its start is what takes time."""
+  """One process measures all that is checked: its start takes most time."""
   out = tmp_path / "found.json"
   ((status, _, errors),) = finish(start(SCRIPT, "simulated", out, devices=8))
   assert status == 0, errors
   simulated = json.loads(out.read_text())
-  they_compute_what_one_does(simulated)
+  meshes_compute_what_one_device_does(simulated)
   gradients_are_summed_once_an_update(simulated)
   weights_in_pieces_are_gathered_once_an_update(simulated)
   rows_that_do_not_divide_are_copied(simulated)

@@ -99,7 +99,7 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
 
 @pytest.mark.exhaustive
 def test_an_optimizer_may_keep_one_array_in_two_places(key):
-  """The weights that it is given, or an array of its own."""
+  """Its state may hold the weights themselves, or one of its arrays twice."""
   params = MODEL.init(key)
   for rule in optax.contrib.prodigy(), optax.scale_by_lbfgs(3):
     state = init_state(MODEL, rule, params, 3)
@@ -109,7 +109,7 @@ def test_an_optimizer_may_keep_one_array_in_two_places(key):
 
 
 @pytest.mark.exhaustive
-def test_epochs_may_have_other_numbers_of_streams(key):
+def test_epochs_may_differ_in_batch_size(key):
   # So small a learning rate leaves the weights as they are.
   update, state = start(
     key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
@@ -122,15 +122,15 @@ def test_epochs_may_have_other_numbers_of_streams(key):
     found.append((float(metrics.loss), int(metrics.num_tokens)))
     carry = last.carry[0].h.shape
   assert carry == (5, 5)
-  for streams in epochs:
-    carry = MODEL.initial_state(streams.tokens.shape[1:])
-    for block, targets in streams.batches():
-      nats, carry = MODEL.loss(params, carry, block, targets)
+  for epoch in epochs:
+    carry = MODEL.initial_state(epoch.tokens.shape[1:])
+    for inputs, targets in epoch.batches():
+      nats, carry = MODEL.loss(params, carry, inputs, targets)
       expected.append((float(nats), targets.size))
   assert np.allclose(found, expected, rtol=0, atol=1e-6)
 
 
-def test_noise_is_that_of_the_seed_and_of_the_step(key):
+def test_noise_depends_on_the_seed_and_on_the_step(key):
   config = ModelConfig(embedding_size=3, hidden_size=5)
   noise = Regularizers(output_dropout=0.5)
   noisy = language_model(config, 9, regularizers=noise)
@@ -146,7 +146,7 @@ def test_noise_is_that_of_the_seed_and_of_the_step(key):
 
   first = losses(0)
   assert losses(0) == first and losses(1) != first
-  assert first[:4] != first[4:]  # the same blocks, another noise
+  assert first[:4] != first[4:]  # the same batches, other noise
 
 
 @pytest.mark.parametrize("ema_decay", [float("nan"), -0.5, 1.0, 1.5])
@@ -186,7 +186,7 @@ def test_the_norm_of_a_step_does_not_overflow_in_float16(key):
   assert float(metrics.grad_norm) == pytest.approx(expected, rel=1e-6)
 
 
-def test_training_goes_on_where_the_state_stands(key):
+def test_training_continues_from_the_state_that_it_is_given(key):
   update, state = start(key)
   for last, _ in steps(update, state, 5):
     middle = jax.tree.map(jnp.copy, last)

@@ -23,7 +23,7 @@ from tests.draws import normal_like
 from tests.training.small import MODEL
 
 
-def test_a_wrong_step_or_tree_is_not_said_to_be_damage(tmp_path):
+def test_a_wrong_step_or_tree_is_not_reported_as_damage(tmp_path):
   writer, x = CheckpointWriter(tmp_path), np.ones(2)
   writer.save(8, {"a": {"b": x}}, {})
   writer.close()
@@ -50,7 +50,7 @@ def test_a_wrong_step_or_tree_is_not_said_to_be_damage(tmp_path):
     read_params(tmp_path, 8, {"a": {"b": jax.random.key(0)}})
 
 
-def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
+def test_an_error_names_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
   def forbidden(path, **options):
     raise PermissionError(13, "Permission denied", str(path))
 
@@ -152,8 +152,8 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
 def checksums(tmp_path):
   """Save a checkpoint; return its checksums, and a function that writes others.
 
-  Tests write another checksum, in place of changing what was saved: in both
-  cases the two differ.
+  Tests change a checksum and not the data that was saved: in both cases the
+  data and the checksum differ.
   """
   writer, w = CheckpointWriter(tmp_path), np.ones(2)
   writer.save(8, {"w": w}, {"note": "text"}, state={"v": w + 1})
