@@ -15,7 +15,7 @@ from tests.interpreting import NEEDS_KERNELS
 THREADS = 16  # two kernels with clusters of eight thread blocks
 
 if not NEEDS_KERNELS.args[0]:  # the condition under which tests are skipped
-  # An error if another test's module has started JAX's devices already.
+  # The update raises RuntimeError if another module has started JAX's devices.
   with suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", THREADS)
 

@@ -21,8 +21,8 @@ ONE_BLOCK = {
 CLUSTER = {"lstm": (384, 192), "gru": (512, 256), "rnn": (512, 512)}
 T, B, D, H = 5, 5, 3, 40  # H is padded to 64, and B to 8
 
-# In float32, other orders of sums. The interpreter's products have all bits of
-# float32; those of the GPU, in TF32, have 11.
+# In float32, the kernels and the scan sum in other orders. The interpreter's
+# products have all bits of float32; those of the GPU, in TF32, have 11.
 FLOAT32 = 1e-5
 # In bfloat16, a product's operands have 8 bits. Two programs round differently
 # where their sums differ, and the kernels save gates in float16.
@@ -30,7 +30,11 @@ BFLOAT16 = 5e-3
 
 
 def draw(cell, *, steps=T, batch=(B,), size=D, hidden=H, dtype=jnp.float32):
-  """Return (params, state, xs), with weights as large as those of `init`."""
+  """Return (params, state, xs), with weights as large as those of `init`.
+
+  Every array of two axes or more, also of the state and xs, is divided by the
+  square root of the size of its first axis.
+  """
   sizes = {"steps": steps, "batch": batch, "size": size, "hidden": hidden}
   expected = shapes(cell, **sizes, dtype=dtype)
   params, state, xs = normal_like(jax.random.key(0), expected)

@@ -42,7 +42,8 @@ class Case(NamedTuple):
   batch: tuple[int, ...] = (B,)
   rows: int = 8  # sequences of a thread block
   parts: tuple[int, int] = ONE
-  dtype: str = "float32"  # or "bfloat16", or "products": those in bfloat16
+  # "float32", "bfloat16", or "products": float32 with products in bfloat16
+  dtype: str = "float32"
   steps: int = T
 
 
@@ -120,7 +121,9 @@ def arguments_of(case):
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_values_and_gradients_are_those_of_the_scan(case, monkeypatch):
   cell, arguments, options = arguments_of(case)
-  if case.rows > 8:  # without multiprocessors, the most that fit, whatever B
+  if case.rows > 8:
+    # Without multiprocessors, blocks never all run at once: each then has the
+    # most sequences that fit, whatever B is.
     monkeypatch.setattr(limits, "MULTIPROCESSORS", 0)
   itemsize = 4 if case.dtype == "float32" else 2
   count = int(np.prod(case.batch))

@@ -1,6 +1,7 @@
 """The kernels under vmap and shard_map, without a gradient, and in two parts.
 
-They are interpreted, and compared with the scan.
+They are interpreted, and compared with the scan; the two parts of a sequence
+are compared with kernels for the whole of it.
 """
 
 import jax
@@ -50,7 +51,7 @@ def loss_of(cell, implementation):
 
 @ALL_CELLS
 def test_outputs_without_a_gradient(name):
-  hidden = 130 if name == "gru" else 40  # of the GRU in a cluster
+  hidden = 130 if name == "gru" else 40  # a GRU of 130 takes a cluster
   arguments = draw(CELLS[name], hidden=hidden)
 
   def outputs(implementation):
@@ -86,7 +87,7 @@ def test_shard_map_over_two_devices(name, monkeypatch):
   from jax._src.pallas.mosaic_gpu.interpret import shared_memory
 
   # The interpreter asserts at the end of a kernel that no device has a barrier
-  # left, while the other device is not yet at its end.
+  # left, but the other device may still run its kernel.
   monkeypatch.setattr(
     shared_memory.GPUSharedMemory,
     "assert_no_barriers_allocated",

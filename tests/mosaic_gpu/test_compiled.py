@@ -1,4 +1,4 @@
-"""The kernels, compiled for an H100 on a machine that needs none.
+"""The kernels, compiled for an H100 on a machine that may have no GPU.
 
 Registers and spills are those that NVIDIA's compiler reports.
 """
@@ -28,8 +28,8 @@ pytestmark = [
 ]
 
 T, B, D = 3, 16, 8
-# Of the tests of reports alone: a kernel that this process has compiled before
-# is not reported again.
+# Only the tests that read reports have this T: a kernel that this process has
+# compiled before is not reported again.
 T_OF_REPORTS = T + 1
 SIZES = sorted(
   {
@@ -73,7 +73,10 @@ def count_kernels(text):
 
 @pytest.fixture
 def reports(capfd, monkeypatch):
-  """Have the compiler print a report on each kernel; return its reader."""
+  """Have the compiler print a report on each kernel.
+
+  Returns a function, which returns what was printed since it was last called.
+  """
   # Without MOSAIC_GPU_DUMP_TO: that writes more, which takes most of the time.
   monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
   monkeypatch.setenv("MOSAIC_GPU_DUMP_RESOURCES", "1")

@@ -30,8 +30,8 @@ def test_blocks_get_more_sequences_only_beyond_the_multiprocessors():
       assert rows(limits.GRU, hidden, at_once * most) == most
       assert rows(limits.GRU, hidden, at_once * most + 1) == 2 * most
     assert rows(limits.GRU, hidden, 10**6) == 32
-  assert rows(limits.LSTM, 64, 10**6) == 16  # registers for no more
-  assert rows(limits.GRU, 128, 10**6, 4) == 8  # shared memory for no more
+  assert rows(limits.LSTM, 64, 10**6) == 16  # there are no registers for more
+  assert rows(limits.GRU, 128, 10**6, 4) == 8  # no shared memory for more
 
 
 def test_shared_memory_is_that_of_the_table():

@@ -1,7 +1,7 @@
 """No race is found while the kernels are interpreted.
 
-The interpreter sees races between loads, stores and copies. It does not see
-those through the operands of a product, nor a missing fence.
+The interpreter sees races between loads, stores and copies. It sees neither
+races through the operands of a product nor a missing fence.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Gates near 0 and near 1, with bfloat16 products: saved in float16."""
+"""Gates near 0 and near 1, saved in float16, as with bfloat16 products."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ PRODUCTS = {"compute_dtype": jnp.bfloat16}
 def saturated(name, biases, steps):
   """Return (params, state, xs) with these biases, by the letter of a gate.
 
-  The weights and inputs are so small that the gates stay near these.
+  The weights are so small that a gate stays near the sigmoid of its bias.
   """
   params, state, xs = draw(CELLS[name], steps=steps)
   params = jax.tree.map(lambda x: 0.1 * x, params)
@@ -36,7 +36,7 @@ def saturated(name, biases, steps):
 
 
 def split(name, found):
-  """Return what `results` does, with the weights of each gate by itself."""
+  """Split the gradients of the weights in `found`, from `results`, by gate."""
   outputs, (gradients,) = found
   parts = len(GATES[name])
   params = gradients["params"]
