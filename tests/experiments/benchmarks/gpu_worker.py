@@ -14,14 +14,14 @@ class Ended(BaseException):
 
 
 def end_slowly(connection, errors, jax_on_cpu):
-  """End as a process whose core is dumped: the connection first."""
+  """End as a process does whose core is dumped: its connection ends first."""
   connection.close()
   time.sleep(0.5)
   os._exit(3)
 
 
 class InProcess:
-  """Runs cases as they come, in the tests' own process."""
+  """A worker that runs its cases at once, in the tests' own process."""
 
   def __init__(self, jax_on_cpu=False):
     self.messages = [("ready", None, describe())]

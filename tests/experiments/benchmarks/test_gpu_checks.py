@@ -26,7 +26,7 @@ def as_in_a_program():
 
 
 def results(case):
-  """Return the results that a worker sends of a case."""
+  """Return the results that a worker sends for a case."""
   messages = []
   assert work([case], frozenset(), messages.append)
   return [found for kind, _, found in messages if kind == "result"]
@@ -124,7 +124,8 @@ def test_one_bit_in_one_repeat_is_found(monkeypatch):
   assert result.rows[0]["failed"] and len(calls) == 6
 
 
-def test_an_output_that_is_not_finite_hides_no_race(monkeypatch):
+def test_an_output_that_is_not_finite_fails_the_case(monkeypatch):
+  """A NaN may have the same bits in every repeat, and so would hide a race."""
   use_scans(monkeypatch)
   case = Race(*SIZES, "float32", repeats=2)
   prepared = case.prepare(frozenset())

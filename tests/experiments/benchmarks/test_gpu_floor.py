@@ -1,4 +1,4 @@
-"""The floors, by numbers that are worked out here."""
+"""Floors (see `gpu.floor`), compared with numbers that are worked out here."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from experiments.benchmarks.gpu.layers import Layer
 from experiments.benchmarks.gpu.torch_layers import VARIANTS, TorchLayer
 from experiments.benchmarks.gpu.training_step import TrainingStep
 
-# Devices that one thing alone holds up: the memory, at 1e6 bytes a second, or
+# Devices that only one thing slows down: the memory, at 1e6 bytes a second, or
 # the products, at 1e9 operations a second in TF32 and 2e9 in bfloat16.
 SLOW_MEMORY = Device("a", 1e6, {"bfloat16": 1e15, "TF32": 1e15})
 SLOW_PRODUCTS = Device("b", 1e15, {"bfloat16": 2e9, "TF32": 1e9})
@@ -34,7 +34,8 @@ def test_a_floor_has_the_bytes_that_a_program_holds(monkeypatch):
   monkeypatch.setattr(torch_layers, "device_name", lambda: "NVIDIA H100")
   sizes = [*SIZES.values()]
   torch, flax = TorchLayer("gru", *sizes), Layer("gru", *sizes, ())
-  # Numbers as above; all of PyTorch's in bfloat16, of Flax' hs alone.
+  # The counts are those above. In bfloat16, PyTorch holds all of its numbers in
+  # 2 bytes, and Flax only hs.
   for mode, rest, hs in (
     ("forward", 630 + 350, 350),
     ("gradient", 3 * 630 + 4 * 350, 2 * 350),
@@ -109,5 +110,5 @@ def test_a_training_step_moves_the_optimizer_state():
 def test_a_device_is_found_by_its_kind():
   assert find_device("NVIDIA H200") is H200
   assert find_device("NVIDIA H100 80GB HBM3") is H100
-  assert find_device("NVIDIA GH200 480GB") is H100  # has less bandwidth
+  assert find_device("NVIDIA GH200 480GB") is H100  # less bandwidth than H200
   assert H200.bandwidth > H100.bandwidth

@@ -43,7 +43,7 @@ from tests.experiments.starting import start_all
     ),
   ],
 )
-def test_what_a_device_lacks_is_said(environment, got):
+def test_an_error_says_what_a_device_lacks(environment, got):
   with pytest.raises(
     ValueError, match=r"needs an H100 or H200 .*(got|packages:) " + got
   ):

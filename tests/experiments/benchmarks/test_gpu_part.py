@@ -78,6 +78,7 @@ def run(console, save=lambda record: None):
 
 
 def timed(record):
+  """Return the (part, peer) that are timed, after a check of their times."""
   rows = [row for row in record["rows"] if "us_per_step" in row]
   for row in rows:
     low, high = row["quartiles_us"]
@@ -244,7 +245,7 @@ def test_a_scan_fails_if_it_computes_something_else_but_not_for_memory(
   assert failures == [f"{case.name}: {peer}: {skipped[peer]}"] * fails
 
 
-def test_a_size_of_a_model_is_none_of_a_layer(console):
+def test_a_size_that_only_models_have_is_refused(console):
   with pytest.raises(
     ValueError, match="--num_layers needs --part=model, got g"
   ):

@@ -206,7 +206,7 @@ def test_the_last_tables_set_the_kernel_beside_the_others():
 
 @dataclass(frozen=True)
 class Found:
-  """A case that has found something."""
+  """A case that returns a given result."""
 
   result: Result
   name = "a case"

@@ -1,4 +1,4 @@
-"""Workers that crash or hang are replaced, and the time is kept."""
+"""Workers that crash or hang are replaced, and time limits are kept."""
 
 from itertools import islice
 
@@ -78,7 +78,7 @@ def test_after_a_case_that_ends_a_worker_the_others_run(does, why, supervisor):
   assert results["of another kernel"].rows[0]["left_out"] == []
 
 
-class Stillborn(InProcess):
+class NeverStarts(InProcess):
   """A worker that ends, or says nothing, when it should start."""
 
   def receive(self, seconds):
@@ -94,8 +94,8 @@ class Stillborn(InProcess):
   ],
 )
 def test_where_no_worker_starts_no_kernel_is_blamed(silent, why, monkeypatch):
-  monkeypatch.setattr(Stillborn, "silent", silent, raising=False)
-  supervisor = Supervisor(Stillborn, 1000.0)
+  monkeypatch.setattr(NeverStarts, "silent", silent, raising=False)
+  supervisor = Supervisor(NeverStarts, 1000.0)
   environment = supervisor.environment()
   assert environment["why"].startswith(why)
   with pytest.raises(ValueError, match=rf"needs an H100 .*packages: {why}"):
@@ -107,8 +107,8 @@ def test_where_no_worker_starts_no_kernel_is_blamed(silent, why, monkeypatch):
 
 
 def test_a_worker_that_has_no_time_to_start_is_no_failure(monkeypatch):
-  monkeypatch.setattr(Stillborn, "silent", True, raising=False)
-  supervisor = Supervisor(Stillborn, 60.0, lambda: 0.0)
+  monkeypatch.setattr(NeverStarts, "silent", True, raising=False)
+  supervisor = Supervisor(NeverStarts, 60.0, lambda: 0.0)
   assert supervisor.environment() == {"why": NO_TIME}
   ((_, result),) = run(supervisor, Fake("a", A))
   assert result == ([], {"a": NO_TIME}, [])
@@ -130,7 +130,7 @@ def test_a_process_that_takes_long_to_end_has_an_exit_status(monkeypatch):
   assert worker.stop() == "exit status 3: "
 
 
-def test_the_others_stay_together_where_the_culprit_is_known():
+def test_other_cases_stay_in_one_batch_if_the_case_at_fault_is_known():
   batches = []
 
   class Counting(InProcess):
@@ -203,7 +203,7 @@ def test_the_case_that_ends_a_compiler_is_found_among_several(does, supervisor):
   assert supervisor.left_out == A
 
 
-def test_an_error_of_a_case_is_one_line_and_no_end():
+def test_an_error_of_a_case_is_one_line_and_does_not_end_the_worker():
   supervisor = Supervisor(InProcess, 1000.0)
   for when in ("prepare", "run"):
     bad = Fake("bad", A, does="raise", when=when)
@@ -242,13 +242,13 @@ def test_cases_that_would_end_too_late_are_skipped_by_name(clocked):
   assert Clocked.now == 30
 
 
-def test_no_case_begins_after_the_end_of_all(clocked):
+def test_no_case_begins_after_the_time_limit_of_all(clocked):
   section = Section("fakes", [Fake(f"{k}") for k in range(12)], until=1e9)
   found = [bool(result.rows) for _, result in clocked.run(section)]
   assert found == [True] * 10 + [False] * 2  # of 10 s each, in 100 s
 
 
-def test_the_start_of_a_worker_is_no_time_of_a_batch():
+def test_the_start_of_a_worker_does_not_count_for_a_batch():
   class Slow(Clocked):
     def __init__(self, jax_on_cpu=False):
       super().__init__(jax_on_cpu)
@@ -258,11 +258,12 @@ def test_the_start_of_a_worker_is_no_time_of_a_batch():
   supervisor = Supervisor(Slow, 100.0, lambda: Clocked.now)
   cases = [Fake(f"{k}") for k in range(3)]
   section = Section("fakes", cases, until=85.0, limit=1.0)
-  # One at 50, 60 and 70 s: after a batch of 60 s, no other would fit.
+  # One case each at 50, 60 and 70 s. If the first batch counted as 60 s, with
+  # the start of its worker, no other would fit.
   assert [bool(r.rows) for _, r in supervisor.run(section)] == [True] * 3
 
 
-def test_the_end_stops_a_case_that_still_runs():
+def test_the_time_limit_of_all_stops_a_case_that_still_runs():
   class Silent(InProcess):
     stopped = False
 

@@ -36,7 +36,7 @@ def test_a_lost_device_ends_the_work(when, index):
   assert messages[-1] == ("lost", index, "an illegal access")
 
 
-def test_an_error_after_which_the_device_answers_nothing_is_its_loss(
+def test_an_error_after_which_the_device_is_silent_means_that_it_is_lost(
   monkeypatch,
 ):
   error = jax.errors.JaxRuntimeError("an illegal access\nmore")

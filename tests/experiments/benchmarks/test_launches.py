@@ -60,7 +60,9 @@ def test_the_time_steps_of_an_iteration_are_read_from_the_program():
 
 
 def test_a_length_with_time_steps_outside_of_the_loop_is_refused():
-  for steps in (4, 10, 13):  # 4 has no loop, and 10 // 2 iterations are 5
+  # An iteration has 4 time steps. With T 4 there is no loop. With T 10 its two
+  # iterations would be taken for 5 time steps each.
+  for steps in (4, 10, 13):
     message = f"a multiple of 4 and at least 8, got {steps}$"
     with pytest.raises(ValueError, match=message):
       parts.check_sizes(["memory", "launches"], {"seq_len": steps})

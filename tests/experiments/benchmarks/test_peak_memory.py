@@ -22,7 +22,7 @@ def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def alone(monkeypatch):
-  """Have PyTorch installed, and no other library."""
+  """Let PyTorch count as installed, and leave out the libraries of JAX."""
   monkeypatch.setattr(memory, "is_installed", lambda package: True)
   monkeypatch.setattr(
     memory.sequences, "make_problem", lambda *_, **sizes: None

@@ -56,7 +56,7 @@ def test_a_peer_with_another_result_is_refused(name):
       sequences.jax_peer(name, wrong)(problem)
 
 
-def test_results_are_the_same_by_the_norm_of_each_array():
+def test_results_are_compared_by_the_norm_of_each_array():
   a = np.full(4, 100.0)
   check_same("peer", [a + 0.5, 0 * a], [a, 0 * a], 0.01)
   for wrong, message in (
