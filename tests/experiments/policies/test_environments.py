@@ -20,7 +20,7 @@ from experiments.policies.environments import (
 )
 
 LENGTH, DELAY = 3, 2
-LIMIT = 20  # steps of an episode in a maze of this length
+LIMIT = 20  # the most steps of an episode in a maze of this length
 MAZE, REPEAT = tmaze(LENGTH), repeat_previous(DELAY)
 ENVIRONMENTS = pytest.mark.parametrize(
   "environment", [MAZE, REPEAT], ids=["tmaze", "repeat_previous"]
@@ -73,7 +73,7 @@ def test_the_maze_is_what_its_docstring_says(key, actions):
     if position == 0:
       assert seen in (0, 1)
       goal = goal or (LEFT, RIGHT)[seen]
-      assert (LEFT, RIGHT)[seen] == goal  # as long as the episode lasts
+      assert (LEFT, RIGHT)[seen] == goal  # the same in all of the episode
     else:
       assert seen == (3 if position == LENGTH else 2)
     if position == LENGTH and action != FORWARD:
@@ -91,7 +91,7 @@ def test_the_maze_is_what_its_docstring_says(key, actions):
 
 @pytest.mark.parametrize(("action", "bumps"), [(LEFT, 20), (FORWARD, 17)])
 def test_an_episode_without_a_turn_ends_at_the_limit(action, bumps, key):
-  """Its return is that of the steps that it wasted."""
+  """Its return is the sum of the costs of actions that did not move."""
   _, rewards, dones = play(MAZE, key, np.full(2 * LIMIT, action))
   assert np.flatnonzero(dones).tolist() == [LIMIT - 1, 2 * LIMIT - 1]
   assert np.abs(rewards[:LIMIT].sum() - bumps * BUMP) < 1e-5  # float32
@@ -144,8 +144,9 @@ def test_both_goals_and_every_symbol_are_drawn():
 
 @pytest.mark.exhaustive
 @ENVIRONMENTS
-def test_the_next_episode_has_another_key_than_the_last(environment, key):
-  # Each episode draws afresh: of 16 environments, some go on differently.
+def test_the_next_episode_is_drawn_anew(environment, key):
+  # Each episode draws anew: in some of 16 environments, but not in all, the
+  # second begins with another observation than the first.
   keys = jax.random.split(key, 16)
   actions = np.full((16, STEPS), LEFT)
   actions[:, :LENGTH] = FORWARD

@@ -84,7 +84,9 @@ def test_a_sequence_with_resets_is_an_unroll_of_each_episode(name):
     return pairs
 
   pairs = both(params, state, observations)
-  assert len(pairs) == 4  # two episodes, then one from its start, then a part
+  # Two parts of environment 0; one of environment 1, which starts at time step
+  # 0; one of environment 2, which has no start.
+  assert len(pairs) == 4
   for together, alone in pairs:
     assert worst(together, alone) < 1e-12
 

@@ -29,7 +29,7 @@ SMALL = PPOConfig(
   num_envs=B, rollout_steps=T, num_minibatches=3, num_epochs=2, burn_in=K
 )
 MAZE = tmaze(2)
-# Of the network and the configuration, the arguments 1 and 4, each is compiled.
+# It is compiled for each network and configuration, its arguments 1 and 4.
 LOSS_AND_GRADIENT = jax.jit(jax.value_and_grad(loss), static_argnums=(1, 4))
 DISCOUNT, LAMBDA = 0.9, 0.7
 KEYS = jax.random.split(jax.random.key(3), 2)
@@ -130,7 +130,7 @@ def test_a_rollout_is_reproduced_from_its_stored_state(acted):
     assert (old.log_prob < np.log(1 / 3)).any()  # not the likeliest of three
   first, second = rollouts
   assert worst(first.last_value, second.outcomes.value[0]) < 1e-6
-  assert np.abs(rollouts[1].state.h).max() > 0.01  # it goes on
+  assert np.abs(rollouts[1].state.h).max() > 0.01  # carried over from the first
 
 
 def answers(network, params, rollout):
@@ -206,7 +206,7 @@ def refreshed(network, params, rollout):
 
 
 @pytest.mark.exhaustive
-def test_the_gradient_is_at_first_that_of_the_policy(acted):
+def test_before_the_first_step_the_gradient_is_the_policy_gradient(acted):
   network, params, (_, rollout), _ = acted
   config = replace(SMALL, value_coef=0.0, entropy_coef=0.0)
   advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
@@ -243,7 +243,7 @@ def test_a_ratio_beyond_the_clip_has_no_gradient(acted):
 
 
 @pytest.mark.exhaustive
-def test_the_burn_in_makes_the_state_of_the_present_weights(acted):
+def test_the_burn_in_computes_the_state_by_the_present_weights(acted):
   network, params, (_, rollout), _ = acted
   changed = jax.tree.map(lambda p: 1.5 * p, params)
   advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
@@ -270,7 +270,7 @@ def test_a_minibatch_is_all_time_steps_of_some_environments(acted):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("burn_in", [0, 3])
-def test_training_improves_a_memory_and_not_a_network_without(burn_in, key):
+def test_training_improves_only_a_network_with_memory(burn_in, key):
   config = PPOConfig(
     num_envs=64,
     rollout_steps=16,

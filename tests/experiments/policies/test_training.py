@@ -19,7 +19,7 @@ CONFIG = PolicyConfig(num_seeds=2, ppo=PPOConfig(num_updates=3))
 
 @pytest.fixture
 def train(monkeypatch):
-  """Return a function that trains: the losses are those given, one by one."""
+  """Return a function that trains with the given losses, [seeds, updates]."""
 
   def run(losses, on_update=lambda number, value: None):
     clock = iter((100, 103, 110))  # before compiling, before training, after

@@ -45,10 +45,10 @@ def test_the_optimizer_is_adam_on_clipped_gradients_whose_rate_falls_to_0():
 
 def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
   reward, value = np.random.default_rng(6).standard_normal((2, T, B))
-  log_prob, done = -value, reward > 1  # any
+  log_prob, done = -value, reward > 1  # any others would do
   old = Outcome(np.zeros((T, B)), log_prob, value, reward, done)
   inputs = Inputs(value[..., None], old.done)
-  numbers = np.arange(B)  # of the environments, in place of a state
+  numbers = np.arange(B)  # an index for each environment, in place of a state
   rollout = Rollout(numbers, inputs, old, last_value=value[0])
   advantages, keys, orders = value + 1, [], []
 
@@ -68,7 +68,7 @@ def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
     assert np.array_equal(found, advantages[:, part.state])
     return params**2 / 2
 
-  def scan(body, carry, rows):  # of values, where JAX's is of tracers
+  def scan(body, carry, rows):  # with values, where JAX's has tracers
     values = []
     for each in np.asarray(rows):
       carry, value = body(carry, each)
@@ -96,4 +96,5 @@ def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
   assert not np.array_equal(first, second)
   keys = [str(jax.random.key_data(k)) for k in (KEY, *keys, learner.key)]
   assert len(set(keys)) == 3
+  # The last is the mean of the losses p² / 2, for p from 6 to 1.
   assert metrics == (0.25, old.done.sum(), sum(k**2 for k in range(7)) / 12)
