@@ -139,7 +139,7 @@ class Browser:
     self._devtools("Emulation.setEmulatedMedia", features=[feature])
 
   def reset(self):
-    """Leave the page, with its messages, and end what `emulate` has set."""
+    """Leave the page, forget its messages, and undo `emulate`."""
     self._send("url", {"url": "about:blank"})
     self._devtools("Emulation.clearDeviceMetricsOverride")
     self._devtools("Emulation.setEmulatedMedia", features=[])
@@ -230,7 +230,12 @@ def chosen(chromium, name):
 
 
 def contrast(fill, ink):
-  """Return the contrast of two colors as WCAG 2 defines it."""
+  """Return the contrast of a color with white or black, as WCAG 2 defines it.
+
+  Args:
+    fill: the color, a string whose numbers are red, green and blue (0 to 255).
+    ink: "#fff" for white; anything else is black.
+  """
 
   def luminance(values):
     linear = [

@@ -72,9 +72,9 @@ def untrained_runs(directory):
 
 
 def exact_params(trained):
-  """Return the weights of a run's page in float64, without rounding.
+  """Return the 8-bit weights of a run's page, dequantized in float64.
 
-  They are products of a level (int8) and its row's scale.
+  There the product of a level (int8) and the scale of its row is exact.
   """
   quantized = jax.tree.map(
     lambda leaf: leaf.astype(np.float64) if leaf.dtype != np.int8 else leaf,
@@ -115,9 +115,9 @@ class PageData:
     return np.frombuffer(raw, dtype)
 
   def scale(self, layer, name):
-    """Return what the levels of a signal are relative to, per unit, [H].
+    """Return the scale of a signal, for each unit, [H].
 
-    It is the largest magnitude; of a gate, which is unsigned, 1.
+    It is the unit's largest magnitude or, for a gate, which is unsigned, 1.
     """
     signals = self.header["layers"][layer]["signals"]
     return np.array(next(s["scale"] for s in signals if s["name"] == name))

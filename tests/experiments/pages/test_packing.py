@@ -1,4 +1,4 @@
-"""Templates filled, and numbers in a byte each: what rounding costs."""
+"""Templates that are filled, and numbers that are rounded to a byte each."""
 
 import base64
 import gzip
@@ -41,7 +41,7 @@ def test_the_same_data_is_the_same_page_and_a_nan_is_refused():
   _, _, packed, _, _ = re.split("[<>]", script("blob0", b"data"))
   raw = base64.b64decode(packed)
   assert gzip.decompress(raw) == b"data"
-  assert raw[4:8] == bytes(4)  # the time of gzip
+  assert raw[4:8] == bytes(4)  # gzip's time stamp
   with pytest.raises(ValueError, match="JSON"):
     Blobs().page(report.TEMPLATE, {"loss": float("nan")})
 

@@ -1,4 +1,4 @@
-"""Pages in a browser: half a text read, clicks beside a square, odd letters."""
+"""Rare cases in a browser: half-read texts, clicks beside a square, letters."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_the_caret_after_the_last_token_read_shows_nothing_new(opened):
   """
   assert opened.run(shown, 3).startswith("After ‘o’ stands ‘u’: ")
   assert opened.run(shown, 8) == "After ‘t’, the model expects:"
-  opened.run("reading.track.truncate(3)")  # as while the text is being read
+  opened.run("reading.track.truncate(3)")  # as if the rest were not read yet
   assert opened.run(shown, 2).startswith("After ‘h’ stands ‘o’: ")
   for place in (3, 4, 8):
     assert opened.run(shown, place) == "before"
@@ -58,7 +58,7 @@ def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
   opened.run("$('own').value = 'Thou art'; await reading.read();")
   suggestions = """
     const suggestions = reading.continueWord(reading.reading);
-    reading.p.fill(args[0]);  // as a caret that moves before the next frame
+    reading.p.fill(args[0]);  // as if a caret moved before the next frame
     return await suggestions;
   """
   most, fewest = (opened.run(suggestions, p) for p in (1, 0))
@@ -67,7 +67,7 @@ def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
 
 @pytest.mark.exhaustive
 def test_vowel_signs_belong_to_the_word_that_is_continued(opened):
-  """The page's own symbols are replaced, and the order of its predictions."""
+  """The test replaces the symbols of the page, and the tokens it predicts."""
   found = opened.run(
     """
     data.symbols.splice(0, 3, ...args[0]);
@@ -130,7 +130,7 @@ def test_an_empty_prompt_says_what_the_text_starts_after(
   assert found == f"Empty: it starts after {said}"
 
 
-def test_the_cases_of_a_clipped_word_are_those_of_python(opened):
+def test_a_clipped_word_is_found_in_any_case_as_in_python(opened):
   text = "'tıs 'Tİs 'ſ x'ſ ſ'ſ wI' wİ' 'sıx 'S"
   tokenizer = WordTokenizer.from_text(text, 1)
   found = opened.run(

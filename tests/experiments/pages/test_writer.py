@@ -1,4 +1,4 @@
-"""What the page that writes holds: an excerpt, and the units of features."""
+"""The data of the page that writes: an excerpt, and a unit for each feature."""
 
 from collections import namedtuple
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from lstm_jax import lstm
 from lstm_jax.language import CharTokenizer
 
 
-def test_an_excerpt_of_a_text_is_not_empty():
+def test_an_excerpt_is_empty_only_if_the_text_is_blank():
   words = "word " * 30
   assert excerpt(f"{words}\n") == excerpt(f"{words}\n\n \n") == words.rstrip()
   assert excerpt(f"a title\n\n{words}\n") == words.rstrip()
@@ -42,7 +42,7 @@ def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
   h = np.random.default_rng(0).standard_normal((2, len(pieces), 3))
   c = h[::-1].copy()
   c[0, :, 2] = line_position(text)
-  h[1, :, 1] = ~word_starts(text)  # an area of 0 is as good as one of 1
+  h[1, :, 1] = ~word_starts(text)  # an AUC of 0 is as good as one of 1
   State = namedtuple("State", "h c")
   traces = [SimpleNamespace(states=State(h[k], c[k])) for k in (0, 1)]
   monkeypatch.setattr(writer, "trace_layers", lambda *_: (traces, None))

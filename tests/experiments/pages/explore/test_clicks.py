@@ -1,4 +1,4 @@
-"""The page of `experiments.explore` in a browser."""
+"""Clicks and keys on the page of `experiments.explore`, in a browser."""
 
 import re
 

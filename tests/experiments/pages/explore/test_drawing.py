@@ -33,6 +33,12 @@ CELL, LINE = 18, 26
 
 @pytest.fixture
 def calls(opened):
+  """Return a function of (drawing function, method of the canvas, color).
+
+  It draws, and returns the arguments of each call of that method, in that color
+  if one is given.
+  """
+
   def drawn(function, name, color=None):
     found = [call for call in opened.run(CALLS, function) if call[0] == name]
     return [values for _, c, *values in found if color in (None, c)]

@@ -104,7 +104,7 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
 def test_a_page_of_words_opens_at_its_cursor(
   chromium, words_page, console, tmp_path
 ):
-  """Which stands so many words in that they fill more than the window."""
+  """The words before the cursor fill more than the window."""
   text = tmp_path / "long.txt"
   text.write_text("Thou\nart\nmore\nlovely\n" * 60, encoding="utf-8")
   options = explore.ExploreConfig(str(words_page.parent), str(text))
@@ -156,9 +156,9 @@ def test_a_phone_scrolls_in_one_direction_and_every_color_is_legible(
   picture = tmp_path / "page.png"
   opened.screenshot(picture)
   assert picture.read_bytes().startswith(b"\x89PNG")
-  background = opened.run("return getComputedStyle(document.body).color")
+  ink = opened.run("return getComputedStyle(document.body).color")
   assert (
-    background
+    ink
     == {
       "light": "rgb(27, 31, 36)",
       "dark": "rgb(230, 233, 236)",

@@ -21,7 +21,10 @@ def select(chromium, name, value):
 
 
 def press_with(chromium, modifier, key):
-  """Press a key of the text with a modifier; return what it did not do."""
+  """Press a key in the text with a modifier, such as "ctrl".
+
+  Returns whether the page leaves the key to the browser.
+  """
   default = chromium.run(
     "return textBox.dispatchEvent(new KeyboardEvent('keydown',"
     " { key: args[1], [`${args[0]}Key`]: true, cancelable: true }))",
@@ -92,7 +95,7 @@ def test_menus_choose_the_best_unit_and_the_legend_says_its_score(
   select(opened, "order", 0)
   options = opened.run("return [...$('unit').options].map((o) => o.text)")
   assert options == [str(unit) for unit in range(12)]
-  # The order of before the first is the last one that is not disabled.
+  # Before the first order comes the last one that is not disabled.
   opened.press("O")
   assert chosen(opened, "order") == str(len(features))
   units = opened.run(
@@ -165,8 +168,8 @@ def test_keys_scroll_the_text_and_a_click_finds_its_character(
     " textCanvas.clientWidth, textBox.clientWidth, palettes.true[1].fill]"
   )
   assert sizes[0] == sizes[1] and sizes[2] == sizes[3]
-  assert sizes[4] == "rgb(100,177,244)"  # negative, where it is dark
-  assert press_with(opened, "ctrl", "f")  # finds in the page
+  assert sizes[4] == "rgb(100,177,244)"  # the dark scheme's most negative color
+  assert press_with(opened, "ctrl", "f")  # the browser finds in the page
 
 
 def test_the_ends_of_the_text_have_fewer_steps_back(opened):

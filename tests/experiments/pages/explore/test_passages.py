@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 def find(chromium, finder, pattern=""):
-  """Choose how to find; return [first, last, note] of the passages."""
+  """Find passages in a way of the menu; return [first, last, note] of each."""
   chromium.run(
     "$('finder').value = args[0]; $('pattern').value = args[1]; find();",
     finder,
@@ -100,7 +100,7 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   assert found[0][2] == f"{value:.3f}".replace("-", "−")
   hidden = "return $('pattern').parentElement.hidden"
   assert opened.run(hidden)
-  # Another unit, or another signal, has others.
+  # Another unit, or another signal, has other passages.
   for key in "ns":
     opened.press(key)
     unit, (name, other) = (
@@ -113,7 +113,7 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
     shown = opened.run("return found.map((p) => p.first)")
     assert shown == ranked(np.abs(values))
   opened.press("S", "p")
-  # The mean of a selection, made with Shift, against every other state.
+  # The mean over a selection is compared with every other state.
   opened.run("moveTo(100); textBox.focus(); anchor = 96")
   found = find(opened, "similar")
   mean = levels[:, 96:101].sum(1)
@@ -128,7 +128,7 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   )
   opened.run("document.querySelector('#found button').click()")
   assert opened.run("return [anchor, cursor]") == [None, found[0][0]]
-  # Of a gate, 0.5 is subtracted.
+  # 0.5 is subtracted from the values of a gate, which are in [0, 1].
   opened.press("s")
   (gate,) = opened.run("return [[...levels]]")
   values = np.reshape(gate, (12, -1)) - 127.5

@@ -1,4 +1,4 @@
-"""Pinned units have a color each, in a browser."""
+"""Pinned units on the page of `experiments.explore`, in a browser."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,8 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
     at = opened.run("return cursor")
     assert abs(value - values[unit, at]) < half.flat[0] + 1e-3
 
-  # Its name shows a unit in the text, and the same key removes the pin.
+  # A click on the name of a pin shows its unit in the text, and the key that
+  # pins a unit removes the pin.
   opened.run("document.querySelector('#pins button').focus()")
   opened.run("document.querySelector('#pins button').click()")
   opened.settle()
@@ -109,7 +110,7 @@ def test_no_more_units_can_be_pinned_than_fit(opened):
     opened.press("i", "n")
   assert len(pins(opened)) == 8
   assert opened.run("return document.getElementById('pin').disabled")
-  # Nor while the values of another signal are being unpacked.
+  # None can be pinned while the values of another signal are being unpacked.
   busy = "setBusy(true); togglePin(); setBusy(false); return pins.length;"
   opened.run("setPins([])")
   assert opened.run(busy) == 0

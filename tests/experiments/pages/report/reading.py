@@ -14,10 +14,11 @@ def choose(chromium, name, value):
   chromium.settle()
 
 
-def losses(directory, name):
-  """Return [(step, loss, seconds), ...] of a run's rows with a loss.
+def points_of(directory, name):
+  """Return [(step, value, seconds), ...] of a run's rows that have a value.
 
-  A row without seconds has those of the last row before it that has them.
+  `name` is that of a loss, "lr" or "grad_norm". A row without seconds has those
+  of the last row before it that has them.
   """
   points, seconds = [], 0
   for row in read_rows(directory):
@@ -28,7 +29,7 @@ def losses(directory, name):
 
 
 def lines(chromium):
-  """Return [x, y] of the points of each line of the chart, in pixels."""
+  """Return the points [x, y] of each line of the chart, in pixels."""
   return chromium.run(
     "return [...document.querySelectorAll('polyline')].map((line) =>"
     "[...line.points].map((p) => [p.x, p.y]))"

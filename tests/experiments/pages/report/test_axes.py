@@ -8,13 +8,16 @@ import pytest
 
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.report.reading import choose, lines, losses
+from tests.experiments.pages.report.reading import choose, lines, points_of
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 def numbers(chromium):
-  """Check each number of both axes at its place; return those of each."""
+  """Check that the numbers of both axes stand at their values.
+
+  Returns those of the vertical axis, and those of the horizontal one.
+  """
   texts = chromium.run(
     "return [...document.querySelectorAll('#chart text:not(.name)')].map("
     "(t) => [t.textContent, t.getAttribute('x'), t.getAttribute('y')])"
@@ -26,13 +29,13 @@ def numbers(chromium):
   xs, ys = chromium.run(
     "return [args[0].map(scale.x), args[0].map(scale.y)]", values
   )
-  upright = [float(x) == 54 for _, x, _ in texts]
-  for text, x, y, is_y in zip(texts, xs, ys, upright, strict=True):
+  vertical = [float(x) == 54 for _, x, _ in texts]  # beside the vertical axis
+  for text, x, y, is_y in zip(texts, xs, ys, vertical, strict=True):
     found, expected = (text[2], y + 4) if is_y else (text[1], x)
     assert abs(float(found) - expected) < 0.01, text
   return (
-    [v for v, is_y in zip(values, upright, strict=True) if is_y],
-    [v for v, is_y in zip(values, upright, strict=True) if not is_y],
+    [v for v, is_y in zip(values, vertical, strict=True) if is_y],
+    [v for v, is_y in zip(values, vertical, strict=True) if not is_y],
   )
 
 
@@ -98,7 +101,7 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
   assert [dot[2] for dot in dots] == [point[2] for point in points]
   places = [dot[:2] for dot in dots], [point[:2] for point in points]
   np.testing.assert_allclose(*places, atol=0.1)
-  # More than fit are moved apart, and stay in the chart.
+  # Names that would overlap are moved apart, and stay in the chart.
   places = opened.run(
     "const ends = [0, 1, 2].map((k) => ({ k, name: '', x: 0, y: 299 - k }));"
     "return drawLabels(ends).map((text) =>"
@@ -109,6 +112,7 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
     [285, "var(--run1)"],
     [300, "var(--run0)"],
   ]
+  # The horizontal axis ends with the longest run.
   high = "return makeScale(args[0].map((x) => ({ xs: [0, x], ys: [1, 2] })), 0,"
   assert opened.run(f"{high} {{}}, 600, 12).high", [5, 9, 7]) == 9
 
@@ -149,14 +153,14 @@ def test_the_csv_is_in_the_order_of_the_steps(opened, directories):
   names = ["train_loss", "val_loss", "lr", "grad_norm"]
   assert table[0] == ["run", "step", "seconds", *names]
   rows = [row for row in table if row[0] == 'a "quoted", name']
-  seconds = {s: t for n in names for s, _, t in losses(directories[0], n)}
+  seconds = {s: t for n in names for s, _, t in points_of(directories[0], n)}
   assert [int(row[1]) for row in rows] == sorted(seconds)
   assert [float(row[2]) for row in rows] == [
     seconds[s] for s in sorted(seconds)
   ]
 
 
-def test_no_run_shown_and_the_sample_at_the_end_are_said(opened):
+def test_the_page_says_which_sample_it_shows_and_that_no_run_is_shown(opened):
   name = "At the end, from the best weights"
   assert text_of(opened, "evaluationname") == name
   said = "return $('evaluation').getAttribute('aria-valuetext')"

@@ -5,7 +5,7 @@ import pytest
 
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.report.reading import choose, lines, losses
+from tests.experiments.pages.report.reading import choose, lines, points_of
 from tests.experiments.trainer.resuming import read_rows
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
@@ -17,7 +17,9 @@ def test_the_pointer_reads_off_the_nearest_point(pointer, opened, directories):
     "const box = document.getElementById('chart').getBoundingClientRect();"
     "return [box.left, box.top, scale.x(scale.high)]"
   )
-  end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
+  end = max(
+    step for f in directories for step, *_ in points_of(f, "train_loss")
+  )
   opened.click(left + 60 + (right - 60) * 21 / end, top + 100, pointer)
   assert "At training step 20:" in text_of(opened, "status")
 
@@ -30,7 +32,7 @@ def test_the_curves_are_the_losses_to_scale(axis, index, opened, directories):
   points, values = [], []
   names = ("train_loss", "val_loss")
   curves = [
-    losses(directory, name) for directory in directories for name in names
+    points_of(directory, name) for directory in directories for name in names
   ]
   for line, curve in zip(lines(opened), curves, strict=True):
     assert len(line) == len(curve)
@@ -50,9 +52,11 @@ def test_the_curves_are_the_losses_to_scale(axis, index, opened, directories):
 
 def test_the_range_leaves_out_the_beginning(opened, directories):
   choose(opened, "range", "0.5")
-  end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
+  end = max(
+    step for f in directories for step, *_ in points_of(f, "train_loss")
+  )
   assert [len(line) for line in lines(opened)] == [
-    sum(step >= end / 2 for step, *_ in losses(directory, name))
+    sum(step >= end / 2 for step, *_ in points_of(directory, name))
     for directory in directories
     for name in ("train_loss", "val_loss")
   ]
@@ -63,7 +67,7 @@ def test_a_logarithmic_axis_has_equal_lengths_for_equal_ratios(
 ):
   choose(opened, "scale", "horizontal")
   (xs, *_) = [[x for x, _ in line] for line in lines(opened)]
-  steps = [step for step, *_ in losses(directories[0], "train_loss")]
+  steps = [step for step, *_ in points_of(directories[0], "train_loss")]
   low, high = np.log(steps[0]), np.log(max(steps))
   shares = (np.log(steps) - low) / (high - low)
   np.testing.assert_allclose(xs, xs[0] + shares * (xs[-1] - xs[0]), atol=0.1)
@@ -100,7 +104,7 @@ def test_smoothing_averages_the_training_loss_alone(opened, directories):
   before = lines(opened)
   choose(opened, "smoothing", "0.5")
   after = lines(opened)
-  values = [loss for _, loss, _ in losses(directories[0], "train_loss")]
+  values = [loss for _, loss, _ in points_of(directories[0], "train_loss")]
   sums = weights = 0.0
   for k, (value, (_, y)) in enumerate(zip(values, after[0], strict=True)):
     sums, weights = 0.5 * sums + value, 0.5 * weights + 1
@@ -109,12 +113,12 @@ def test_smoothing_averages_the_training_loss_alone(opened, directories):
     assert k == 0 or abs(sums / weights - value) > 1e-6
   assert "over 2 points" in text_of(opened, "smoothingname")
   # A validation loss keeps its values; the vertical axis may have changed.
-  values = [loss for _, loss, _ in losses(directories[0], "val_loss")]
+  values = [loss for _, loss, _ in points_of(directories[0], "val_loss")]
   at = opened.run("return args[0].map(scale.y)", values)
   assert len(values) > 1 and len(before) == len(after)
   np.testing.assert_allclose([y for _, y in after[1]], at, atol=0.1)
   choose(opened, "quantity", "learning rate")
-  rates = [rate for _, rate, _ in losses(directories[0], "lr")]
+  rates = [rate for _, rate, _ in points_of(directories[0], "lr")]
   at = opened.run("return args[0].map(scale.y)", rates)
   np.testing.assert_allclose([y for _, y in lines(opened)[0]], at, atol=0.1)
 
@@ -158,7 +162,7 @@ def test_the_learning_rate_and_the_gradient_norm_are_curves(
       written(next(row[name] for row in reversed(run) if name in row))
       for run in rows
     ]
-    # Dots are evaluations.
+    # Dots mark evaluations: these curves have none.
     dots = "return document.querySelectorAll('#chart circle').length"
     assert opened.run(dots) == 0
 

@@ -15,13 +15,13 @@ from experiments.report import ReportConfig
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import contrast, text_of
 from tests.experiments.pages.explored import HOSTILE
-from tests.experiments.pages.report.reading import choose, lines, losses
+from tests.experiments.pages.report.reading import choose, lines, points_of
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 def table(chromium, name):
-  """Return the text of a table body's cells."""
+  """Return the texts of the cells of each row in a CSS selector's element."""
   return chromium.run(
     "return [...document.querySelectorAll(args[0] + ' tr')].map((row) =>"
     "[...row.children].map((cell) => cell.textContent))",
@@ -36,7 +36,9 @@ def last(points, step):
 
 @pytest.mark.exhaustive
 def test_keys_read_off_the_losses_of_the_files(opened, directories):
-  steps = sorted({s for f in directories for s, *_ in losses(f, "train_loss")})
+  steps = sorted(
+    {s for f in directories for s, *_ in points_of(f, "train_loss")}
+  )
   opened.run("document.getElementById('chart').focus()")
   assert (
     opened.run("return getComputedStyle(document.activeElement).outlineStyle")
@@ -48,8 +50,8 @@ def test_keys_read_off_the_losses_of_the_files(opened, directories):
     for row, directory in zip(
       table(opened, "#legend"), directories, strict=True
     ):
-      training = last(losses(directory, "train_loss"), step)
-      validation = last(losses(directory, "val_loss"), step)
+      training = last(points_of(directory, "train_loss"), step)
+      validation = last(points_of(directory, "val_loss"), step)
       assert row == [
         directory.name,
         f"{training[1]:.4f}",
@@ -89,7 +91,7 @@ def test_the_csv_has_every_value_of_the_files(opened, directories):
         (int(row["step"]), float(row[name])) for row in rows if row[name]
       ]
       assert values == [
-        (step, loss) for step, loss, _ in losses(directory, name)
+        (step, loss) for step, loss, _ in points_of(directory, name)
       ]
 
 

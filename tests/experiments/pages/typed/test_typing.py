@@ -63,7 +63,8 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   chromium.settle()
   assert chromium.run("return [pieces.length, cursor]") == [8, 2]
 
-  # Nothing that the model knows: the page's text, and the box as it was.
+  # If the model knows none of the text, the page shows its own, and leaves the
+  # box as it is.
   type_text(chromium, "§")
   assert chromium.run("return pieces.join('')") == data.text
   assert chromium.run("return [$('own').value, $('swap').disabled]") == (
@@ -74,7 +75,7 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   type_text(chromium, "")
   assert text_of(chromium, "score") == ""
 
-  # An accent, before the letter that it belongs to, is not read.
+  # A text is not read while an accent waits for its letter.
   compose = """
     $("own").value = "Thou";
     $("own").dispatchEvent(new InputEvent("input", { isComposing: true }));
@@ -97,7 +98,8 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
     "Model.unpack = (packed) => { unpacked++; return unpack(packed); };"
   )
   type_text(chromium, "T", "Th", "Tho")  # unpacks the model, once
-  # Long ones, each of which is read in many slices of no time at all.
+  # Long ones: 1 s passes at each look at the clock, so that the page reads only
+  # one token in a frame.
   chromium.run(
     "const read = TypedText.prototype.read, now = performance.now;"
     "let t = 0; performance.now = () => t += 1000;"
@@ -131,7 +133,7 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
   assert len(read) == 3 and read[2] == len(texts[-1])
   assert 0 < read[0] < len(texts[0]) and read[1] < len(texts[1])  # given up
 
-  # Norms that are not there yet are dots, in the table.
+  # Norms that are not computed yet are dots in the table.
   cells = chromium.run(
     "moveTo(90);"
     "const cells = [...document.querySelectorAll('#norms td:last-child')].map("
@@ -149,7 +151,7 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
   )
   assert abs(high - math.log10(max(norms))) < 1e-9
 
-  # A path that nobody waits for ends.
+  # A path is given up when another one is asked for.
   chromium.run(
     "moveTo(100); window.first = text.path; moveTo(150);"
     "window.second = text.path;"
@@ -188,7 +190,7 @@ def test_a_text_too_long_and_one_letter_are_read(chromium, make_run):
   assert said.endswith(
     "; 400 more are not read; 600 not in the vocabulary, left out."
   )
-  # 96 MiB are 512 tokens of a model that has 24 Ki numbers for each.
+  # A token of this model has 24 Ki numbers of 8 bytes: 96 MiB hold 512 tokens.
   room = chromium.run(
     "return TypedText.room({ hiddenSize: 4096, layers: [0], stateSize: 8192,"
     " cell: { gates: ['i', 'f', 'g', 'o'] } })"

@@ -1,7 +1,7 @@
 """A text typed into the page of `experiments.explore`, in a browser.
 
 Its states, gates, predictions and gradients are those of the library, in
-float64, with the 8-bit weights of the page, whose biases and gains are noise.
+float64, with the 8-bit weights of the page. The biases and gains have noise.
 """
 
 import re
@@ -56,7 +56,7 @@ def test_a_typed_text_is_read_as_the_library_reads_it(chromium, make_run, name):
   assert chromium.run("return pieces.join('')") == TYPED.replace("§", "")
   assert f"character {last + 1} of {last + 1}." in text_of(chromium, "status")
 
-  # Every signal, and its levels, to half of one.
+  # Every signal, and its levels, to half a level.
   page_data = PageData(run / "explore.html")
   for number, layer in enumerate(layers):
     for signal, values in signals(cell, layer).items():
@@ -87,7 +87,7 @@ def test_a_typed_text_is_read_as_the_library_reads_it(chromium, make_run, name):
       assert (np.abs(shown - values) < half + 1e-12).all(), signal
       assert np.ptp(values) > 0.01
 
-  # The predictions, of all tokens, and what the text costs.
+  # The nats of all tokens, the predictions, and the score of the text.
   found_nats, top = chromium.run("return [text.nats, text.top]")
   expected = -np.log(p[np.arange(last), tokens[1:]])
   assert np.abs(np.array(found_nats) - expected).max() < 1e-11
@@ -121,7 +121,7 @@ def test_a_typed_text_is_read_as_the_library_reads_it(chromium, make_run, name):
         assert (shown[~inside] == 0).all()
   assert (paths[0].h[last - 1] > 0).all()
 
-  # And in the table beside the text, once they are there.
+  # The gradients in the table beside the text, once they are computed.
   for number in (0, 1):
     chromium.run(
       "$('layer').value = args[0];"
@@ -148,8 +148,9 @@ RESULT = re.compile(
   r"^\s*(?:(?:for \(.*?\) |const (?=(?:s|dn|da) =))?\w+(?:\[.+?\])? [-+*]?="
   r"|.*\(y\) =>) (.+?)\)?[,;]$"
 )
+# The first line of a function or of a cell, with its name.
 BLOCK = re.compile(r"^(?:function|  )(?: )?(\w+)(?:\(.*\{|: (?:\{|plain.*))$")
-USERS = {  # of the functions above the cells
+USERS = {  # the cells that call each of the functions above the cells
   "normaliseBackward": ("layernorm_lstm",),
   "gatesBackward": ("lstm", "peephole_lstm", "layernorm_lstm"),
   "plainRnnBackward": ("rnn", "relu_rnn"),
@@ -157,7 +158,10 @@ USERS = {  # of the functions above the cells
 
 
 def planted(name):
-  """Return (line, backward.js with an error there) for lines a cell runs."""
+  """Return (line, backward.js with an error there) of each line of a cell.
+
+  The lines are those that assign or return a result while the cell `name` runs.
+  """
   source = pages.explore.TEMPLATE.with_name("backward.js").read_text("utf-8")
   lines = source[: source.index("const norm =")].splitlines()
   block, variants = "", []
@@ -201,5 +205,5 @@ def test_an_error_planted_in_a_backward_changes_the_gradient(
   """)
   assert len(variants) >= (2 if name in USERS["plainRnnBackward"] else 4)
   for (line, _), norms in zip(variants, found, strict=True):
-    # The gradient of the library is met to 1e-9.
+    # Without an error, the gradient is that of the library to 1e-9.
     assert np.abs(np.subtract(norms, own)).max() > 1e-6, line

@@ -9,7 +9,7 @@ class Row(NamedTuple):
   kind: str  # its class: "actual", "left-out" or ""
   symbol: str
   own: float  # the probability that the model gives it
-  drawn: float  # the one with which it is drawn
+  drawn: float  # the probability with which it is drawn
   figure: str  # the probability in digits
 
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 def begin(chromium, prompt, length):
-  """Have the page write up to so many tokens, by hand, and focus the text."""
+  """Have the page write a text of `length` tokens at once, and focus it."""
   chromium.run(
     "$('prompt').value = args[0]; $('again').click(); writing.pause();"
     "while (writing.track.length < args[1]) writing.advance();"
@@ -84,7 +84,7 @@ def test_the_list_has_the_probabilities_at_the_settings(opened):
 
 
 @pytest.mark.exhaustive
-def test_each_token_is_drawn_at_the_settings_by_a_number_of_its_own(opened):
+def test_each_token_is_drawn_at_the_settings_by_a_random_number(opened):
   choose(opened, "temperature", 0.9)
   choose(opened, "topP", 0.85)
   choose(opened, "seed", 5)
@@ -111,7 +111,7 @@ def test_keys_and_clicks_move_the_cursor_of_the_text(opened):
   begin(opened, "more art\nmo\nmore art", 20)
   for keys, place in (
     (("left",), 18),
-    (("up",), 11),  # of a shorter line, the end
+    (("up",), 11),  # the end of a shorter line
     (("up",), 2),
     (("up",), 2),
     (("down",), 11),
@@ -125,7 +125,8 @@ def test_keys_and_clicks_move_the_cursor_of_the_text(opened):
   opened.run("writing.spans[10].click()")
   assert outlined(opened) == [10, 10]
   assert text_of(opened, "status").startswith("‘o’, character 11 of 20.")
-  ctrl = "{ key: 'r', ctrlKey: true, cancelable: true }"  # reloads the page
+  # The page leaves Ctrl-R to the browser, which reloads it.
+  ctrl = "{ key: 'r', ctrlKey: true, cancelable: true }"
   assert opened.run(
     f"return $('text').dispatchEvent(new KeyboardEvent('keydown', {ctrl}))"
   )
@@ -134,7 +135,7 @@ def test_keys_and_clicks_move_the_cursor_of_the_text(opened):
   assert outlined(opened) == [None]
 
 
-def test_the_oldest_tokens_are_forgotten_line_by_line(opened):
+def test_the_oldest_tokens_are_forgotten_a_block_at_a_time(opened):
   written = opened.run("""
     $("prompt").value = ""; $("again").click(); writing.pause();
     writing.track.room = 2 * BLOCK;

@@ -26,7 +26,9 @@ NATS = """
 """
 
 
-def test_accents_are_of_a_word_and_the_mark_after_an_emoji_is_not(opened):
+def test_an_accent_belongs_to_a_word_but_the_mark_after_an_emoji_does_not(
+  opened,
+):
   ends = opened.run(
     "return ['a cafe\u0301', 'में', 'a ❤\ufe0f', 'a1']"
     ".map((text) => WORD_AT_END.exec(text)[0])"
@@ -117,7 +119,7 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
   assert "3 words" in text_of(chromium, "score")
   marks = "return [...$('marked').querySelectorAll('.unknown')]"
   assert chromium.run(f"{marks}.map((span) => span.textContent)") == ["mo"]
-  # What fits best after the words before: those that begin so, or any one.
+  # The likeliest words at the caret: of those that begin as typed, or of all.
   likeliest = """
     const track = new Track(model, data.start);
     const before = writing.tokens.encode("Thou art");
@@ -134,7 +136,7 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
       word[len(start) :].removeprefix(" ") for word in expected
     ]
     assert len(expected) > 1
-  read(chromium, "Thou art")  # no longer word begins so
+  read(chromium, "Thou art")  # "art" is the beginning of no other word
   assert chromium.run("return reading.suggestions") == []
   chromium.run("$('prompt').value = 'Thou zebra'; $('again').click();")
   assert "does not know ‘zebra’ of the" in text_of(chromium, "status")
@@ -162,7 +164,7 @@ def test_the_caret_shows_what_the_model_gave_the_next_token(opened):
     (actual,) = [row for row in rows if row.kind == "actual"]
     assert actual.symbol == known[n]
     assert actual.own == actual.drawn and abs(actual.own - p) < 1e-5
-  # It follows the caret that keys move, and the text.
+  # The line changes when a key moves the caret, and with the text.
   opened.press("home")
   assert text_of(opened, "caret").startswith("At the start stands ‘T’: ")
   read(opened, "art")
@@ -196,10 +198,12 @@ def test_the_score_and_the_marks_follow_from_the_losses(opened):
   del marks[4]
   page, accent = 255 + np.zeros(3), np.array([0xA1, 0x45, 0x0C])
   for (_, color), v in zip(marks, nats, strict=True):
-    share = np.floor(64 * min(1, v / 8) + 0.5) / 64  # 8 nats are the strongest
+    # The color is strongest from 8 nats on.
+    share = np.floor(64 * min(1, v / 8) + 0.5) / 64
     rgb = np.floor(page + (accent - page) * share + 0.5)
     assert [int(c) for c in re.findall(r"\d+", color)] == rgb.tolist()
-  # The three most surprising, in their words; a click sets the caret there.
+  # The three most surprising tokens, each in its word; a click on one sets the
+  # caret there.
   assert not opened.run(hidden)
   most = "return [...$('most').children].map((button) => button.textContent)"
   assert opened.run(most) == [
@@ -250,7 +254,8 @@ def test_a_suggestion_is_what_the_model_finds_likeliest(opened):
   opened.emulate(1100, 900, "light")
   opened.settle()
   assert opened.run(ghost) == before
-  # The key takes the first one at the end of the text, without Shift.
+  # The right arrow takes the first suggestion only at the end of the text, and
+  # only without Shift.
   opened.run("reading.setCaret(6)")
   opened.press("right")
   assert opened.run("return $('own').value") == "Thou ar"

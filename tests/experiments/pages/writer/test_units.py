@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 PAGE, INK = (255, 255, 255), (27, 31, 36)
 NEGATIVE, POSITIVE = (0x1F, 0x5F, 0xA8), (0xB3, 0x26, 0x1E)
-# Of each token, the values of a signal of a layer; of each token, its color; of
+# Returns, for each token, the values of a signal of a layer, and its color; for
 # each unit at the end, the color of its square, and of the edge of the square.
 SHOWN = """
   const [layer, signal] = args, { track, spans } = writing;
@@ -36,7 +36,7 @@ SHOWN = """
 
 
 def color_of(value, scale):
-  """Return the color of a value: one of 64 between the page's and another."""
+  """Return the color of a value, in 64 steps from the page's to another one."""
   share = np.floor(64 * min(1, abs(value) / scale) + 0.5) / 64
   end = np.array(NEGATIVE if value < 0 else POSITIVE)
   return [int(v) for v in np.floor(PAGE + (end - PAGE) * share + 0.5)]
