@@ -19,7 +19,7 @@ def read_record(config):
 
 
 def write_rows(config, *changes):
-  """Write the results of these changes, without runs."""
+  """Write a record that has a row for each change, without training."""
   rows = [{"change": name} | ROW for name in changes]
   sha256 = text_sha256(read_corpus_text(config.data.corpus))
   Path(config.job.run).mkdir()

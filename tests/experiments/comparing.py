@@ -1,7 +1,7 @@
-"""The cells that the comparisons of the tests compare."""
+"""The cells that the tests compare, and a record of such a comparison."""
 
 NAMES = ["rnn", "gru", "lstm"]
-# The cells and initial biases of the recall task.
+# (cell, initial biases) of each model of the recall task.
 RECALLS = [
   *((name, "usual") for name in NAMES),
   *((name, "chrono") for name in NAMES[1:]),

@@ -19,7 +19,7 @@ from lstm_jax import rnn
 from tests.experiments.pages import browser, explored
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
-# Its last batch is as long as the others: one training step is compiled.
+# Its last batch is as long as the others: only one training step is compiled.
 VERSES = f"{VERSE * 20}Thou art more\n"
 # Options of a run whose loss is not finite after a training step.
 DIVERGES = {
@@ -68,7 +68,7 @@ def make_config(directory):
 def no_loss_picture(monkeypatch):
   """Have runs draw no loss.png, which is slow.
 
-  Those of session fixtures, which are made before this one, draw it.
+  Session fixtures are made before this one: their runs do draw it.
   """
   monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
 
@@ -80,7 +80,7 @@ def config(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_config(tmp_path_factory):
-  """A finished run of `config`; tests read it, or copy it to damage it."""
+  """Return the config of a finished run; tests read the run, or copy it."""
   config = make_config(tmp_path_factory.mktemp("finished"))
   with jax.numpy_dtype_promotion("standard"):
     train.run(config, Console(file=io.StringIO(), width=80))
@@ -89,14 +89,15 @@ def finished_config(tmp_path_factory):
 
 @pytest.fixture
 def finished(finished_config, config):
-  """The run directory of `config`: a copy of a finished run of it."""
+  """Return the run directory of `config`, which holds a finished run."""
   return copy_run(finished_config, config)
 
 
 def copy_run(source, config):
   """Copy the run of config `source` to the run directory of `config`.
 
-  The two may differ in that directory and the corpus file alone.
+  The two configs may differ only in their run directory and corpus file.
+  Returns the run directory of `config`.
   """
   directory = Path(config.job.run)
   shutil.copytree(source.job.run, directory)
@@ -113,7 +114,7 @@ def edit_config(directory, **changes):
 
 @pytest.fixture
 def word_config(config):
-  """`config`, word by word, with words at its end that occur once."""
+  """Return `config` for a word model; its corpus has words that occur once."""
   with open(config.data.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
   return replace(config, tokenizer="word", learning_rate=0.03)
@@ -121,7 +122,7 @@ def word_config(config):
 
 @pytest.fixture
 def comparison(tmp_path):
-  """A comparison of the smallest sizes that the tests need."""
+  """Return the config of a comparison, of the smallest sizes for the tests."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 50, encoding="utf-8")
   return replace(
@@ -182,7 +183,10 @@ def trained_runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def explored_run(tmp_path_factory):
-  """Return a run directory, of two layers, on a text that contains markup."""
+  """Return the run directory of an untrained LSTM of two layers.
+
+  Its corpus contains markup.
+  """
   base = tmp_path_factory.mktemp("explore")
   corpus = base / "verse.txt"
   corpus.write_text(explored.VERSE * 20, encoding="utf-8")
@@ -221,14 +225,14 @@ def explored_page(explored_run):
 
 @pytest.fixture(scope="session")
 def started_chromium():
-  """A browser, whose start takes longer than most pages."""
+  """A browser, started once: that takes longer than most pages."""
   with browser.chromium() as found:
     yield found
 
 
 @pytest.fixture(scope="module")
 def chromium(started_chromium):
-  """A browser for the pages of a module, as if it were new."""
+  """The browser, which is reset after the tests of each module."""
   yield started_chromium
   started_chromium.reset()
 
@@ -251,7 +255,7 @@ def no_room():
 
 @pytest.fixture
 def interruptible():
-  """Have Ctrl-C interrupt, as in a terminal; a background job ignores it."""
+  """Have SIGINT interrupt, as in a terminal; a background job ignores it."""
   previous = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, previous)

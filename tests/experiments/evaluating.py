@@ -4,6 +4,6 @@ from experiments import evaluate
 
 
 def evaluated(directory, console):
-  """Return the record of a run in cold windows."""
+  """Evaluate a run with the protocol "cold", and return the record."""
   options = evaluate.EvaluateConfig((str(directory),), protocol=("cold",))
   return evaluate.run(options, console)

@@ -18,6 +18,9 @@ DEFAULTS = {
 
 
 def write(directory, **options):
-  """Return the texts of some samples."""
+  """Have a run write samples, and return their texts.
+
+  The options are those of `sample.run` that differ from DEFAULTS.
+  """
   samples = sample.run(str(directory), **DEFAULTS | options)
   return ["".join(parts) for parts in samples]

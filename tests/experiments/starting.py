@@ -1,10 +1,12 @@
-"""Start programs as a shell does, each in a forked process: imports cost once.
+"""Start programs as a shell does, each in a fork of a process.
+
+What the programs import is imported once, in the process that is forked.
 
   python -m tests.experiments.starting < cases > results
 
-A case is [program, *flags]. Before the program there may be "closed", for a
-closed standard output, or "pipe", for a pipe that nobody reads. A result is
-[status, output, errors]. Both are lists in JSON.
+`cases` and `results` are lists in JSON. A case is [program, *flags]. Before the
+program there may be "closed", for a closed standard output, or "pipe", for a
+pipe that nobody reads. A result is [status, output, errors].
 """
 
 import json
@@ -61,7 +63,7 @@ def start_all(
 
 
 def start(case: list[str], directory: Path) -> tuple[int, str, str]:
-  """Start a program in a process of its own, and wait for it."""
+  """Run a case in a forked process; return (status, output, errors)."""
   kind = case.pop(0) if case[0] in ("closed", "pipe") else ""
   out, err = (directory / name for name in ("out", "err"))
   out.write_text("")
@@ -70,16 +72,20 @@ def start(case: list[str], directory: Path) -> tuple[int, str, str]:
     status = status_of(lambda: run(kind, case, out, err))
     try:
       if sys.stdout:
-        sys.stdout.flush()  # as the interpreter does in the end
+        sys.stdout.flush()  # as the interpreter does at its exit
     except OSError:
-      status = 120
+      status = 120  # the interpreter's, if that fails
     os._exit(status)
   status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   return status, *(path.read_text(errors="replace") for path in (out, err))
 
 
 def run(kind: str, case: list[str], out: Path, err: Path) -> None:
-  """Run a program in this process, with the output of that kind."""
+  """Run a program in this process.
+
+  Its standard output is the file `out`, or, if `kind` is "closed" or "pipe",
+  what the module says of them.
+  """
   signal.alarm(60)
   os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
   if kind == "pipe":
@@ -98,7 +104,8 @@ def run(kind: str, case: list[str], out: Path, err: Path) -> None:
 
 def main():
   cases = json.load(sys.stdin)
-  runpy.run_module("experiments.train")  # imports what most need, no device
+  # Imports what most programs need, and starts no device.
+  runpy.run_module("experiments.train")
   with tempfile.TemporaryDirectory() as directory:
     results = [start(case, Path(directory)) for case in cases]
   json.dump(results, sys.stdout)
