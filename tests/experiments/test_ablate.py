@@ -88,7 +88,7 @@ def test_a_run_is_measured_by_both_protocols_on_the_split_that_chose_it(
   }
 
 
-def test_the_losses_of_a_recipe_with_a_development_split_are_of_it(
+def test_the_table_names_the_development_split_of_a_recipe_that_has_one(
   config, console
 ):
   with open(config.data.corpus, "w", encoding="utf-8") as file:
@@ -100,7 +100,7 @@ def test_the_losses_of_a_recipe_with_a_development_split_are_of_it(
   assert "cold, stateful: nats per token of the development split\n" in printed
 
 
-def test_a_run_has_the_devices_that_all_runs_share(
+def test_the_devices_are_chosen_for_all_runs_at_once(
   config, console, monkeypatch
 ):
   shared, trained = [], []
@@ -182,7 +182,7 @@ def test_the_directory_of_the_runs_must_be_given(config, console):
     ablate.run(replace(config, run=""), [], console)
 
 
-def test_the_directory_of_a_run_is_not_that_of_the_runs(
+def test_the_directory_of_one_run_is_refused_as_that_of_all_runs(
   finished, config, console
 ):
   before = {*finished.iterdir()}

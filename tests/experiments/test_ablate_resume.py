@@ -38,7 +38,7 @@ def test_overwrite_drops_no_change_that_it_does_not_name(config, console):
 def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
   change, directory = "hidden_size=7", Path(config.job.run)
   old = ablate.run(config, [change], console).rows
-  for name in ("base", change):  # it was long ago
+  for name in ("base", change):  # as if it had started long ago
     path = directory / name / "config.json"
     record = json.loads(path.read_text()) | {"started": "2026-01-01T00:00:00Z"}
     path.write_text(json.dumps(record))

@@ -87,7 +87,7 @@ def test_growth_is_timed():
 
 
 @pytest.mark.exhaustive
-def test_memory_is_what_the_compiled_programs_reserve():
+def test_the_memory_of_the_compiled_programs_is_measured():
   ((rows, _),) = parts.memory_part(SIZES | {"seq_len": 50})
   needed = {row["peer"]: row["bytes"] for row in rows}
   assert needed["lstm_jax"] > 0 and needed["autodiff"] > 0
@@ -121,7 +121,10 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
 
 @pytest.fixture
 def given(console, monkeypatch):
-  """Return a function that sets the program's flags, and no others."""
+  """Return a function that sets the flags of the program, by name.
+
+  Those that it is not given have a default.
+  """
 
   def set_flags(**values):
     defaults = {"PART": ["original"], "OUT": "", "COMPARE": "", "ROUNDS": 1}

@@ -52,7 +52,8 @@ def test_train_then_sample(corpus, tmp_path):
   assert len(first) == len(second) == len("Shall I") + 40 + 1
   assert first.startswith("Shall I")
 
-  # A damaged checkpoint is one line, whatever orbax leaves behind.
+  # A damaged checkpoint is an error of one line: what orbax leaves behind must
+  # not complain as the program exits.
   for manifest in run.glob("checkpoints/*/params/manifest.ocdbt"):
     manifest.unlink()
   status, out, err = finish(start("sample", f"--run={run}"))
@@ -62,7 +63,7 @@ def test_train_then_sample(corpus, tmp_path):
 
 @pytest.mark.exhaustive
 def test_an_interrupt_exits_before_python_shuts_jax_down():
-  """A thread that compiles would crash then; so nothing runs at exit."""
+  """A thread of JAX that still compiles would crash: no exit handler runs."""
   code = """
 import atexit, os
 from experiments.cli import launch
@@ -108,7 +109,7 @@ def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_a_model_too_large_is_one_line_after_the_heading():
+def test_a_model_too_large_is_an_error_of_one_line_after_the_heading():
   size = "--embedding_size=2000000000"
   status, out, err = finish(start("train", size))
   assert (status, err.count("\n")) == (2, 1)

@@ -21,17 +21,18 @@ from experiments.trainer.records import replace
 from experiments.trainer.training_bar import TrainingBar
 from tests.experiments.sampled import DEFAULTS
 
+# What hides or moves the cursor, or erases a part of the screen.
 MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
 
 
 @contextlib.contextmanager
 def terminal(monkeypatch):
-  """Make a terminal standard output; yield a list of the bytes it is sent."""
+  """Replace standard output by a terminal; yield a list of the bytes sent."""
   ours, theirs = os.openpty()
   sent = []
 
   def listen():
-    with contextlib.suppress(OSError):  # at its end
+    with contextlib.suppress(OSError):  # once the terminal is closed
       while data := os.read(ours, 4096):
         sent.append(data)
 
@@ -46,7 +47,7 @@ def terminal(monkeypatch):
 
 @contextlib.contextmanager
 def pipe(monkeypatch, tmp_path):
-  """Make a file standard output; yield its path."""
+  """Replace standard output by a file, no terminal either; yield its path."""
   path = tmp_path / "out"
   with path.open("w", encoding="utf-8") as file:
     monkeypatch.setattr(sys, "stdout", file)
@@ -55,7 +56,7 @@ def pipe(monkeypatch, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-  """A user's environment, whatever runs the tests."""
+  """Return monkeypatch, in a user's environment, whatever runs the tests."""
   for name in ("CI", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv("TERM", "xterm-256color")
@@ -71,12 +72,12 @@ def show(quiet=False):
 
 
 def clock(monkeypatch, pace):
-  """Have a training step take so many seconds."""
+  """Have a training step take `pace` seconds."""
   now = iter(range(0, 10**9, 10 * pace))
   monkeypatch.setattr(training_bar.time, "monotonic", lambda: float(next(now)))
 
 
-def test_a_bar_has_the_remaining_time_of_steps_that_take_minutes():
+def test_a_bar_has_the_remaining_time_with_minutes_between_its_updates():
   now, sent = 0.0, io.StringIO()
   console = Console(
     file=sent, width=80, force_terminal=True, get_time=lambda: now
@@ -87,7 +88,7 @@ def test_a_bar_has_the_remaining_time_of_steps_that_take_minutes():
       now += 100.0
     bar.advance(35)
   text = re.sub(r"\x1b\[[0-9]+m", "", sent.getvalue())
-  # The last 25 steps took 300 s, so that the other 65 take 780.
+  # Steps 11 to 35 took 300 s, so that the last 65 take 780.
   assert " 35/100 3.000 nats/char  5 chars/s 13:00 left\n" in text
 
 

@@ -49,10 +49,8 @@ def test_each_cell_has_the_best_of_its_rates_and_the_time_of_the_lstm(
     assert trials == losses
 
 
-def test_what_is_measured_is_the_validation_text_by_every_seed(
-  comparison, monkeypatch
-):
-  """The weights of the seeds are the numbers 1 to 4, which stand-ins return."""
+def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):
+  """Stand-ins return the weights of the seeds, which are the numbers 1 to 4."""
 
   def norms(cell, params, tokens, steps):
     assert (cell, tokens, steps) == (CELLS["rnn"], "val", 10)
@@ -143,7 +141,9 @@ def test_the_seed_draws_the_keys(comparison, tmp_path, console, monkeypatch):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_two_devices_share_the_seeds(comparison, tmp_path):
+def test_two_devices_that_share_the_seeds_compute_what_one_does(
+  comparison, tmp_path
+):
   losses, recalled, default = {}, {}, to_record(CompareConfig())
   only_lstm = {"cells": ("lstm",), "equal_time": False}
   for count in ("1", "2"):
@@ -163,7 +163,7 @@ def test_two_devices_share_the_seeds(comparison, tmp_path):
 
 @pytest.mark.exhaustive
 def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
-  # Trials of as many steps as the training have its program.
+  # With as many steps as the training, the trials have the same program.
   config = replace(comparison, learning_rate=(1e-3, 0.02), trial_steps=12)
   directory = tmp_path / "out"
   directory.mkdir()
@@ -211,7 +211,7 @@ def test_cells_recalled_before_an_interruption_are_kept(
   learn, calls = recall.learn, []
 
   def interrupted(*arguments, **options):
-    # In the second delay of the GRU with chrono biases: the first one is lost.
+    # In the second delay of the GRU with chrono biases: its first one is lost.
     if len(calls) == 5:
       raise KeyboardInterrupt
     calls.append(options["chrono"])

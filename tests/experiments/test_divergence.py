@@ -68,7 +68,7 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
     train.run(config, console)
   rows = read_rows(Path(config.job.run))
   first, *_, last = (row for row in rows if "train_loss" in row)
-  # Of steps 1 to 10 and 31 to 40, all skipped.
+  # These rows are of steps 1 to 10 and 31 to 40, which were all skipped.
   assert first["train_loss"] is last["train_loss"] is None
   # No update was made: the rate is that of the first, not of one before it.
   schedule = setup.make_setup(config).schedule

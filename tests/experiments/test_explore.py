@@ -64,7 +64,7 @@ def test_a_state_that_overflows_has_no_page(key):
 def test_the_page_has_states_and_gates_to_half_a_level(
   explored_page, explored_run
 ):
-  """Those of `cell.step` and `signals`, which has tests of its own."""
+  """They are those of `cell.step` and `signals`, which has its own tests."""
   data, trained = PageData(explored_page), load(explored_run)
   tokens = trained.tokenizer.encode(val_text(explored_run))
   xs = trained.params.embedding[tokens]
@@ -85,7 +85,7 @@ def test_the_page_has_states_and_gates_to_half_a_level(
     xs = states.h
 
 
-def test_the_next_character_is_the_softmax_of_the_logits(
+def test_the_predictions_are_the_softmax_of_the_logits(
   explored_page, explored_run
 ):
   data, trained = PageData(explored_page), load(explored_run)

@@ -50,7 +50,7 @@ def test_the_text_is_the_beginning_of_the_validation_split(
   assert data.header["cost"] == f"{cost} of the page’s text."
 
 
-def test_of_a_run_with_a_test_split_its_beginning_is_the_text(
+def test_a_run_with_a_test_split_is_explored_on_that_split(
   config, console, monkeypatch
 ):
   config = replace(config, test_fraction=0.2, val_fraction=0.3)

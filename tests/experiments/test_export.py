@@ -149,7 +149,7 @@ def test_without_onnx_the_error_names_the_extra(
   assert [*tmp_path.iterdir()] == []
 
 
-def test_a_page_that_rounding_would_change_is_not_written(
+def test_a_page_whose_rounding_costs_too_much_is_not_written(
   explored_run, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(quantized, "MAX_COST", -1.0)
@@ -206,7 +206,7 @@ def test_a_page_is_of_the_validation_or_the_development_split(
       export._html(other, explored_run)
 
 
-def test_a_page_that_cannot_be_made_is_an_error_of_one_line(
+def test_a_page_that_cannot_be_made_is_an_error_that_says_why(
   explored_run, trained, tmp_path, monkeypatch
 ):
   def export_with(**changes):
@@ -237,11 +237,12 @@ def size(path):
 def test_a_flipped_bit_is_an_error_of_one_line_or_changes_nothing(
   explored_run, tmp_path
 ):
-  """Flips a bit at 15 places of the largest file of the weights.
+  """The bit is at one of 15 places of the largest file of the weights.
 
-  A bit of the weights is found by their checksum, one of the compressed data
-  may make them unreadable, and nothing reads those parts of the file that were
-  superseded while it was written. Which place is which differs between runs.
+  If it changes the weights, their checksum differs. If it damages compressed
+  data, the file may be unreadable. Nothing reads the parts of the file that
+  were superseded while it was written. Which place is which differs between
+  runs.
   """
   run, page, untouched = (tmp_path / name for name in ("run", "a", "b"))
   shutil.copytree(explored_run, run)

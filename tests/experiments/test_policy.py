@@ -13,7 +13,8 @@ from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT, as_flags, run_program
 
 RESULTS = ROOT / "experiments/results/policy"
-SOLVED = {  # in the kept runs, by all seeds at the end
+# Kept run: the networks of which all seeds solve the task at the end.
+SOLVED = {
   "tmaze-10": {"gru", "lstm", "min_gru"},
   "tmaze-100": {"min_gru"},
   "tmaze-100-3e-3": {"gru"},
@@ -158,7 +159,7 @@ def test_a_run_of_which_a_seed_was_lost_is_damaged(entry, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, None])
-def test_a_return_of_no_episode_is_damaged(count, tmp_path):
+def test_a_record_with_a_return_of_no_episode_is_damaged(count, tmp_path):
   record = example()
   run = record["networks"]["gru"]
   run["episodes"] = [[1, count] for _ in run["returns"]]
@@ -183,7 +184,9 @@ def test_a_return_of_no_episode_is_damaged(count, tmp_path):
     ),
   ],
 )
-def test_what_the_figure_cannot_draw_is_damaged(wrong, message, tmp_path):
+def test_a_record_that_the_figure_cannot_draw_is_damaged(
+  wrong, message, tmp_path
+):
   policy.save(example() | wrong, tmp_path)
   with pytest.raises(ValueError, match=f"is damaged: {message}$"):
     policy.load(tmp_path)
@@ -201,7 +204,7 @@ def test_a_directory_without_a_run_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("directory", KEPT, ids=lambda path: path.name)
-def test_in_a_kept_run_memory_is_what_makes_the_difference(directory):
+def test_a_kept_run_is_solved_only_by_networks_with_memory(directory):
   record = policy.load(directory)
   assert set(record["config"]) == set(to_record(PolicyConfig()))
   count = max(1, round(LAST * record["config"]["num_updates"]))
@@ -236,7 +239,8 @@ def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
   assert list(record["networks"]) == ["gru"]
   assert record["steps_per_update"] == 4 * 8 and record["guessing"] == -0.5
   first, second, third, _ = given
-  assert first == second and len({*first, *third}) == 4  # of each seed
+  # Both networks have the same keys; those of other seeds and runs differ.
+  assert first == second and len({*first, *third}) == 4
   lines = console.file.getvalue().splitlines()
   shown = [f"gru  {number}/12  return 0.250" for number in range(2, 13, 2)]
   assert lines == 2 * shown
@@ -244,7 +248,7 @@ def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_two_devices_share_the_seeds(tmp_path):
+def test_two_devices_that_share_the_seeds_compute_what_one_does(tmp_path):
   networks, default = {}, to_record(PolicyConfig())
   config = replace(SMALL, network=("gru", "min_gru", "feed_forward"))
   for count in ("1", "2"):
@@ -275,7 +279,7 @@ def test_a_run_fills_its_directory(tmp_path, console):
   for run in saved["networks"].values():
     returns = run["returns"]
     assert len(returns) == 6 and all(len(row) == 2 for row in returns)
-    # An episode has 33 steps, and an update 8: the first ends in the fifth.
+    # An episode has 33 steps, an update 8: the first episode ends in update 5.
     assert [row[0] is None for row in returns] == [*[True] * 4, False, True]
     assert run["episodes"] == [*[[0, 0]] * 4, [4, 4], [0, 0]]
     assert -1 <= returns[4][0] <= 1 and returns[4][0] != returns[4][1]

@@ -38,7 +38,7 @@ def lines(path):
 @pytest.mark.parametrize(
   "path", sorted(RECIPES.glob("*.flags")), ids=lambda p: p.stem
 )
-def test_a_recipe_and_each_of_its_changes_is_a_run(path):
+def test_a_recipe_and_each_of_its_changes_is_a_valid_run(path):
   """Its flags are those of `train`, and each change alters the recipe."""
   config, changes = parse(path)
   left_out = "run", "change", "teacher"
@@ -80,20 +80,20 @@ def test_the_recipe_of_the_poems_is_the_default():
   assert parse(RECIPES / "poems.flags") == (TrainConfig(), [])
 
 
-def test_the_record_has_at_most_three_and_a_half_million_weights():
+def test_the_recipe_tinyshakespeare_has_at_most_3_500_000_weights():
   config, _ = parse(RECIPES / "tinyshakespeare.flags")
   model = make_model(config, VOCABULARY_SIZE, None)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 3_500_000
 
 
-def test_a_change_has_the_kind_of_its_flag():
+def test_the_values_of_a_change_have_the_types_of_their_flags():
   config = ablate.apply_change(TrainConfig(), "tied=true,num_layers=3,cell=gru")
   expected = {"tied": True, "num_layers": 3, "cell": gru}
   assert config == replace(TrainConfig(), **expected)
 
 
-def test_the_recipe_for_a_gpu_is_the_record_in_bfloat16():
+def test_the_recipe_for_a_gpu_is_tinyshakespeare_in_bfloat16():
   gpu, _ = parse(RECIPES / "tinyshakespeare-gpu.flags")
-  record, _ = parse(RECIPES / "tinyshakespeare.flags")
-  assert gpu == replace(record, compute_dtype=jnp.bfloat16)
+  cpu, _ = parse(RECIPES / "tinyshakespeare.flags")
+  assert gpu == replace(cpu, compute_dtype=jnp.bfloat16)

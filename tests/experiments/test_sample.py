@@ -1,4 +1,4 @@
-"""What `sample` writes: parts, the likeliest text, and a text in turns."""
+"""What `experiments.sample` writes with its flags, and which it refuses."""
 
 import io
 import sys
@@ -17,9 +17,10 @@ from tests.experiments.sampled import DEFAULTS, write
 
 
 @pytest.mark.exhaustive
-def test_one_sample_comes_in_parts_and_is_the_first_of_several(explored_run):
+def test_one_sample_comes_in_parts_and_several_differ(explored_run):
   (parts,) = sample.run(str(explored_run), **DEFAULTS | {"length": 70})
-  # The prompt, here without a text, and then up to 32 characters a part.
+  # The first part is the prompt, here empty; the others have 32 characters or,
+  # at the end, fewer.
   assert len([*parts]) == 1 + 3
   for prompt in (None, "Thou art"):
     (one,) = write(explored_run, prompt=prompt, length=70)
@@ -35,7 +36,7 @@ def test_min_p_of_one_is_greedy(explored_run):
 
 
 def test_every_way_to_draw_follows_the_flags(monkeypatch):
-  """Stand-ins for those of the library keep what they are given."""
+  """Stand-ins for the library's functions record their arguments."""
   tokenizer = SimpleNamespace(
     unknown_tokens=(5,),
     unit="word",
@@ -85,7 +86,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]
   assert write("run", **flags | {"beam": 2}) == ["[6]"]
   beam = {"beam_size": 2, "suppress_tokens": (5,)}
-  assert given["beam"] == ([1], 9, beam)  # after a line break, not shown
+  assert given["beam"] == ([1], 9, beam)  # 1 is a line break, and not shown
   none = {"temperature": 0.8, "top_k": None, "top_p": None, "min_p": None}
   write("run", num_samples=2)
   assert given[draw][3] == none | {"suppress_tokens": (5,), "num_samples": 2}

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.programs
 def test_every_program_prints_its_own_flags_in_80_columns(
   tmp_path, monkeypatch
 ):
-  # None imports PyTorch, which would take 5 s, or the plots.
+  # For its help, no program imports matplotlib, or PyTorch, which takes 5 s.
   for package in ("torch", "matplotlib"):
     (tmp_path / f"{package}.py").write_text(f"raise SystemExit('{package}')")
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -128,7 +128,8 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
   for (case, message), result in zip(cases.items(), results, strict=True):
     status, out, err = result
     assert (status, err.count("\n")) == (2, 1), (case, result)
-    heading = "is not a directory" in message  # the model is checked before
+    # The heading is printed before the run directory is opened.
+    heading = "is not a directory" in message
     assert bool(out) == heading, (case, result)
     assert err.startswith("error: ") and message in err, (case, err)
 
@@ -141,7 +142,7 @@ def test_a_platform_without_a_device_is_an_error_of_one_line():
   assert err.startswith("error: JAX_PLATFORMS=tpu has no device here: ")
 
 
-def test_ctrl_c_during_the_imports_is_one_line(
+def test_ctrl_c_during_the_imports_is_an_error_of_one_line(
   tmp_path, monkeypatch, interruptible
 ):
   interrupt = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
@@ -158,7 +159,7 @@ def test_ctrl_c_during_the_imports_is_one_line(
 
 @pytest.mark.exhaustive
 def test_an_error_of_any_kind_is_a_line_and_its_status():
-  """Too little memory of the host is no error of a device."""
+  """A lack of host memory is not reported as an error of a device."""
   code = """
 import os, jax
 from experiments.cli import launch
@@ -178,7 +179,8 @@ for error in (
     launch(fail)
   print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-  # From Python 3.12 on, a fork beside threads, as NumPy may have, is warned of.
+  # Python 3.12 and later warn of a fork in a process with threads, which NumPy
+  # may have started.
   process = subprocess.run(
     [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
     cwd=ROOT,

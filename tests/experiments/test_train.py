@@ -45,7 +45,7 @@ def test_a_run_learns_and_fills_its_directory(
   config = replace(
     config, cell=cell, num_epochs=3, learning_rate=0.03, eval_every=100
   )
-  # All samples are of one length: to draw them, one program is compiled.
+  # All samples are of one length, so that one compiled program draws them.
   length = config.evaluation.sample_length
   monkeypatch.setattr(train, "FINAL_SAMPLE_LENGTH", length)
   result = train.run(config, console)
@@ -222,13 +222,13 @@ def test_a_run_directory_has_a_name_in_utf_8(config, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_the_gradient_of_the_whole_model_passes(key):
+def test_the_gradient_of_the_whole_model_passes_the_check(key):
   from experiments.gradcheck import check_model, first_batch
 
   assert check_model(lstm, *first_batch(VERSE), key).passes()
 
 
-def test_a_text_too_short_to_check_is_refused_before_the_cells(
+def test_a_text_too_short_is_refused_before_the_cells_are_checked(
   tmp_path, monkeypatch
 ):
   from experiments import gradcheck
@@ -251,4 +251,4 @@ def test_an_unknown_term_is_an_error_that_lists_those_of_its_cell(
   message = str(raised.value)
   expected = {*terms(CELLS[name])} if name in CELLS else {*CELLS}
   assert expected <= {*re.split("[ ,;]+", message)}
-  assert len(message) <= 500  # of which programs print no more
+  assert len(message) <= 500  # programs print no more of a message

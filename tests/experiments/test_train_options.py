@@ -67,7 +67,7 @@ def test_the_epoch_of_an_evaluation_counts_larger_batches_late(config, console):
 
 
 @pytest.mark.parametrize("short_seq_prob", [0.0, 0.4])
-def test_the_epochs_made_are_told_without_their_batches(
+def test_the_epochs_made_are_known_without_making_batches(
   short_seq_prob, config, monkeypatch
 ):
   options = {"seed": 3, "num_epochs": 4, "late_batch_size": 6}
@@ -83,7 +83,7 @@ def test_the_epochs_made_are_told_without_their_batches(
 
 @pytest.fixture
 def dev_config(config):
-  """A run with a development split, of a text of whole speeches."""
+  """Return the config of a run with a development split, of whole speeches."""
   with open(config.data.corpus, "w", encoding="utf-8") as file:
     file.writelines(f"{VERSE}Number {n}.\n\n" for n in range(30))
   return replace(config, dev_fraction=0.2, test_fraction=0.1, quiet=True)
@@ -94,7 +94,8 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
   result = train.run(dev_config, console)
   text = read_text(dev_config.data.corpus)
   corpus = read_corpus(dev_config.data)
-  # Without its last tenth, the test split, and a tenth of the rest, validation.
+  # The test split is the last tenth of the text, the validation split the last
+  # tenth of the rest: 0.81 of the text stands before both.
   first, last = middle_slice(text[: int(0.81 * len(text))], 0.2)
   assert corpus.val.text == text[first:last]
   assert corpus.train.text == text[:first] + text[last : int(0.81 * len(text))]
@@ -146,7 +147,7 @@ def test_words_that_only_the_development_split_has_are_unknown(dev_config):
 
 
 @pytest.mark.exhaustive
-def test_the_last_weights_of_a_run_are_chosen_by_no_loss(
+def test_the_last_weights_are_those_of_the_last_step_whatever_its_loss(
   config, console, monkeypatch
 ):
   losses = iter((1.0, 2.0, 0.5, 3.0, 4.0))  # after steps 10, 20, 30, 40, 47
@@ -238,7 +239,7 @@ def test_the_average_starts_once_the_validation_loss_rises(config, console):
   heading = averaged[start].split("; from here")[0]
   assert plain[start].startswith(heading)  # until then the runs are equal
   assert averaged[:start] == plain[:start]
-  # The parts before that of an evaluation: an empty one, and the untrained.
+  # Two parts stand before the evaluations: an empty one, and the untrained.
   first = start - 2
   assert losses[0][: first + 1] == losses[1][: first + 1]
   rises = [

@@ -33,7 +33,7 @@ from tests.power import tree
     ({"min_count": 99}, VERSE * 20, "min_count of 99 leaves no word: the most"),
   ],
 )
-def test_words_that_cannot_be_learnt_are_an_error_that_names_the_reason(
+def test_a_text_that_cannot_be_learnt_is_an_error_that_names_the_reason(
   changes, text, message, word_config, console
 ):
   Path(word_config.data.corpus).write_text(text, encoding="utf-8")
@@ -104,7 +104,7 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
 def test_a_run_is_in_no_part_of_another_run(name, finished, config):
   inner = replace(config, run=str(finished / name))
   facts = {SHA256: "0"}
-  if name == "inner":  # a run leaves it alone
+  if name == "inner":  # the outer run has no file of that name
     with open_run_dir(inner, facts):
       return
   part = name.split("/")[0]
@@ -214,7 +214,7 @@ def test_a_configuration_out_of_range_is_refused(changes, message, config):
     replace(config, **changes)
 
 
-def test_a_directory_without_a_run_or_with_another_one_is_refused(
+def test_a_directory_without_a_run_or_with_another_config_is_refused(
   finished, tmp_path
 ):
   with pytest.raises(
@@ -241,7 +241,7 @@ def test_a_directory_without_a_run_or_with_another_one_is_refused(
     load(finished)
 
 
-def test_a_damaged_config_is_an_error_of_one_line(finished, config):
+def test_a_damaged_config_is_an_error_that_names_it(finished, config):
   path = finished / "config.json"
   good = json.loads(path.read_text())
   path.write_text("[" * 200_000)
