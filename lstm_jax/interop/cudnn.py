@@ -1,7 +1,8 @@
 """Weights to and from the flat vector of `jax.experimental.rnn`, cuDNN's LSTM.
 
-The vector holds the tensors of PyTorch's nn.LSTM, layer by layer and in each
-layer direction by direction: all weight_ih and weight_hh, then all biases.
+The vector holds the tensors of PyTorch's nn.LSTM: first weight_ih and weight_hh
+of all layers, then bias_ih and bias_hh of all layers. The lowest layer comes
+first, and in each layer the forward direction.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -37,14 +38,14 @@ def to_cudnn(layers: Layers) -> jax.Array:
 
   Raises:
     ValueError: the layers are of another cell, or differ in size or directions;
-      or the weights of one do not fit each other.
+      or the weights of a layer do not fit each other.
   """
   check_layers(layers)
   for layer in layers:
     for params in layer if isinstance(layer, Directions) else (layer,):
       if not isinstance(params, LSTMParams):
         kind = type(params).__name__
-        raise ValueError(f"layers must be of lstm, LSTMParams, got {kind}")
+        raise ValueError(f"every layer must be LSTMParams, of lstm, got {kind}")
   check_one_module(layers)
   arrays = named_arrays(layers)
   suffixes = [
@@ -72,16 +73,16 @@ def from_cudnn(
     weights: a vector as `jax.experimental.rnn.init_lstm_weight` returns it.
     input_size: D of the lowest layer.
     hidden_size: H of every layer.
-    num_layers: L.
+    num_layers: the number of layers.
     bidirectional: whether every layer has both directions.
 
   Returns:
-    One element a layer for `unroll_stack`, the lowest layer first. Without
+    One element per layer for `unroll_stack`, the lowest layer first. Without
     `jax_enable_x64`, float64 becomes float32.
 
   Raises:
-    ValueError: the length of the vector does not fit the sizes, or it holds no
-      floats.
+    ValueError: the length of the vector does not fit the sizes, or the vector
+      holds no floats.
   """
   sizes = input_size, hidden_size, num_layers, bidirectional
   expected = rnn.get_num_params_in_lstm(*sizes)

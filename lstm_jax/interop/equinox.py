@@ -7,8 +7,8 @@ Equinox stores the transposed weights, with the gates in the same order:
   bias [G·H]           b
   bias_n [H]           b_n, of a GRUCell
 
-The biases of a cell with use_bias=False are 0. `from_equinox` reads attributes,
-without an import of Equinox; `to_equinox` imports it.
+The biases of a cell with use_bias=False are 0. `to_equinox` imports Equinox;
+`from_equinox` only reads attributes and does not import it.
 
 Source: `equinox/nn/_rnn.py` of Equinox 0.13.8.
 """
@@ -42,8 +42,8 @@ def from_equinox(module: Any) -> tuple[Cell, Params]:
       subclass has the same equations is not checked.
 
   Raises:
-    ValueError: it is another object, or an array is missing, has a shape that
-      does not fit the others, or holds no floats.
+    ValueError: module is another object; or an array is missing, has a shape
+      that does not fit the others, or holds no floats.
   """
   if not all(hasattr(module, name) for name in ATTRIBUTES):
     raise ValueError(
@@ -91,7 +91,7 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
 
   Raises:
     ValueError: the params are of a cell that Equinox does not have, or do not
-      fit each other; or a bias is not 0, or traced, though the cell has none.
+      fit each other; or bias is False, and a bias is traced or not 0.
     ModuleNotFoundError: Equinox is not installed.
   """
   if not isinstance(params, (lstm.LSTMParams, gru.GRUParams)):

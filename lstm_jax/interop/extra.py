@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def from_extra(package: str) -> Iterator[None]:
-  """Name the package and the extra in the error of an import in this context.
+  """Name the extra in the error if an import in this context fails.
 
   Raises:
-    ModuleNotFoundError: the package is not installed; or one of its modules, or
-      another package that it imports, is missing, and then the error names it.
+    ModuleNotFoundError: the package is not installed; the message names it and
+      the extra. Or one of the package's modules, or another package that it
+      imports, is missing: then Python's own error names what is missing.
   """
   try:
     yield

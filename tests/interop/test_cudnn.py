@@ -104,7 +104,7 @@ def test_weights_of_another_size_or_cell_are_refused(key):
   for cell in (gru, projected_lstm, peephole_lstm, layernorm_lstm):
     params = cell.init(key, D, H)
     message = (
-      f"layers must be of lstm, LSTMParams, got {type(params).__name__}$"
+      f"every layer must be LSTMParams, of lstm, got {type(params).__name__}$"
     )
     with pytest.raises(ValueError, match=message):
       to_cudnn((params,))

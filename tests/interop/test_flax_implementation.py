@@ -116,7 +116,9 @@ def refuses(text):
 def test_what_would_run_in_flax_is_refused(key):
   xs = inputs(key, WIDE)
   text = "is not possible here: "
-  shape = "the shape of the inputs, the carry or seq_lengths needs Flax's"
+  shape = (
+    "the shape or type of the inputs, the carry or seq_lengths needs Flax's"
+  )
   narrow = {"param_dtype": WIDE}
   gru = linen_cell("GRUCell", **narrow)
   other, tanh = (

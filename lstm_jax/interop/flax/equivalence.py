@@ -1,13 +1,13 @@
-"""Decide whether `unroll` computes what a call of Flax's RNN would.
+"""Decide whether `unroll` computes the same as a call of Flax's RNN.
 
-Flax's cell must be of one of the types in CELL_OF_TYPE, and of no subclass,
-which may compute something else. Each option of the cell, of its layers and of
-the RNN must either be one that `LinenRNN` and `NNXRNN` honour (HONOURED), or
-have Flax's default. So gates are sigmoids, the other activations tanh, and
-there is no residual connection; and an option that a later Flax adds leads to
-Flax's own RNN once it is set. The weights and the carry must have the dtype in
-which Flax's cell computes, float32 or float64; with
-implementation="mosaic_gpu", `unroll` checks the dtypes instead.
+Flax's cell must have one of the types in CELL_OF_TYPE. A subclass is not
+accepted, since it may compute something else. Each option of the cell, of its
+layers and of the RNN must either be one that `LinenRNN` and `NNXRNN` honour
+(HONOURED), or have Flax's default. So gates are sigmoids, the other activations
+are tanh, and there is no residual connection. If a later version of Flax adds
+an option, a module that sets it runs in Flax's own RNN. The weights and the
+carry must have the dtype in which Flax's cell computes, float32 or float64;
+with implementation="mosaic_gpu", `unroll` checks the dtypes instead.
 """
 
 import inspect
@@ -34,9 +34,9 @@ CELL_OF_TYPE: dict[type, Cell] = {
 }
 HONOURED = {
   *("self", "parent", "name"),  # of every module
-  # Of a cell or layer: sizes (`fits`), dtypes (`has_flax_dtype`), the biases
-  # (`_has_plain_layers`), what makes the weights, and what makes the carry,
-  # which `unroll` is given.
+  # Of a cell or layer: sizes (checked by `fits`), dtypes (`has_flax_dtype`),
+  # biases (`_has_plain_layers`), and the initializers of the weights and of the
+  # carry: `unroll` is given the arrays that they made.
   *("features", "in_features", "hidden_features", "out_features", "use_bias"),
   *("kernel_init", "recurrent_kernel_init", "bias_init", "carry_init"),
   *("kernel_metadata", "recurrent_kernel_metadata", "bias_metadata"),
@@ -106,8 +106,8 @@ class Call(NamedTuple):
 def fits(call: Call) -> bool:
   """Return whether the carry, inputs and lengths are as `unroll` needs them.
 
-  That is their structure and shapes, some of which Flax would broadcast, and an
-  integer dtype of the lengths.
+  Their structure and shapes must be exact, where Flax would broadcast some, and
+  the lengths must be integers.
   """
   cell, params, carry, xs, lengths, _ = call
   structure: Any = jax.tree.structure(carry)
@@ -148,9 +148,9 @@ def has_flax_dtype(call: Call) -> bool:
 
 
 def _has_defaults(module: Any, flax_type: Any) -> bool:
-  """Return whether all options of a Flax type but HONOURED have defaults.
+  """Return whether all options except HONOURED have Flax's defaults.
 
-  An option that the module does not keep under its name counts as set.
+  An option counts as set if the module has no attribute of its name.
   """
   parameters = inspect.signature(flax_type.__init__).parameters
   return all(

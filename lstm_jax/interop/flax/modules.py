@@ -1,14 +1,15 @@
 """Flax's RNN modules, with `unroll` in place of Flax's loop over time.
 
-`LinenRNN` is used in place of flax.linen's RNN, and `NNXRNN` of flax.nnx's:
+Use `LinenRNN` in place of flax.linen's RNN, and `NNXRNN` in place of
+flax.nnx's:
 
   model = LinenRNN(linen.OptimizedLSTMCell(128))  # was linen.RNN(...)
 
 The cell is Flax's own, with the names, shapes and initial values of its
 weights, so that checkpoints can be restored. (A linen module without a name is
-called after its class: pass `name="RNN_0"` where a checkpoint has one of that
-name.) `unroll`, with its hand-derived gradient, replaces the loop over time
-where all of this holds:
+named after its class: pass `name="RNN_0"` to restore a checkpoint in which the
+module has this name.) `unroll`, with its hand-derived gradient, replaces the
+loop over time where all of this holds:
 
 - the cell is an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, not of a
   subclass, with Flax's sigmoid and tanh, and without a residual connection; the
@@ -18,19 +19,20 @@ where all of this holds:
 - weights and carry are all float32 or all float64, and so is the dtype that the
   cell computes in; inputs may be narrower, or integers;
 - there is at least one time step, and the carry and `seq_lengths` have exactly
-  the shapes that belong to the inputs, where Flax would broadcast some others.
+  the shapes that belong to the inputs, where Flax would broadcast some others;
+- `seq_lengths` are integers.
 
 Anything else runs in Flax's own RNN, unchanged.
 
 `implementation` is that of `unroll`: "mosaic_gpu" for one GPU kernel for all
-time steps. Weights, carry and the cell's `dtype` are then float32 or bfloat16
-each. `dtype` is only that of the operands of products; sums, gates and c are
-float32. So the numbers with bfloat16 are not Flax's, but closer to those of
-float32. For example:
+time steps. Weights, carry and the cell's `dtype` must then each be float32 or
+bfloat16. `dtype` is only that of the operands of products; sums, gates and c
+are float32. So the results with bfloat16 differ from Flax's: they are closer to
+those with float32. For example:
 
   LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
 
-A call that would run in Flax's own RNN is then an error.
+With "mosaic_gpu", a call that would run in Flax's own RNN is an error.
 
 Where `unroll` is used, three things differ from Flax. Given `seq_lengths`,
 padded outputs are 0, where Flax applies the cell to the padding; and the final
@@ -74,7 +76,7 @@ NO_FORWARD_MODE = (
 
 
 class Options(NamedTuple):
-  """The arguments of a call whose default the module itself holds."""
+  """The arguments of a call whose defaults are attributes of the module."""
 
   return_carry: bool
   time_major: bool
@@ -106,8 +108,8 @@ class LinenRNN(linen.RNN):
     """Return outputs, or (final carry, outputs), as `flax.linen.RNN` does.
 
     Raises:
-      ValueError: implementation is unknown, or "mosaic_gpu" and the kernels
-        cannot run here, or not with this module and these arguments.
+      ValueError: implementation is unknown; or it is "mosaic_gpu", and the
+        kernels cannot run here, or not this module with these arguments.
     """
     check_implementation(self.implementation)
     options = _options(self, return_carry, time_major, reverse, keep_order)
@@ -206,7 +208,7 @@ def _options(module: Any, *values: bool | None) -> Options:
 
 
 def _time_first(inputs: Any, options: Options) -> jax.Array | None:
-  """Return inputs as [T, ..., D]; None unless T ≥ 1."""
+  """Return inputs as [T, ..., D], or None if they have no time step."""
   xs = jnp.asarray(inputs)
   if xs.ndim < 2:
     return None
@@ -217,7 +219,8 @@ def _time_first(inputs: Any, options: Options) -> jax.Array | None:
 def _is_ours(module: Any, call: Call) -> bool:
   """Return whether `unroll` takes a call, rather than Flax's own RNN.
 
-  With kernels every dtype passes: `unroll` refuses those that they do not take.
+  With "mosaic_gpu" every dtype passes here: `unroll` itself refuses the dtypes
+  that the kernels do not take.
   """
   kernels = module.implementation == "mosaic_gpu"
   return fits(call) and (kernels or has_flax_dtype(call))
@@ -232,7 +235,7 @@ def _check_flax_may_run(module: Any) -> None:
   elif not is_plain_scan(module):
     cause = "an option of the RNN, or an interceptor of methods,"
   else:
-    cause = "the shape of the inputs, the carry or seq_lengths"
+    cause = "the shape or type of the inputs, the carry or seq_lengths"
   raise ValueError(
     f"implementation='mosaic_gpu' is not possible here: {cause} needs Flax's "
     "own RNN"
@@ -240,7 +243,7 @@ def _check_flax_may_run(module: Any) -> None:
 
 
 def _run(module: Any, call: Call, options: Options) -> Any:
-  """Return what Flax's module returns."""
+  """Compute a call by `unroll`, and return what Flax's module returns."""
   cell, params, carry, xs, lengths, _ = call
   computed = computed_dtype(call)
   xs = xs.astype(computed)

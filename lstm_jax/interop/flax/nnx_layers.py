@@ -14,7 +14,8 @@ class NNXLayers(NamedTuple):
   Attributes:
     inputs: their kernels, concatenated along the last axis, are w_x [D, G·H].
     hidden: the same for w_h [H, G·H].
-    biased: those of the two lists that have a bias; concatenated, b [G·H].
+    biased: the layers of both lists that have a bias. The biases, concatenated,
+      are b [G·H].
   """
 
   inputs: list[nnx.Linear]
@@ -26,10 +27,11 @@ def nnx_layers(module: Any) -> tuple[Cell, NNXLayers]:
   """Return our cell for an nnx cell, and the nnx cell's layers.
 
   Args:
-    module: of one of the four types below, or of a subclass.
+    module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, or an
+      instance of a subclass.
 
   Raises:
-    ValueError: it is another module.
+    ValueError: module has another type.
   """
   if isinstance(module, nnx.LSTMCell):
     inputs = [module.ii, module.if_, module.ig, module.io]

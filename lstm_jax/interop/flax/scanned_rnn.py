@@ -11,9 +11,9 @@ begins. `scanned` makes a module that is called in the same way:
 
 The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
 and SimpleCell, with their names, shapes and initial values, so that checkpoints
-can be restored. Those of any other cell are one parameter "cell", which holds
-what `init` returns. The hidden size is that of the carry (of its c, if it has
-one: a projected h is smaller).
+can be restored. The weights of any other cell are one parameter, "cell", which
+holds what the cell's `init` returns. The hidden size is that of the carry: the
+size of c if the carry has a c, since a projected h is smaller.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -52,16 +52,16 @@ PARTS = "init", "initial_state", "project", "recur", "recur_backward"
 
 @cache  # the same class at every call, so that no program is compiled twice
 def scanned(cell: Cell) -> Any:
-  """Return a linen module of `unroll` with resets, the class ScannedRNN.
+  """Return ScannedRNN, a class of linen modules that run `unroll` with resets.
 
-  The carry of its calls is an array h [..., H] where that is all of the cell's
-  state, and (c, h) for an LSTM's, as in Flax; otherwise it is the cell's state.
+  The carry is an array h [..., H] if the cell's state is h alone, and (c, h) if
+  the state is an `LSTMState`, as in Flax. Otherwise it is the cell's state.
 
   Args:
     cell: `gru`, `lstm`, or any object with the functions of `Cell`.
 
   Raises:
-    ValueError: `unroll` cannot reset the cell, as it lacks one of them.
+    ValueError: `unroll` cannot reset the cell, since it lacks a function.
   """
   missing = [name for name in PARTS if not hasattr(cell, name)]
   if missing:
@@ -71,7 +71,7 @@ def scanned(cell: Cell) -> Any:
     )
 
   class ScannedRNN(linen.Module):
-    """A cell over time, whose carry is zero where an episode begins."""
+    """A cell unrolled over time; its state is reset where an episode begins."""
 
     @linen.compact
     def __call__(
@@ -130,7 +130,7 @@ def _zero_state(cell: Cell, batch: tuple[int, ...], hidden_size: int) -> State:
 
 
 def _carry(state: Any) -> Any:
-  """Return a state as the carry of Flax's cell with such a state."""
+  """Return the carry that holds a state: h, (c, h), or the state itself."""
   if isinstance(state, LSTMState):
     return state.c, state.h
   return state.h if len(state) == 1 else state

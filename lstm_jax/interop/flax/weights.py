@@ -25,9 +25,9 @@ PARAMS = {cell: params for params, cell in CELL_OF_PARAMS.items()}
 def from_linen(variables: Any) -> tuple[Cell, Params]:
   """Return our cell and the params equal to a linen cell's weights.
 
-  The cell is known by the names in the collection alone: that its gates are
-  sigmoids, that its other activations are tanh, and that a SimpleCell has no
-  residual connection, is for the caller to know. Without `jax_enable_x64`,
+  The cell is recognized only by the names in the collection. The caller must
+  make sure that its gates are sigmoids, that its other activations are tanh,
+  and that a SimpleCell has no residual connection. Without `jax_enable_x64`,
   float64 becomes float32.
 
   Args:
@@ -76,7 +76,7 @@ def _cell_with(names: set[str]) -> Cell:
 def _read_arrays(
   variables: Mapping[str, Any], biased: Sequence[str]
 ) -> dict[str, jax.Array]:
-  """Return each layer's kernel, and its bias if it has one, as "hi.kernel"."""
+  """Return kernels, and biases of biased layers, by keys like "hi.kernel"."""
   arrays = {}
   for name in sorted(variables):
     layer = variables[name] if isinstance(variables[name], Mapping) else {}
@@ -118,7 +118,7 @@ def to_linen(params: Params) -> dict[str, Any]:
       leading axes, such as those of an ensemble.
 
   Raises:
-    ValueError: they are of another cell, or do not fit each other.
+    ValueError: params are of another cell, or do not fit each other.
   """
   cell = _check_kind(params)
   count = max(params.b.ndim - 1, 0)  # of leading axes
@@ -166,7 +166,7 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
       made by nnx.vmap.
 
   Raises:
-    ValueError: it is another module, or has other activations, a residual
+    ValueError: module is not such a cell, or has other activations, a residual
       connection or other layers.
   """
   cell, variables = _variables(module)
