@@ -3,20 +3,21 @@
 Haiku's parameters are a mapping from the path of a module to its arrays:
 
   lstm/linear             w [D+H, 4H]   w_x above w_h; the gates are i, g, f, o
-                          b [4H]        b; the step adds 1 to that of f
+                          b [4H]        b; hk.LSTM adds 1 to its part for f
   gru                     w_i [D, 3H]   w_x; the gates are z, r, n
                           w_h [H, 3H]   w_h
                           b [3H]        b
   vanilla_rnn/linear      w [D, H]      w_x
-                          b [H]         b, to which the second one is added
+                          b [H]         b, to which linear_1's b is added
   vanilla_rnn/linear_1    w [H, H]      w_h
-                          b [H]         not with double_bias=False
+                          b [H]         absent if double_bias=False
 
 hk.GRU applies the reset gate before the product: `gru_reset_before`. Its z is
-the share of the state that is replaced, ours the share that is kept, 1 − z: the
-weights of z change their sign, since 1 − σ(a) = σ(−a). Our n is Haiku's a.
+the share of the state that is replaced; ours is the share that is kept, 1 − z.
+Since 1 − σ(a) = σ(−a), the weights of z change their sign. Our n is Haiku's a.
 hk.VanillaRNN has a relu: `rnn.with_activation(RELU)`. `to_haiku` writes our b
-as the first of its two biases, and 0 as the second. Haiku itself is not needed.
+as the first of its two biases, and 0 as the second. Haiku need not be
+installed.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -45,7 +46,7 @@ from lstm_jax.interop.tensors import (
   check_shape,
 )
 
-FORGET_BIAS = 1.0  # which the step of hk.LSTM adds
+FORGET_BIAS = 1.0  # added by hk.LSTM at every time step
 LINEAR = "linear", "linear_1"
 GRU_NAMES = "w_i", "w_h", "b"
 
@@ -58,14 +59,14 @@ def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
   Args:
     weights: the parameters of a transformed function with an hk.LSTM, hk.GRU or
       hk.VanillaRNN, as its `init` returns them.
-    name: the path of the core's module, such as "policy/~/lstm", where there
-      are other parameters.
+    name: the path of the core's module, such as "policy/~/lstm"; needed if
+      weights hold other parameters too.
 
   Raises:
-    ValueError: weights are no such mapping, there is no core of this name, or
-      the name is that of a layer in it, or there are several modules and no
-      name; an array is missing, has a name or a shape that does not fit the
-      others, or holds no floats.
+    ValueError: weights are not such a mapping; there is no core of this name,
+      or it is the name of a layer inside a core; name is None, but there are
+      several modules; an array is missing, has a name or a shape that does not
+      fit the others, or holds no floats.
   """
   core, layers = _one_core(weights, name)
   is_linear = "w" in layers.get("", ())
@@ -98,10 +99,11 @@ def to_haiku(
   Without `jax_enable_x64`, NumPy's float64 becomes float32.
 
   Args:
-    params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`. Those
-      of `rnn` are of the same type, but Haiku applies relu to them, not tanh.
-      Or their gradients, with forget_bias=0; but Haiku's own gradients of the
-      two biases of a VanillaRNN are equal, and here that of the second is 0.
+    params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`, or
+      their gradients, with forget_bias=0. Params of `rnn` have the same type
+      as those of the last, but Haiku computes with relu, not tanh. In Haiku,
+      the gradients of the two biases of a VanillaRNN are equal; the second one
+      returned here is 0.
     name: the path of the core's module; None for "lstm", "gru" or
       "vanilla_rnn".
     forget_bias: what is subtracted from the forget gate's part of an LSTM's b;
@@ -140,7 +142,7 @@ def _one_core(
 ) -> tuple[str, dict[str, Mapping[str, Any]]]:
   """Return the path of a core, and the arrays of its layers by their names.
 
-  A GRU has its arrays itself, as the layer "".
+  A GRU has no layers: its own arrays are those of the layer "".
   """
   expected = "a mapping from paths of modules to mappings from names to arrays"
   if not isinstance(weights, Mapping):
@@ -153,7 +155,7 @@ def _one_core(
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
-    is_core = layer not in LINEAR or not core  # a GRU, and no layer of a core
+    is_core = layer not in LINEAR or not core  # a GRU's path, not a layer's
     if path == name or (name is None and is_core):
       core, layer = path, ""
     if name in (None, core):
@@ -231,7 +233,7 @@ def _exchanged_r_and_z(x: Array, z_index: int) -> jax.Array:
 
   Args:
     x: the array.
-    z_index: which part of x is z, 0 or 1. It changes its sign.
+    z_index: which part of x is z, 0 or 1. This part changes its sign.
   """
   parts = jnp.split(jnp.asarray(x), 3, axis=-1)
   parts[z_index] = -parts[z_index]

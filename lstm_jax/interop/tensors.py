@@ -29,7 +29,7 @@ def check_fit(params: Any) -> None:
   """Raise ValueError unless the shapes of params fit each other.
 
   Args:
-    params: of a cell that another library has. Those of other types pass.
+    params: of any cell. Types that are not in CELL_OF_PARAMS pass unchecked.
   """
   cell = CELL_OF_PARAMS.get(type(params))
   if cell is not None:
@@ -41,16 +41,16 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
 
   Args:
     source: a module, or a mapping from names to tensors or arrays.
-    prefix: that of the layer's names, which is removed; "" for none.
+    prefix: what the layer's names begin with, which is removed from them.
 
   Returns:
-    (arrays, nonlinearity): those whose names begin with the prefix; and the
-    module's nonlinearity, None for a mapping or a module that has none.
+    (arrays, nonlinearity): the arrays whose names begin with the prefix; and
+    the module's nonlinearity, None for a mapping or a module that has none.
 
   Raises:
-    ValueError: the source is neither; a name is not a str; the source has
-      layers, and the prefix is that of none; no name begins with the prefix; or
-      a value is not an array of floats.
+    ValueError: the source is neither a module nor a mapping; a name is not a
+      str; the source has layers, but none with this prefix; no name begins with
+      the prefix; or a value is not an array of floats.
   """
   nonlinearity = None
   if not isinstance(source, Mapping):
@@ -89,7 +89,7 @@ def as_array(name: str, x: Any) -> Array:
   JAX's arrays, which a transformation may trace, stay as they are.
 
   Args:
-    name: what an error calls x.
+    name: the name of x in an error.
     x: a tensor, or an array.
 
   Raises:
@@ -103,7 +103,7 @@ def as_array(name: str, x: Any) -> Array:
       x = np.asarray(x)
     except ValueError as error:  # such as a list of arrays
       raise ValueError(f"{name} cannot be read as an array: {error}") from None
-    if not x.dtype.isnative:  # JAX takes the machine's byte order alone
+    if not x.dtype.isnative:  # JAX takes only the machine's byte order
       x = x.astype(x.dtype.newbyteorder("="))
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must hold floats, got {x.dtype}")
@@ -141,12 +141,12 @@ def check_shape(name: str, x: Array, *expected: int | None) -> Array:
   """Return x, after a check of its shape.
 
   Args:
-    name: what an error calls x.
+    name: the name of x in an error.
     x: an array.
     *expected: its shape, with None for any size.
 
   Raises:
-    ValueError: the shape is another.
+    ValueError: x has another shape.
   """
   if not has_shape(x, *expected):
     raise ValueError(f"{name} must be {shape_text(*expected)}, got {x.shape}")

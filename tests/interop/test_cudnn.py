@@ -110,6 +110,6 @@ def test_weights_of_another_size_or_cell_are_refused(key):
       to_cudnn((params,))
   layers = lstm.init(key, D, H), lstm.init(key, H, H + 1)
   with pytest.raises(
-    ValueError, match="layer 1 must be as the first of the mo"
+    ValueError, match="layer 1 must be like the first layer, "
   ):
     to_cudnn(layers)

@@ -161,7 +161,9 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, key):
     layout[...] = h5py.VirtualSource(str(secret), "x", (H, 4 * H))
     file["layers/lstm/cell/vars"].create_virtual_dataset("1", layout)
   write(path, model(configured("LSTM", "a")), content.getvalue())
-  message = r"^layer a: recurrent_kernel must be in the file, not in another$"
+  message = (
+    r"^layer a: recurrent_kernel must be in this file, not in another one$"
+  )
   with pytest.raises(ValueError, match=message):
     interop.load(path)
   with h5py.File(content, "a") as file:

@@ -49,7 +49,7 @@ def test_classes_of_one_name_in_snake_case_are_numbered_together(tmp_path, key):
   write(path, config, content.getvalue())
   with pytest.raises(
     ValueError,
-    match=r"^layer a: layers/lstm_1 must be of this layer, got that of b$",
+    match=r"^layer a: layers/lstm_1 must hold this layer, but holds b$",
   ):
     interop.load(path)
 

@@ -6,14 +6,18 @@ from typing import Any
 from lstm_jax.interop.tensors import Array, as_array
 
 NAMES = "kernel", "recurrent_kernel", "bias"
-SIDES = "forward ", "backward "  # before the names of a Bidirectional's arrays
+SIDES = "forward ", "backward "  # of a Bidirectional; also prefixes in errors
 
 
 def by_direction(weights: Any) -> dict[str, dict[str, Array]]:
-  """Return {"": arrays by name}, or the arrays by name of each of SIDES.
+  """Return the arrays of a layer by direction, and in each by name.
 
   Args:
     weights: what `from_keras` takes.
+
+  Returns:
+    {"": {name: array}}, or for a Bidirectional {side: {name: array}} with both
+    SIDES.
 
   Raises:
     ValueError: they are not the arrays of one layer.
@@ -40,11 +44,12 @@ def by_direction(weights: Any) -> dict[str, dict[str, Array]]:
 
 
 def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-  """Return the arrays of each direction, which the variables' paths tell.
+  """Return the arrays of each direction, recognized by the variables' paths.
 
-  The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Of a
-  Bidirectional, the name of the forward layer always begins with "forward_";
-  the backward layer may be the user's own, with a name of its own.
+  The part of a path before the cell is the layer, such as forward_lstm in
+  "bi/forward_lstm/lstm_cell/kernel". In a Bidirectional, the name of the
+  forward layer always begins with "forward_"; the backward layer may be one
+  that the user made, with any name.
   """
   for path in weights:
     if not isinstance(path, str):

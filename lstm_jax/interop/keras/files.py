@@ -1,4 +1,4 @@
-"""The recurrent layers of a model that Keras 3 saved, without Keras.
+"""Read the recurrent layers of a model that Keras 3 saved, without Keras.
 
 A .keras file is a zip of config.json, which has the settings of every layer,
 and model.weights.h5, which has the arrays. A .weights.h5 file has the arrays
@@ -35,8 +35,8 @@ from lstm_jax.sequence.bidirectional import Directions
 
 Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
-LARGEST = 1 << 26  # bytes of a member of the zip
-LARGEST_RATIO = 100  # of model.weights.h5 to the .keras file, beyond LARGEST
+LARGEST = 1 << 26  # bytes that a member of the zip may unpack to
+LARGEST_RATIO = 100  # or, for model.weights.h5, times the .keras file's bytes
 TYPES = {"class_name": str, "units": int, "use_bias": bool, "reset_after": bool}
 KINDS = *GATES, "Bidirectional"
 MODELS = "Functional", "Sequential"
@@ -57,16 +57,16 @@ def load(
 ) -> dict[str, Layer]:
   """Return the recurrent layers of a .keras file, by name.
 
-  Layers inside a wrapper, such as TimeDistributed, or inside a model of a class
-  of one's own are left out.
+  Layers inside a wrapper, such as TimeDistributed, or inside a model of a
+  user's own class are left out.
 
   Args:
     path: of the file, which Keras 3 wrote.
     names: of the layers to read; None for every LSTM, GRU, SimpleRNN and
-      Bidirectional. The layers of a model in the model are "model/layer".
+      Bidirectional. The layers of a nested model are named "model/layer".
 
   Returns:
-    {name: (cell, params)}, as `from_keras`, in the order of the model or names.
+    {name: (cell, params)} of `from_keras`, in the order of the model or names.
 
   Raises:
     ValueError: the file is not a .keras file of Keras 3, is damaged or unpacks
@@ -109,7 +109,7 @@ def load_weights(
   The file has neither the layers' settings nor their order. Layers with
   different settings are read by several calls, each with its `names`. Layers
   inside a wrapper, such as TimeDistributed, or inside a layer or model of a
-  class of one's own are left out.
+  user's own class are left out.
 
   Args:
     path: of the file, which Keras 3 wrote.
@@ -151,8 +151,8 @@ def _unzipped(
 ) -> tuple[dict[str, Any], str, io.BytesIO]:
   """Return the configuration, the version of Keras, and the HDF5 file.
 
-  The HDF5 file is read into memory: each step back in an open member of a zip
-  would read it from its beginning, and skip the check of its CRC.
+  The HDF5 file is read into memory whole: to seek back in an open member of a
+  zip would read the member from its beginning, and skip the check of its CRC.
   """
   with open(path, "rb") as file:
     largest = max(LARGEST, LARGEST_RATIO * os.fstat(file.fileno()).st_size)
@@ -174,7 +174,7 @@ def _unzipped(
 
 
 def _member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
-  """Return a member of a zip; one that unpacks to too much is refused."""
+  """Return the bytes of a member of a zip; refuse one that is too large."""
   size = archive.getinfo(name).file_size
   if size > largest:
     raise ValueError(f"{name} must have at most {largest} bytes, got {size}")
@@ -187,8 +187,8 @@ def _layers(
 ) -> Iterator[tuple[str, Saved]]:
   """Yield (name, Saved) of a model's recurrent layers, from its config.
 
-  Classes whose names differ in capitals alone are numbered together: a class
-  Lstm of one's own takes the group lstm, and the next LSTM is lstm_1.
+  Keras numbers classes together if their names differ only in capitals: if a
+  user's own class Lstm takes the group lstm, the next LSTM is lstm_1.
   """
   counts: dict[str, int] = {}
   for layer in model["config"]["layers"]:
@@ -208,7 +208,7 @@ def _configured(file: Any, saved: Saved, size: int) -> Layer:
 
   Args:
     file: the HDF5 file.
-    saved: where it has the layer, and the settings.
+    saved: where the file has the layer, and the layer's settings.
     size: bytes of the .keras file.
   """
   group, kind, settings = saved
@@ -227,7 +227,7 @@ def _configured(file: Any, saved: Saved, size: int) -> Layer:
       )
       for side, layer in zip(SIDES, inner, strict=True)
     ]
-    for layer in inner:  # another's LSTM may compute something else
+    for layer in inner:  # other LSTMs may compute something else
       _check("the layer's module", _setting(layer, "module"), "keras.layers")
   arrays: dict[str, Any] = {}
   options = []
@@ -293,7 +293,7 @@ def _are_names(names: Any) -> bool:
 
 @contextmanager
 def _named(layer: str) -> Iterator[None]:
-  """Let an error name the layer."""
+  """Put the layer's name in front of the message of a ValueError."""
   try:
     yield
   except ValueError as error:

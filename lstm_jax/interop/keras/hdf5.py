@@ -1,9 +1,9 @@
 """Arrays of layers in an HDF5 file that Keras 3 wrote.
 
-The arrays of a layer are `layers/lstm/cell/vars/0` to `2`. The group is named
-after the layer's class in snake case, and a number from the second layer of
-that name on: lstm, lstm_1, gru. The layers of a model within the model have its
-group before theirs. Links, which may lead to other files, are not followed.
+The arrays of a layer are `layers/lstm/cell/vars/0` to `2`. A layer's group has
+the name of the layer's class in snake case, with a number from the second layer
+of that name on: lstm, lstm_1, gru. The layers of a nested model are inside the
+group of that model. Links, which may lead to other files, are not followed.
 
 Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from lstm_jax.interop.extra import from_extra
 from lstm_jax.interop.keras.directions import NAMES
 
-DAMAGE = (  # what h5py raises for it
+DAMAGE = (  # what h5py raises for a damaged file
   AttributeError,
   LookupError,
   MemoryError,
@@ -30,12 +30,12 @@ DAMAGE = (  # what h5py raises for it
   TypeError,
 )
 SIDES = "forward_layer", "backward_layer"  # of a Bidirectional
-RATIO = 1032  # the most by which zlib shrinks an array, one of equal numbers
+RATIO = 1032  # the most by which zlib compresses: an array of equal numbers
 
 
 @contextmanager
 def opened(path: Any, weights: BinaryIO) -> Iterator[Any]:
-  """Open an HDF5 file; one that cannot be opened is a ValueError.
+  """Yield an open HDF5 file, and close it at the end of the context.
 
   Args:
     path: the name of the file in an error.
@@ -59,8 +59,8 @@ def opened(path: Any, weights: BinaryIO) -> Iterator[Any]:
 def readable(message: str) -> Iterator[None]:
   """Turn the errors of h5py for a damaged file into one ValueError.
 
-  Only reads of the file belong in it: an error of anything else would be
-  called damage too.
+  Only reads of the file belong in this context: errors of other code would be
+  reported as damage too.
   """
   try:
     yield
@@ -81,43 +81,42 @@ def import_h5py() -> ModuleType:
 
 
 def layer_groups(
-  group: Any, prefix: str, path: str, seen: set[int] | None = None
+  file: Any, prefix: str, path: str, seen: set[int] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
   """Yield (name, paths of its cells) of every layer with a recurrent cell.
 
   Args:
-    group: the HDF5 file.
-    prefix: of the names: that of a model within the model, or empty.
+    file: the HDF5 file.
+    prefix: what the names begin with: the path of a nested model, or nothing.
     path: of the group of the layers.
-    seen: addresses of such groups that were read before; this one is added.
+    seen: the addresses of the groups of layers that were read before; that of
+      this group is added.
 
   Raises:
     ValueError: the group is not in the file, or was read before.
   """
-  members = _member(group, path, "Group")
+  members = _member(file, path, "Group")
   seen = set() if seen is None else seen
   address = import_h5py().h5o.get_info(members.id).addr
-  if address in seen:  # a circle would have no end
+  if address in seen:  # a cycle would never end
     raise ValueError(f"{path} must be in the HDF5 file once, got it twice")
   seen.add(address)
   for name in sorted(members, key=_numbered):
     inner = f"{path}/{name}"
-    if f"{inner}/layers" in group:
-      yield from layer_groups(
-        group, f"{prefix}{name}/", f"{inner}/layers", seen
-      )
+    if f"{inner}/layers" in file:
+      yield from layer_groups(file, f"{prefix}{name}/", f"{inner}/layers", seen)
     cells = [f"{inner}/{side}/cell" for side in SIDES]
-    if _is_cell(group, f"{inner}/cell"):
+    if _is_cell(file, f"{inner}/cell"):
       yield f"{prefix}{name}", [f"{inner}/cell"]
-    elif all(_is_cell(group, cell) for cell in cells):
+    elif all(_is_cell(file, cell) for cell in cells):
       yield f"{prefix}{name}", cells
 
 
 def _is_cell(file: Any, path: str) -> bool:
   """Return whether a group is a recurrent cell: its array vars/1 is a matrix.
 
-  That of a ConvLSTM's cell has more axes. A link in its place, or a group,
-  counts as a matrix: `cell_arrays` refuses it.
+  In a ConvLSTM's cell, that array has more axes. A link or a group in place of
+  the array counts as a matrix, which `cell_arrays` then refuses.
   """
   if f"{path}/vars/1" not in file:
     return False
@@ -142,7 +141,7 @@ def check_name(file: Any, group: str, expected: str) -> None:
   if f"{group}/vars" in file:
     found = _text(_member(file, f"{group}/vars", "Group"), "name")
     if found not in (None, expected):
-      raise ValueError(f"{group} must be of this layer, got that of {found}")
+      raise ValueError(f"{group} must hold this layer, but holds {found}")
 
 
 @readable("the file is damaged")
@@ -156,17 +155,17 @@ def cell_arrays(
 ) -> dict[str, np.ndarray]:
   """Return the arrays of a cell, after checks of their number and sizes.
 
-  Their keys are the path of the cell's group, which tells `from_keras` the
-  direction, and their names: ".../forward_layer/cell/kernel".
+  A key is the path of the cell's group, from which `from_keras` recognizes the
+  direction, and the array's name: ".../forward_layer/cell/kernel".
 
   Args:
     file: the HDF5 file.
     path: of the cell's group.
-    size: bytes of the file on disk. An array of more than RATIO times the bytes
-      that are stored of it, which are at most these, is refused.
+    size: bytes of the file on disk. An array that unpacks to more than RATIO
+      times its stored bytes, which are at most size, is refused.
     gates: G, or None if it is not known.
-    units: H, the same.
-    bias: whether there is one, the same.
+    units: H, or None if it is not known.
+    bias: whether the cell has a bias, or None if it is not known.
   """
   group = _member(file, f"{path}/vars", "Group")
   count = len(group)
@@ -176,7 +175,7 @@ def cell_arrays(
   sets = [_member(file, f"{path}/vars/{k}", "Dataset") for k in range(count)]
   for name, data in zip(NAMES, sets, strict=False):
     if data.external or data.is_virtual:
-      raise ValueError(f"{name} must be in the file, not in another")
+      raise ValueError(f"{name} must be in this file, not in another one")
     if data.dtype.hasobject:  # references, of which many may be to one object
       raise ValueError(f"{name} must hold floats, got {data.dtype}")
     stored = min(data.id.get_storage_size(), size)
@@ -208,7 +207,7 @@ def _values(data: Any) -> np.ndarray:
 
 
 def _text(member: Any, name: str) -> str | None:
-  """Return a string attribute of a group or dataset; None if it has none.
+  """Return a string attribute of a group or dataset, or None if absent.
 
   An array of strings is refused before it is read: many of its elements may
   refer to one large object.

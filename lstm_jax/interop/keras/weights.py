@@ -1,4 +1,4 @@
-"""The arrays of a Keras layer as parameters, and parameters as its arrays.
+"""Convert the arrays of a Keras layer to parameters, and back.
 
 A layer has three arrays, in this order:
 
@@ -17,12 +17,12 @@ part, the first row belongs to b and the second is b_n. `to_keras` writes b in
 the first row, and 0 and b_n in the second. A `GRU` with reset_after=False is
 `gru_reset_before`. In both, z is the share of the state that is kept, as here.
 A `Bidirectional` has the arrays of the forward layer, then those of the
-backward layer. With use_bias=False there is no bias; it is 0.
+backward layer. With use_bias=False there is no bias array, and b is 0.
 
 Activations other than the defaults give cells of `with_activations`. Keras has
-one activation for the candidate and the output of an LSTM. Params do not tell
-the activations: give the layer that takes the arrays of `to_keras` those of the
-cell.
+one activation for the candidate and the output of an LSTM. Params do not hold
+the activations: a layer that takes the arrays of `to_keras` must be made with
+the activations of the cell.
 
   >>> import jax
   >>> from lstm_jax.cells import gru
@@ -86,7 +86,7 @@ def from_keras(
   Args:
     weights: what `layer.get_weights()` returns for an LSTM, GRU, SimpleRNN, or
       a Bidirectional of one; or a mapping from the paths of its variables, such
-      as "lstm/lstm_cell/kernel", to them.
+      as "lstm/lstm_cell/kernel", to their arrays.
     activation: the layer's, "tanh", "relu", "sigmoid", "hard_sigmoid" (that of
       Keras 3) or an `Activation`, such as `make_hard_sigmoid(0.2)` for that of
       Keras 2.
@@ -102,8 +102,8 @@ def from_keras(
   Raises:
     ValueError: weights is neither a list nor a mapping; an array is missing,
       has a shape or dtype that does not fit the others, or holds no floats; a
-      name is not that of such an array; reset_after is not known, or not that
-      of the bias; or there is no such activation.
+      name is not that of such an array; reset_after is needed but not given,
+      or contradicts the bias; or there is no such activation.
   """
   activations = (
     _activation("activation", activation),
@@ -198,9 +198,9 @@ def _from_direction(
   """Return the cell and the params of one layer in one direction.
 
   Args:
-    side: how the names of its arrays begin in an error.
+    side: what the names of its arrays begin with in an error.
     arrays: by name.
-    activations: the layer's, and that of its gates.
+    activations: the layer's activation, and its recurrent_activation.
     reset_after: that of a GRU, or None.
   """
   for name in NAMES[:2]:
@@ -249,7 +249,7 @@ def _from_direction(
 def _reset_after(
   side: str, bias: Array | None, reset_after: bool | None
 ) -> bool:
-  """Return reset_after of a GRU, by its bias or as it is given."""
+  """Return a GRU's reset_after, which its bias determines if it has one."""
   if reset_after not in (None, True, False):
     raise ValueError(
       f"reset_after must be True, False or None, got {reset_after!r}"

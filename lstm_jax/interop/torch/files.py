@@ -42,7 +42,7 @@ def load(
   try:
     with safetensors.safe_open(path, "np") as file:
       names = file.keys()
-      arrays = {  # the other names are for an error of `from_torch`
+      arrays = {  # the names without values are for `from_torch`'s errors
         name: file.get_tensor(name) if name.startswith(str(prefix)) else None
         for name in names
       }
@@ -56,7 +56,7 @@ def load(
 def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   """Write `to_torch(layers, bias=bias)` to a safetensors file.
 
-  A file that is there is replaced.
+  An existing file is replaced.
 
   Args:
     path: of the file.
@@ -70,7 +70,7 @@ def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   """
   safetensors = _import_safetensors()
   arrays = to_torch(layers, bias=bias)
-  # Safetensors writes an array's memory as it lies.
+  # Safetensors writes an array's memory as it is, so it must be contiguous.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
   try:
     safetensors.numpy.save_file(arrays, path)

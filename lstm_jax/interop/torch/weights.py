@@ -91,11 +91,11 @@ def from_torch(
     ValueError: the prefix is that of no layer; a tensor is missing, has a shape
       that does not fit the others, has a name that no such module has, or has
       no float values; the nonlinearity of an nn.RNN is neither tanh nor relu,
-      is not known, or is not that of the module; or one is given for an nn.LSTM
-      or nn.GRU.
+      is not known, or is not that of the module; or a nonlinearity is given for
+      an nn.LSTM or nn.GRU.
 
-  Do not pass gradients: two biases that are added have equal gradients, each of
-  them that of our b, but their sum would be returned.
+  Do not pass gradients: PyTorch's two biases have equal gradients, which are
+  also the gradient of our b, but the sum of both would be returned.
   """
   arrays, own_nonlinearity = read_source(source, prefix)
   if "weight_hh_l0" not in arrays:
@@ -155,14 +155,14 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
       either; the lowest layer first. b is written to bias_ih, and bias_hh is 0
-      except for the b_n of a `gru`; where bias_hh is 0, PyTorch's own gradients
-      of both are equal.
+      except for the b_n of a `gru`. In PyTorch's own gradients, bias_hh
+      equals bias_ih where it is 0 here.
     bias: False for a module that is made with bias=False.
 
   Raises:
     ValueError: the params are of a cell that PyTorch does not have, do not fit
-      each other, or are of layers that are not those of one module; or a bias
-      is not 0 though the module has none.
+      each other, or are of layers that cannot be in one module; or bias is
+      False, and a bias is not 0.
   """
   check_one_module(layers)
   arrays = {name: np.array(x) for name, x in named_arrays(layers).items()}
@@ -201,7 +201,7 @@ def _activation(own: str | None, given: str | None) -> Activation:
   if None not in (own, given) and own != given:
     raise ValueError(f"nonlinearity must be {own}, the module's, got {given}")
   nonlinearity = own or given
-  if nonlinearity not in (*NONLINEARITIES,):  # it may have no hash
+  if nonlinearity not in (*NONLINEARITIES,):  # may be unhashable
     raise ValueError(f"nonlinearity must be tanh or relu, got {nonlinearity!r}")
   return NONLINEARITIES[nonlinearity]
 
@@ -266,8 +266,8 @@ def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
 def check_one_module(layers: Sequence[Params | Directions]) -> None:
   """Raise ValueError unless the layers are those of one module of PyTorch.
 
-  They have one kind of params, one size and one number of directions, and each
-  reads the outputs of the one below.
+  All must have the same kind of params, shape of w_h and number of directions,
+  and each must read the outputs of the layer below.
   """
   check_layers(layers)
   if not layers:
@@ -283,7 +283,7 @@ def check_one_module(layers: Sequence[Params | Directions]) -> None:
       first = first or kind
       if kind != first:
         raise ValueError(
-          f"layer {k}{suffix} must be as the first of the module, "
+          f"layer {k}{suffix} must be like the first layer, "
           f"{_described(*first)}, got {_described(*kind)}"
         )
       size = params.w_x.shape[0]
