@@ -95,7 +95,8 @@ def test_peepholes_and_coupled_gates_need_the_standard_activations(key):
     node, tensors = interop.to_onnx(cell, layer_weights(cell, key, False))
     names = ["Sigmoid", "Relu", "Tanh"]
     node.attribute.append(onnx.helper.make_attribute("activations", names))
-    with pytest.raises(ValueError, match="beside P or input_forget=1, got sig"):
+    message = "with P or input_forget=1, activations must be .* Tanh, got sig"
+    with pytest.raises(ValueError, match=message):
       interop.from_onnx(node, tensors)
 
 
@@ -122,7 +123,7 @@ def test_tensors_that_do_not_fit_are_refused(key):
   refused(r"B \('a.B'\) must be float32, as R, got float64", B=np.ones((1, 48)))
   refused("must hold floats, got int64", W=np.ones((1, 24, D), int))
   node.attribute.append(onnx.helper.make_attribute("input_forget", 1))
-  refused("input_forget must be 0 beside P")
+  refused("input_forget must be 0 with P")
 
 
 def test_inputs_that_do_not_fit_are_refused(key):
@@ -151,9 +152,7 @@ def test_inputs_that_do_not_fit_are_refused(key):
     r"initial_h must be float32 .*, got float64", initial_h=state.astype(float)
   )
   refused(r"initial_c \('initial_c'\) is missing, got X, in", initial_c=None)
-  expected = (
-    "inputs must be those of X, sequence_lens, initial_h, initial_c, got"
-  )
+  expected = "inputs must be among X, sequence_lens, initial_h, initial_c, got"
   refused(f"{expected} 'intial_h'", intial_h=state)
   refused(f"{expected} 'W'", W=np.zeros((1, 24, D), np.float32))
   for length in (-1, T + 1):
@@ -213,10 +212,12 @@ def test_what_onnx_cannot_hold_is_refused(key):
   with pytest.raises(ValueError, match=r"W of both .* got float32 \(12, 3\)"):
     interop.to_onnx(lstm, both._replace(backward=lstm.init(key, 3, 3)))
   with pytest.raises(
-    ValueError, match=r"inputs of LSTM must be of X, .* got Z"
+    ValueError, match=r"inputs of LSTM must be among X, .* got Z"
   ):
     interop.to_onnx(lstm, params, inputs={"X": "X", "Z": "z"})
-  with pytest.raises(ValueError, match="outputs of GRU must be of Y, Y_h, got"):
+  with pytest.raises(
+    ValueError, match="outputs of GRU must be among Y, Y_h, got"
+  ):
     interop.to_onnx(gru, gru.init(key, D, H), outputs={"Y_c": "c"})
 
 

@@ -1,13 +1,12 @@
 """The activations of ONNX's recurrent operators, and those of a cell.
 
 For each direction, an operator lists the activations of the gates (f), of the
-candidate (g) and, in an LSTM, of the output (h), or the only one of an RNN;
-those of `with_activations` come in the same order. The attributes
+candidate (g) and, in an LSTM, of the output (h). An RNN has only one. The
+arguments of `with_activations` have the same order. The attributes
 activation_alpha and activation_beta hold numbers for those activations of the
 list that have any: here HardSigmoid, whose alpha is the slope and whose beta is
 ½. Attributes are float32; they are read as a short decimal or a simple fraction
-if either is the same in float32, so that slopes of 0.2 and ⅙ stay what they
-are.
+if either is the same in float32, so that slopes of 0.2 and ⅙ are read exactly.
 
 Both directions have one cell here, and so the same activations.
 """
@@ -51,10 +50,11 @@ MAKERS: dict[Cell, Callable[..., Cell]] = {
 
 
 def base_cell(cell: Cell) -> tuple[Cell, tuple[Activation, ...] | None]:
-  """Return the cell of the same equations, and the activations in them.
+  """Return a cell's module, and its activations if they are not standard.
 
   Returns:
-    (cell, activations): a module, and None where they are the standard ones.
+    (cell, activations): the cell with the same equations and the standard
+    activations; and the cell's own activations, or None for the standard ones.
   """
   if isinstance(cell, MadeCell):
     return cell.module, cell.arguments
@@ -74,8 +74,8 @@ def read_activations(
     num_directions: 1 or 2.
 
   Raises:
-    ValueError: their number is not that of the operator, one is not known here,
-      the two directions have different ones, or activation_alpha or
+    ValueError: the operator has another number of activations, one is not known
+      here, the two directions have different ones, or activation_alpha or
       activation_beta has a number that no HardSigmoid takes.
   """
   names = values.pop("activations", [])

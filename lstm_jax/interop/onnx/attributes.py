@@ -2,7 +2,7 @@
 
   direction            forward, reverse or bidirectional
   layout               0 for [T, B, ...], 1 for [B, T, ...]
-  hidden_size          H, which the weights have anyway
+  hidden_size          H, which must be that of the weights
   activations          those of `with_activations` (see `activations`)
   linear_before_reset  1 for `gru`, 0 for `gru_reset_before`
   input_forget         1 for `coupled_lstm` (see `weights`)
@@ -57,14 +57,14 @@ NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
 class Attributes(NamedTuple):
-  """What a recurrent node says of itself."""
+  """The attributes of a recurrent node, and the names of its inputs."""
 
   op_type: str  # LSTM, GRU or RNN
   cell: Cell
   direction: str  # forward, reverse or bidirectional
   time_major: bool
   hidden_size: int | None  # None if it is not given
-  names: dict[str, str]  # {W: the tensor's name}, of all inputs that it has
+  names: dict[str, str]  # {"W": its tensor's name}, of all inputs it has
 
   @property
   def num_directions(self) -> int:
@@ -126,7 +126,7 @@ def read_attributes(node: Any) -> Attributes:
     cell = MAKERS[cell](*activations)
   elif activations != STANDARD[op_type]:
     raise ValueError(
-      "activations must be Sigmoid, Tanh, Tanh beside P or input_forget=1, "
+      "with P or input_forget=1, activations must be Sigmoid, Tanh, Tanh, "
       f"got {', '.join(map(str, activations))}"
     )
   if values:
@@ -158,7 +158,7 @@ def _value(onnx: ModuleType, attribute: Any) -> Any:
 
 
 def _cell(op_type: str, values: dict[str, Any], peepholes: bool) -> Cell:
-  """Remove from values what chooses the cell, and return the cell."""
+  """Return the cell, and remove the attributes that choose it from values."""
   if op_type == "RNN":
     return rnn
   if op_type == "GRU":
@@ -167,7 +167,7 @@ def _cell(op_type: str, values: dict[str, Any], peepholes: bool) -> Cell:
   if _zero_or_one(values, "input_forget"):
     if peepholes:
       raise ValueError(
-        "input_forget must be 0 beside P, since no cell has both, got 1"
+        "input_forget must be 0 with P, since no cell has both, got 1"
       )
     return coupled_lstm
   return peephole_lstm if peepholes else lstm

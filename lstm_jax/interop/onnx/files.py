@@ -18,23 +18,22 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   """Return the recurrent layers of an ONNX file, in the order of its nodes.
 
   Nodes in the bodies of If, Loop and Scan, and in functions, are not read. Nor
-  are an initial state or lengths that other nodes compute, as by
-  ConstantOfShape: pass them to `unroll`, like those that are inputs of the
-  graph. Without `jax_enable_x64`, float64 becomes float32.
+  are initial states or lengths that are inputs of the graph, or that other
+  nodes compute, such as ConstantOfShape: pass these to `unroll`. Without
+  `jax_enable_x64`, float64 becomes float32.
 
   Args:
     path: of the file. The weights of the layers are initializers or constants
-      of its graph, also under a second name, by Identity.
+      of its graph; an Identity node may give them a second name.
 
   Returns:
-    The layers by the names of their nodes, or, of a node without a name, by
-    that of its first output.
+    The layers by the names of their nodes. A layer whose node has no name has
+    the name of the node's first output.
 
   Raises:
     ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; a
-      tensor's data do not fit its shape, or external data is missing; two of
-      its layers have the same name, or one has none; or `from_onnx` raises it
-      for a node.
+      tensor's data do not fit its shape, or external data is missing; two
+      layers have the same name, or one has none; or `from_onnx` refuses a node.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package onnx is not installed.
   """
@@ -50,7 +49,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   try:
     graph = onnx.load(path, format="protobuf").graph
     arrays = _constants(graph)
-  except ValueError as error:  # also of data in a file of their own
+  except ValueError as error:  # also raised for data in another file
     raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
   for node in graph.node:
@@ -74,7 +73,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
 
 def _constants(graph: Any) -> dict[str, Array]:
-  """Return the constants of an onnx.GraphProto, as initializers or nodes.
+  """Return the initializers and Constant nodes of an onnx.GraphProto.
 
   PyTorch writes equal arrays once, with an Identity for each further name.
   """

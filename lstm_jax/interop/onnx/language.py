@@ -46,11 +46,11 @@ def language_model_to_onnx(
 ) -> ModelProto:
   """Return a language model as an ONNX model, which `onnx.save` writes.
 
-  Products have the dtype of the params, also if the model has a
+  Products have the dtype of the params, even if the model has a
   `compute_dtype`. onnxruntime computes float32 only.
 
   Args:
-    cell: that of every layer: one of those that `to_onnx` takes.
+    cell: the cell of every layer, one that `to_onnx` takes.
     params: the weights, all in float32 or all in float64.
     tokenizer: of the model. The metadata then have `unit`, what a token is, and
       `symbols`, the vocabulary as a JSON list of V strings.
@@ -59,18 +59,18 @@ def language_model_to_onnx(
     An onnx.ModelProto of opset 17, checked by onnx.checker.
 
   Raises:
-    ValueError: ONNX has no operator for the cell, or not its activations;
+    ValueError: ONNX has no operator for the cell, or lacks its activations;
       params are of another cell or dtype, or do not fit each other; or the
-      tokenizer has not V symbols.
+      tokenizer does not have V symbols.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
-  operator(cell)  # or an error that lists the cells
+  operator(cell)  # raises an error that lists the cells that ONNX has
   params = jax.tree.map(np.asarray, params)
   _check_params(cell, params)
   try:
     own_version = version("lstm-jax")
-  except PackageNotFoundError:  # a clone that is on Python's path alone
+  except PackageNotFoundError:  # a clone on Python's path, not installed
     own_version = ""
   metadata = {
     "producer": f"lstm_jax {own_version}".rstrip(),
@@ -104,7 +104,7 @@ def language_model_to_onnx(
 
 
 class _Graph:
-  """The lists that make a graph, filled from the inputs to the outputs."""
+  """The parts of a graph, added in order from the inputs to the outputs."""
 
   def __init__(self, onnx: Any, dtype: np.dtype):
     self.onnx, self.dtype = onnx, dtype
@@ -112,7 +112,7 @@ class _Graph:
     self.tensors: list[Any] = []
     self.inputs = [self.value("tokens", np.dtype(np.int64), "T", "B")]
     self.outputs: list[Any] = []
-    for axis in (0, 1):  # that of the directions: 0 in a state, 1 in outputs
+    for axis in (0, 1):  # of the directions: 0 in a state, 1 in the outputs
       self.tensor(f"axis_{axis}", np.array([axis]))
 
   def value(self, name: str, dtype: np.dtype, *shape: str | int) -> Any:
@@ -123,7 +123,7 @@ class _Graph:
 
   def tensor(self, name: str, array: Any) -> str:
     """Add a constant, and return its name."""
-    # `ascontiguousarray` makes a number one-dimensional.
+    # Reshape, since `ascontiguousarray` turns a scalar into a vector [1].
     array = np.ascontiguousarray(array).reshape(array.shape)
     self.tensors.append(self.onnx.numpy_helper.from_array(array, name))
     return name
@@ -137,7 +137,7 @@ class _Graph:
   def embedding(self, params: LanguageParams) -> str:
     """Add the lookup of the tokens' embeddings; return their name.
 
-    Tied ones (no readout) are scaled by √E, as in `language.model`.
+    Tied embeddings (no readout) are scaled by √E, as in `language.model`.
     """
     table = self.tensor("embedding", params.embedding)
     xs = self.node("Gather", table, "tokens", output="embedded")

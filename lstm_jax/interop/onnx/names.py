@@ -15,8 +15,8 @@ def checked_names(
   Args:
     kind: "inputs" or "outputs".
     op_type: LSTM, GRU or RNN.
-    given: {input or output: name}; None for those of `default`, each of which
-      is its own name.
+    given: {input or output: name}; None for the keys in `default`, each with
+      itself as its name.
     known: the operator's inputs or outputs.
     default: those that a node has if given is None.
 
@@ -28,7 +28,7 @@ def checked_names(
   unknown = [key for key in names if key not in known]
   if unknown:
     raise ValueError(
-      f"{kind} of {op_type} must be of {', '.join(known)}, "
+      f"{kind} of {op_type} must be among {', '.join(known)}, "
       f"got {', '.join(unknown)}"
     )
   if not names or (kind == "inputs" and "X" not in names):
@@ -48,7 +48,7 @@ def check_distinct(
   outputs: Mapping[str, str],
   weights: Mapping[str, str],
 ) -> None:
-  """Raise ValueError if two tensors have one name; inputs may share theirs."""
+  """Raise ValueError if two tensors, not both inputs, have the same name."""
   taken = {name: key for key, name in weights.items()}
   for key, name in inputs.items():
     _check_free(key, name, taken)
@@ -68,8 +68,8 @@ def _check_free(key: str, name: str, taken: Mapping[str, str]) -> None:
 def positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
   """Return the names in the order of keys, up to the last key that has one.
 
-  ONNX tells inputs and outputs by their place; a missing one before the last is
-  "".
+  ONNX identifies inputs and outputs by their position: one that is missing
+  before the last has the name "".
   """
   last = max(keys.index(key) for key in names)
   return [names.get(key, "") for key in keys[: last + 1]]

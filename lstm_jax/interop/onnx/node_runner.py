@@ -40,8 +40,8 @@ def run_node(
   """Return the outputs of a recurrent node.
 
   Unlike `from_onnx`, it takes lengths and initial states that are constants.
-  Where the specification is silent, on rows of length 0, Y_h and Y_c are the
-  initial state, as in `unroll`; onnxruntime returns 0. Without
+  The specification does not define Y_h and Y_c for rows of length 0. Here they
+  are the initial state, as in `unroll`; onnxruntime returns 0. Without
   `jax_enable_x64`, float64 becomes float32.
 
   Args:
@@ -109,7 +109,7 @@ def run_node(
   for field in last[0]._fields:
     values = [getattr(state, field) for state in last]
     stacked = jnp.stack(values, 0 if layer.time_major else 1)
-    results[f"Y_{field}"] = stacked.astype(xs.dtype)  # our c may be wider
+    results[f"Y_{field}"] = stacked.astype(xs.dtype)  # our c may be float32
   named = zip(OUTPUTS[attributes.op_type], node.output, strict=False)
   return {name: results[key] for key, name in named if name}
 
@@ -125,7 +125,7 @@ def _check_known(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
   unknown = [name for name in inputs if name not in names]
   if unknown:
     raise ValueError(
-      f"inputs must be those of {', '.join(names)}, got {unknown[0]!r}"
+      f"inputs must be among {', '.join(names)}, got {unknown[0]!r}"
     )
 
 

@@ -56,7 +56,7 @@ class Layer(NamedTuple):
 
   Attributes:
     cell: of the layer.
-    params: its weights; `Directions`, for `unroll_both`, if it has both.
+    params: its weights; `Directions`, for `unroll_both`, if it has two.
     reverse: True if it runs from the last step to the first.
     time_major: False if inputs and outputs are [B, T, ...] (layout=1).
   """
@@ -70,9 +70,10 @@ class Layer(NamedTuple):
 def from_onnx(node: Node, tensors: Tensors) -> Layer:
   """Return the cell and the weights of a recurrent node.
 
-  A `Layer` has no initial state and no lengths. A node whose initial state or
-  lengths are constants is refused, unless the state is zero; `run_node`
-  computes it. Without `jax_enable_x64`, float64 becomes float32.
+  A `Layer` has no initial state and no lengths. A node is refused if its
+  lengths are constants, or if its initial state is a constant other than zero;
+  `run_node` computes such a node. Without `jax_enable_x64`, float64 becomes
+  float32.
 
   Args:
     node: an LSTM, GRU or RNN, of opset 14 or later.
@@ -134,10 +135,10 @@ def to_onnx(
     params: its weights, in float32 or float64; `Directions` of two for a
       bidirectional layer.
     name: of the node.
-    inputs: the names of the node's inputs: of X, and of those of sequence_lens,
-      initial_h and initial_c that it has. None means {"X": "X"}.
-    outputs: the names of the node's outputs: of those of Y, Y_h and Y_c that it
-      has. None means all of them, each named Y, Y_h or Y_c.
+    inputs: {input: its name in the graph}, for X and those of sequence_lens,
+      initial_h and initial_c that the node has. None means {"X": "X"}.
+    outputs: {output: its name in the graph}, for those of Y, Y_h and Y_c that
+      the node has. None means all of them, named Y, Y_h and Y_c.
     prefix: how the names of the initializers begin, before W, R, B and P.
     reverse: True if the layer runs from the last step to the first.
     time_major: False for layout=1, which onnxruntime does not compute.
@@ -147,7 +148,7 @@ def to_onnx(
     onnx.TensorProto for each of W, R, B and, with peepholes, P.
 
   Raises:
-    ValueError: ONNX has no operator for the cell, or not its activations;
+    ValueError: ONNX has no operator for the cell, or lacks its activations;
       params are of another cell or dtype, do not fit each other, or are of
       directions with different sizes; reverse is set with both directions;
       inputs have no X, or outputs are empty; or a key is not one of the
@@ -217,7 +218,7 @@ def read_tensor(name: str, tensor: TensorProto) -> Array:
       that cannot be read.
   """
   onnx = import_onnx()
-  invalid = onnx.checker.ValidationError  # no ValueError
+  invalid = onnx.checker.ValidationError  # not a kind of ValueError
   try:
     return onnx.numpy_helper.to_array(tensor)
   except (LookupError, TypeError, ValueError, invalid) as error:

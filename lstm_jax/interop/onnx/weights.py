@@ -1,4 +1,4 @@
-"""The weights of one layer and direction, ours and those of ONNX's operators.
+"""Convert the weights of one layer and direction to ONNX's tensors, and back.
 
 ONNX stores the transposed weights of one direction as
 
@@ -17,7 +17,8 @@ for D inputs, H hidden units and ONNX's G gates, in an order of its own:
   rnn               a             i             RNN
 
 ONNX's c and h are our g and n. Our b is written as the biases of W. The biases
-of R are 0 but for that of h of a `gru`: b_n, which the reset gate multiplies.
+of R are 0, except for that of h in a `gru`: it is b_n, which the reset gate
+multiplies.
 
 The specification does not say which gate input_forget=1 computes from the
 other. onnxruntime has f = 1 − i, and ignores the rows of f. Since 1 − σ(a) =
