@@ -10,7 +10,7 @@ written in Mosaic GPU, the language of JAX's Pallas for Hopper.
   forward        the forward kernel
   backward       the backward kernel
   exchange       how the parts of a layer send each other h, or da
-  thread_block   the launch, and the share of each warpgroup
+  thread_block   the launch, and the share of each warpgroup (128 threads)
   states         states in registers, masked steps and resets
   registers      blocks of numbers in registers: read, write, multiply
 

@@ -6,15 +6,17 @@ at the start, and computes for its sequences
   for t = T … 1
     dh     ← dh + d(hs[t])
     da, ds = the backward of the cell's time step    in registers
-    das[t] = da            to shared memory, for all warpgroups, and to global
+    das[t] = da            to shared memory, for all warpgroups,
+                           and to the GPU's memory
     dhᵀ    ← W_h daᵀ + …   on the tensor cores
 
 where … is the part of dh that does not pass through h W_h. The gradients of the
-weights and of the inputs follow from all das in one product each, outside of
-the kernel. Of the E cotangents in da the first G are those of h W_h, and only
-they are multiplied by W_h (G and E: `limits.Counts`). A masked step, whose
-hs[t] is the h before it, has da = 0 and passes on the cotangent of the state
-after it, d(hs[t]) included; one that resets passes on ds = 0.
+weights and of the inputs are computed from all das in one product each, outside
+of the kernel. Of the E cotangents in da, the first G are those of h W_h, and
+only they are multiplied by W_h (G and E: `limits.Counts`). At a masked step,
+hs[t] is the h before the step: da is 0, and the cotangent of the state after
+the step, including d(hs[t]), becomes that of the state before it. At a step
+that resets, the cotangent ds of the state before it is 0.
 """
 
 from typing import Any
@@ -45,9 +47,9 @@ def backward_kernel(
   Args:
     time_step: as in `forward_kernel`.
     plan: as in `forward_kernel`.
-    reverse: the direction of the forward.
+    reverse: as in `forward_kernel`.
     w_h: [G, H, H]: for each gate, the weights from h (rows) to its units
-      (columns), which is the transpose of what the forward has.
+      (columns), the transpose of each gate's matrix in `forward_kernel`.
     saved: the `Saved` of the time step, each [T, B/8, H, 8].
     d_hs: cotangent of the outputs, [T, B, H], float32.
     d_last: cotangent of the last state, a tree of [B, H], float32.

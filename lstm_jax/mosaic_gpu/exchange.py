@@ -1,13 +1,14 @@
 """How the warpgroups of a layer send each other their units of a vector.
 
 At every time step, each warpgroup computes its 64 units of h, or of da, and
-then multiplies with all H of them. In one thread block, each writes its units
-to shared memory, and a barrier lets all read. Two buffers take turns, so that
-one barrier a step is enough: whoever writes to a buffer has passed a barrier
-that each warpgroup reached after it last read that buffer.
+then needs all H units for its matrix product. In a single thread block, each
+warpgroup writes its units to shared memory, and waits at a barrier until all
+have written. Two buffers take turns, so that one barrier per time step is
+enough: before a warpgroup writes to a buffer again, it passes a barrier that
+every warpgroup reaches only after its last read of that buffer.
 
 In a cluster, each block copies its units to the GPU's memory, in effect to the
-L2 cache. After a barrier of the cluster, it reads the units of all.
+L2 cache. After a barrier of the cluster, it reads the units of all blocks.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +35,8 @@ def scratch(
   Args:
     plan: how the layer is divided.
     num_sent: the number of vectors.
-    num_multiplied: how many of these, the first, are operands of products.
+    num_multiplied: how many of them, from the first on, are operands of
+      products.
     dtype: that of the products' operands.
   """
   if plan.cluster == 1:
@@ -56,7 +58,7 @@ class Exchange(NamedTuple):
 
   plan: Plan
   share: Share
-  vectors: Ref  # the operands of products; in one block, all that are sent
+  vectors: Ref  # operands of products; without a cluster, all vectors
   all_sent: Ref  # a barrier: all units of the vectors are there
   own: Ref = None  # in a cluster, the units of this block
   # In a cluster, a barrier of this block: its copies of the vectors are there.
@@ -66,17 +68,17 @@ class Exchange(NamedTuple):
     """Send this warpgroup's units of some vectors to the others.
 
     Args:
-      vectors: each as a block for every 8 sequences.
-      turn: counts the calls, from 0.
-      memory: where to write them in the GPU's memory as well, [N, vectors, H];
-        may be None in one thread block. In a cluster, it must be another than
-        at the last call, which the other blocks may still read.
+      vectors: for each vector, its blocks, one for every 8 sequences.
+      turn: the number of calls before this one.
+      memory: an array [N, vectors, H] in the GPU's memory, to which the vectors
+        are written as well; may be None without a cluster. In a cluster, it
+        must not be that of the last call, which other blocks may still read.
     """
     own: Any = self.own
     if self.plan.cluster == 1:
       own = self.vectors.at[turn % 2, :, lax.axis_index("warpgroup")]
       if memory is not None:
-        # The copy of two turns ago was from this buffer.
+        # Wait until the copy of two turns ago has read this buffer.
         plgpu.wait_smem_to_gmem(1, wait_read_only=True)
     for vector, blocks in enumerate(vectors):
       for j, block in enumerate(blocks):

@@ -9,9 +9,9 @@ rows of W_hᵀ) and computes for its sequences
     hs[t], saved[t] = h', r         to the GPU's memory
     h     = h'                      to shared memory, for all warpgroups
 
-The state s stays in registers from step to step, and ax[t + 1] is on its way
-while step t is computed. A masked step keeps s, and one that resets starts from
-s = 0.
+The state s stays in registers from step to step. The projected inputs
+ax[t + 1] are loaded while step t is computed. A masked step keeps s, and a step
+that resets starts from s = 0.
 """
 
 from typing import Any
@@ -44,8 +44,8 @@ def forward_kernel(
     time_step: the module of the cell's time step, such as `mosaic_gpu.lstm`.
     plan: how the layer is divided. H is its `units`, and B is a multiple of its
       `rows`.
-    reverse: from the last time step to the first.
-    save: whether to return what the backward needs.
+    reverse: whether to run from the last time step to the first.
+    save: whether to return what the backward kernel needs.
     w_h: [G, H, H]: for each gate, the weights of its units (rows) from h.
     b: biases, float32: [4, H], or [1, H] of a plain RNN.
     axs: projected inputs, [T, B, G, H], float32.
@@ -54,7 +54,7 @@ def forward_kernel(
 
   Returns:
     hs, [T, B, H] in float32, where a masked step repeats the h before; the
-    state after the last step; and what the backward needs, a tree of
+    state after the last step; and what the backward kernel needs, a tree of
     [T, B/8, H, 8], or None.
   """
   length, batch, gates, units = axs.shape
@@ -98,7 +98,7 @@ def forward_kernel(
             w = weights.at[gate, share.units_of_block, columns]
             plgpu.wgmma(total, w, h)
 
-        # A loop: unrolled, the address of every product takes registers.
+        # Not unrolled, since the address of every product would take registers.
         lax.fori_loop(0, units // UNITS, part, None)
         plgpu.wgmma_wait(0)
         return [total[...] for total in totals]
@@ -117,7 +117,7 @@ def forward_kernel(
         residuals.append(saved_j)
       after = states.unless_masked(after, state, flag)
       send(after, ahead[1], t + 1)
-      # While the other warpgroups send theirs:
+      # Write the outputs while the other warpgroups send their units of h.
       for columns, blocks in zip(share.columns, after, strict=True):
         target = hs.at[place(t), columns, share.units]
         registers.write_transposed(target, blocks.h)
@@ -142,7 +142,7 @@ def forward_kernel(
     lambda dtype: jax.ShapeDtypeStruct(saved_shape, dtype),
     time_step.Saved(*time_step.saved_dtypes(w_h.dtype)),
   )
-  # Through it the blocks of a cluster send each other h, in turns.
+  # Two buffers, in turns, through which a cluster's blocks send each other h.
   memory = jax.ShapeDtypeStruct((2, batch, 1, units), w_h.dtype)
   outputs = (
     jax.ShapeDtypeStruct((length, batch, units), jnp.float32),

@@ -8,10 +8,10 @@ Forward                              Backward, from dh'
   h' = (1 − z) ⊙ n + z ⊙ h             dh  = dh' ⊙ z + …
 
 The kernel computes u = h W_h and, in the backward, the rest of dh, which is
-[daᵣ, da_z, ds] W_hᵀ. Saved are the five local gradients of `cells.gru`, in
-float32, or in float16 where the products' operands have 16 bits
-(`registers.stored`). float16 ends at 65,504, and the local gradients are at
-most (|h| + 1)/4 and |s|/4: enough for |h| and |s| up to 2.6e5. z is saved by
+[daᵣ, da_z, ds] W_hᵀ. The forward saves the five local gradients of `cells.gru`,
+in float32, or in float16 where the products' operands have 16 bits
+(`registers.stored`). The largest float16 is 65,504, and the local gradients are
+at most (|h| + 1)/4 and |s|/4: enough for |h| and |s| up to 2.6e5. z is saved as
 its distance from the nearer end of [0, 1] (`registers.pack_gate`).
 """
 
@@ -46,7 +46,7 @@ class Saved(NamedTuple):
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
-  """Return the dtypes of `Saved`, for products of operands of this dtype."""
+  """Return the dtypes of `Saved`, if products have operands of this dtype."""
   return (stored(operands),) * 5
 
 
@@ -79,9 +79,9 @@ def forward(
 def backward(
   saved: Saved, d_state: cell.GRUState
 ) -> tuple[tuple[Block, ...], cell.GRUState]:
-  """Return (da, d_state before the step), whose h lacks du W_hᵀ.
+  """Return (da, d_state before the step), without du W_hᵀ in dh.
 
-  da are the cotangents daᵣ, da_z, ds and daₙ; the first three are du.
+  da is (daᵣ, da_z, ds, daₙ); the first three are du. The kernel adds du W_hᵀ.
   """
   (dh_next,) = d_state
   dar = dh_next * saved.dh_dar
@@ -97,7 +97,7 @@ def parameter_gradients(
 ) -> tuple[cell.GRUParams, jax.Array | None]:
   """Return (d_params, dx) from das of all time steps, [T, B, 4H].
 
-  h, [T, B, H], is the one before each step.
+  h, [T, B, H], is the h before each step.
   """
   size = h.shape[-1]
   of_gates, ds, dan = jnp.split(das, [2 * size, 3 * size], -1)  # daᵣ and da_z

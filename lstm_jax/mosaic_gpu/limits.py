@@ -3,14 +3,15 @@
 A thread block keeps the recurrent weights of its hidden units in shared memory
 for all time steps, and works on N sequences of the batch, independently of the
 blocks with other sequences. Where the weights of all H units fit into shared
-memory, one block computes all units, with a warpgroup for every 64. Otherwise
-each block computes 64 units, and the H/64 blocks with the same sequences form a
-cluster, which exchanges the new state at every time step.
+memory, one block computes all units, with a warpgroup (128 threads) for every
+64. Otherwise each block computes 64 units, and the H/64 blocks with the same
+sequences form a cluster, which exchanges the new state at every time step.
 
 Shared memory holds the recurrent weights of a block's U units, and the vectors
-that warpgroups exchange. Their number of elements, in the dtype of the
-products' operands, with G products with h (lstm 4, gru 3, rnn 1) and E
-cotangents that the backward stores (lstm 4, gru 4, rnn 1):
+that warpgroups exchange, all in the dtype of the products' operands. The table
+has their number of elements. G is the number of products with h (lstm 4, gru 3,
+rnn 1), and E the number of cotangents that the backward kernel stores (lstm 4,
+gru 4, rnn 1).
 
                 one block, U = H               a block of a cluster, U = 64
   forward       G·H·H + 2·N·H                  G·U·H + N·H + N·U
@@ -111,6 +112,6 @@ def _fits(counts: Counts, plan: Plan, itemsize: int) -> bool:
 
 
 def largest(counts: Counts, itemsize: int) -> int:
-  """Return the largest H that can be divided."""
+  """Return the largest H that `divide` accepts, for operands of this size."""
   sizes = range(UNITS, MAX_CLUSTER * UNITS + 1, UNITS)
   return max(n for n in sizes if divide(counts, n, 1, itemsize))

@@ -9,10 +9,10 @@ Forward                              Backward, from dh' and dc'
                                        dc   = dc₊ ⊙ f
 
 with a = ax + ah + b, the sum of the input's part, the state's part and the
-bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. Saved are c
-in float32 and the gates in float32, or in float16 where the products' operands
-have 16 bits (`registers.stored`); i, f and o by their distance from the nearer
-end of [0, 1] (`registers.pack_gate`).
+bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. The forward
+saves c in float32, and the gates in float32, or in float16 where the products'
+operands have 16 bits (`registers.stored`). i, f and o are saved as their
+distance from the nearer end of [0, 1] (`registers.pack_gate`).
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class Saved(NamedTuple):
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
-  """Return the dtypes of `Saved`, for products of operands of this dtype."""
+  """Return the dtypes of `Saved`, if products have operands of this dtype."""
   return *[stored(operands)] * 4, jnp.dtype(jnp.float32)
 
 
@@ -74,7 +74,7 @@ def backward(
 ) -> tuple[tuple[Block, ...], cell.LSTMState]:
   """Return (da, d_state before the step).
 
-  Its h is 0: the kernel adds all of dh, which is da W_hᵀ.
+  The dh returned is 0: the kernel adds all of it, which is da W_hᵀ.
   """
   i, f, o = map(unpack_gate, (saved.i, saved.f, saved.o))
   g, c = saved.g, saved.c
@@ -94,6 +94,6 @@ def parameter_gradients(
 ) -> tuple[cell.LSTMParams, jax.Array | None]:
   """Return (d_params, dx) from da of all time steps, [T, B, 4H].
 
-  h, [T, B, H], is the one before each step.
+  h, [T, B, H], is the h before each step.
   """
   return cell.parameter_gradients(params, x, h, None, das)  # type: ignore[arg-type]

@@ -75,14 +75,14 @@ def write_transposed(ref: Ref, block: Block) -> None:
 
 
 def read_units(ref: Ref) -> Block:
-  """Return the block whose columns are a ref [64], one value for each unit."""
+  """Return the block whose every column is a ref [64], one value per unit."""
   layout = plgpu.Layout.WGMMA.reduce(1)
   values = plgpu.load(ref, layout=layout, optimized=False)
   return lax.broadcast_in_dim(values, (UNITS, COLUMNS), (0,))
 
 
 def read_columns(ref: Ref) -> Block:
-  """Return the block whose rows are a ref [8], one value for each sequence."""
+  """Return the block whose every row is a ref [8], one value per sequence."""
   layout = plgpu.Layout.WGMMA.reduce(0)
   values = plgpu.load(ref, layout=layout, optimized=False)
   return lax.broadcast_in_dim(values, (UNITS, COLUMNS), (1,))
@@ -94,9 +94,9 @@ def sigmoid(a: Block) -> Block:
 
 
 def stored(dtype: jnp.dtype) -> jnp.dtype:
-  """Return the dtype of saved gates, for products of this one.
+  """Return the dtype of saved gates, if products have operands of this dtype.
 
-  Gates lie between -1 and 1, where float16 is eight times as exact as bfloat16.
+  Gates lie between -1 and 1, where float16 is 8 times as precise as bfloat16.
   """
   return jnp.dtype(jnp.float16 if dtype.itemsize == 2 else jnp.float32)
 
@@ -104,10 +104,11 @@ def stored(dtype: jnp.dtype) -> jnp.dtype:
 def pack_gate(y: Block) -> Block:
   """Return how a gate y = σ(a) is saved: as y, or above ½ as y − 1.
 
-  So y and 1 − y keep all bits of a float16 where they are small. Below 1 its
-  steps are 2⁻¹¹, an error that a product of gates over time would add up.
+  So y and 1 − y keep all bits of a float16 where they are small. Just below 1,
+  float16 has steps of 2⁻¹¹: a product of gates over time would accumulate this
+  error.
   """
-  # Never 0, which would be y = 0: a gate of 1 becomes 1 − 2⁻²⁴.
+  # Not saved as 0, which means y = 0: a gate of 1 becomes 1 − 2⁻²⁴.
   return jnp.where(y > 0.5, jnp.minimum(y - 1, -(2.0**-24)), y)
 
 

@@ -4,9 +4,9 @@ Forward                              Backward, from dh'
   h' = tanh a                          da = dh' ⊙ (1 − h'²)
 
 with a = ax + ah + b, the sum of the input's part, the state's part and the
-bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. Saved is
-1 − h'², in float32, or in float16 where the products' operands have 16 bits
-(`registers.stored`).
+bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. The forward
+saves 1 − h'², in float32, or in float16 where the products' operands have 16
+bits (`registers.stored`).
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Saved(NamedTuple):
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
-  """Return the dtypes of `Saved`, for products of operands of this dtype."""
+  """Return the dtypes of `Saved`, if products have operands of this dtype."""
   return (stored(operands),)
 
 
@@ -55,7 +55,7 @@ def backward(
 ) -> tuple[tuple[Block, ...], cell.RNNState]:
   """Return (da, d_state before the step).
 
-  Its h is 0: the kernel adds all of dh, which is da W_hᵀ.
+  The dh returned is 0: the kernel adds all of it, which is da W_hᵀ.
   """
   (dh_next,) = d_state
   da = dh_next * saved.dh_da

@@ -35,9 +35,10 @@ def read_state(refs: Any, share: Share) -> State:
   def read(columns):
     place = columns, share.units
     blocks = jax.tree.map(lambda ref: read_transposed(ref.at[place]), refs)
-    # Under shard_map, the type of what a kernel reads varies over the mesh, and
-    # that of what it computes does not. The loop over time needs one type for
-    # all states, so the first is computed as well: it is multiplied by 1.
+    # Under shard_map, the type of an array that a kernel reads says that it
+    # varies over the mesh; the type of a computed array does not. The loop over
+    # time needs one type for all states, so the first state is computed as
+    # well: it is multiplied by 1.
     return jax.tree.map(lambda block: block * 1.0, blocks)
 
   return [read(columns) for columns in share.columns]
@@ -68,7 +69,7 @@ def unless_reset(state: State, flags: Flags) -> State:
 
 
 def unless_masked(state: State, other: State, flags: Flags) -> State:
-  """Return the state, or the other where the step is masked."""
+  """Return the state, or the other state where the step is masked."""
   if flags is None:
     return state
   return [

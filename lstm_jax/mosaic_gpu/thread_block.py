@@ -24,12 +24,12 @@ class Share(NamedTuple):
   units: Any  # its 64 units among all H
   units_of_block: Any  # the same among those of its thread block
   sequences: Any  # the N sequences of its thread block among all B
-  columns: list[Any]  # these, 8 at a time
-  tiles: list[Any]  # the indices of these eights among all B/8
+  columns: list[Any]  # the same N sequences, 8 at a time
+  tiles: list[Any]  # the indices of these groups of 8 among all B/8
 
 
 def find_share(plan: Plan) -> Share:
-  """Return the share of the warpgroup that asks."""
+  """Return the share of the warpgroup that calls this."""
   tile, warpgroup = lax.axis_index("tile"), lax.axis_index("warpgroup")
   part = warpgroup if plan.cluster == 1 else lax.axis_index("part")
   count = plan.rows // COLUMNS
@@ -68,8 +68,8 @@ def launch(
   """Run a kernel on every thread block.
 
   Args:
-    body: (w_h, *arguments, *outputs, **scratch), all of them references, or
-      None where an argument or an output is.
+    body: the kernel, a function of (w_h, *arguments, *outputs, **scratch). Each
+      is a reference, or None if the argument or output is None.
     plan: how the layer is divided.
     out_type: the outputs' shapes and dtypes; the first is [T, B, ...].
     scratch: the types of the scratch memory by name, besides `weights` and
@@ -107,7 +107,7 @@ def launch(
 
 @jax.custom_jvp
 def _without_derivative(x: jax.Array) -> jax.Array:
-  """Return x, an argument of a kernel, which has no derivative."""
+  """Return x, an argument of a kernel; its derivative raises a TypeError."""
   return x
 
 
