@@ -45,7 +45,9 @@ def to_cudnn(layers: Layers) -> jax.Array:
     for params in layer if isinstance(layer, Directions) else (layer,):
       if not isinstance(params, LSTMParams):
         kind = type(params).__name__
-        raise ValueError(f"every layer must be LSTMParams, of lstm, got {kind}")
+        raise ValueError(
+          f"every layer must be the LSTMParams of lstm, got {kind}"
+        )
   check_one_module(layers)
   arrays = named_arrays(layers)
   suffixes = [

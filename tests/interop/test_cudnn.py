@@ -103,9 +103,8 @@ def test_weights_of_another_size_or_cell_are_refused(key):
       from_cudnn(jnp.zeros(shape), 3, 5)
   for cell in (gru, projected_lstm, peephole_lstm, layernorm_lstm):
     params = cell.init(key, D, H)
-    message = (
-      f"every layer must be LSTMParams, of lstm, got {type(params).__name__}$"
-    )
+    kind = type(params).__name__
+    message = f"^every layer must be the LSTMParams of lstm, got {kind}$"
     with pytest.raises(ValueError, match=message):
       to_cudnn((params,))
   layers = lstm.init(key, D, H), lstm.init(key, H, H + 1)
