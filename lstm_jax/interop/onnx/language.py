@@ -65,7 +65,7 @@ def language_model_to_onnx(
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
-  operator(cell)  # raises an error that lists the cells that ONNX has
+  operator(cell)  # or raises an error that lists the known cells
   params = jax.tree.map(np.asarray, params)
   _check_params(cell, params)
   try:
