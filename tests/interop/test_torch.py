@@ -160,7 +160,10 @@ def test_invalid_state_dicts_layers_and_files_are_refused(key, tmp_path):
     interop.to_torch((peephole_lstm.init(key, D, H),))
   first, above = lstm.init(key, D, H), lstm.init(key, H, H)
   for others, message in (
-    ((gru.init(key, H, H),), "layer 1 must be as .*LSTMParams.*got GRUParams"),
+    (
+      (gru.init(key, H, H),),
+      "layer 1 must be like .*LSTMParams.*got GRUParams",
+    ),
     ((lstm.init(key, H, H + 1),), r"layer 1 must be .* got .* w_h \[7, 28\]"),
     ((Directions(above, above),), "in one direction, got .* both directions"),
     ((lstm.init(key, H + 1, H),), "weight_ih_l1 must have 6 inputs, got 7"),
