@@ -21,7 +21,8 @@ import traceback
 from pathlib import Path
 
 import jax
-import scipy.linalg  # noqa: F401 - here, and not in each life
+import jaxlib.mlir.dialects.mhlo  # noqa: F401 - here, and not in each life
+import scipy.linalg  # noqa: F401
 from rich.console import Console
 
 import tests.lowering  # noqa: F401 - lowers programs faster
