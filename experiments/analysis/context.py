@@ -24,7 +24,8 @@ from lstm_jax.language.evaluate import cold_nats
 from lstm_jax.sequence import state_cotangents, unroll
 
 # The text is cut into windows of W tokens several times, each time W // SHIFTS
-# tokens later (at least 1), so that the short bins have more predictions.
+# tokens later (at least 1): a window alone has few predictions with a short
+# context.
 SHIFTS = 32
 # Windows whose gradients are computed at once: at 200 steps of 160 units, each
 # takes 1 MB.
@@ -55,7 +56,7 @@ def nats_by_context(
     Nats per token, one for each of `bins(window)`.
 
   Raises:
-    ValueError: the text has no whole window.
+    ValueError: the text is not longer than a window.
   """
   if len(tokens) <= window:
     raise ValueError(
@@ -68,7 +69,7 @@ def nats_by_context(
   num_windows = max(1, (len(tokens) - window) // window)
   for shift in range(0, window, max(1, window // SHIFTS)):
     part = tokens[shift : shift + num_windows * window + 1]
-    if len(part) <= num_windows * window:
+    if len(part) <= num_windows * window:  # in a text below two windows
       break
     nats = cold_nats(model, params, part, window)
     index = np.searchsorted(ends, np.arange(len(nats)) % window + 1)

@@ -41,8 +41,9 @@ def tables(record: Record) -> dict[str, str]:
 def check_entries(record: Record) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
-  Each list must have the length that the configuration gives it. Entries that
-  only the figure reads must be numbers.
+  The lists must have the lengths that the configuration gives them; the losses
+  by context, the length of their row's `lengths`. Entries that the figure of
+  `plots` draws must be numbers: a table does not fail on all others.
   """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1
@@ -163,7 +164,7 @@ def _recall(record: Record) -> str:
       ]
     )
   delays = [str(delay) for delay in record["config"]["delay"]]
-  header = ["cell", "initial biases", *delays, "longest delay above 0.9"]
+  header = ["cell", "initial biases", *delays, "above 0.9 up to delay"]
   return markdown(header, rows)
 
 
@@ -180,7 +181,10 @@ def _gradient_flow(record: Record) -> str:
 
 
 def _ratio(norm: float | None, first: float | None) -> str:
-  """Return ‖∂ℓ/∂sₜ‖ / ‖∂ℓ/∂h_T‖; a norm beyond float32 is None."""
+  """Return ‖∂ℓ/∂sₜ‖ / ‖∂ℓ/∂h_T‖; – if the first is None or the second 0.
+
+  A norm is None if it is not finite in float32.
+  """
   return "–" if norm is None or not first else f"{norm / first:.1e}"
 
 

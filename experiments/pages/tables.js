@@ -16,7 +16,8 @@ function headRow(names) {
   return row;
 }
 
-// Each cell has the name of its column, which the style shows on narrow screens.
+// Each cell but the first, which names the row, has the name of its column: the
+// style shows it on narrow screens.
 function bodyRow(cells, columns) {
   const row = document.createElement("tr");
   cells.forEach((cell, k) => row.append(k

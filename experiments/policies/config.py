@@ -132,11 +132,12 @@ class PolicyConfig:
   )
   timing_rounds: int = option(
     0,
-    "Rounds in which an update of the GRU and of the LSTM is timed, in turns "
-    "with an update of the same network in Flax; 0 for no timing.",
+    "Rounds in which an update of each GRU and LSTM of --network is timed, in "
+    "turns with an update of the same network in Flax; 0 for no timing.",
     bounds="[0, inf)",
   )
-  job: JobConfig = only(JobConfig(), "devices")  # the devices share the seeds
+  # Only --devices is a flag of this program. The devices share the seeds.
+  job: JobConfig = only(JobConfig(), "devices")
   ppo: PPOConfig = PPOConfig()
 
   def __post_init__(self):

@@ -1,10 +1,11 @@
-"""The same network in Flax, with the ScannedRNN of other JAX code.
+"""The network of `networks` in Flax, with the ScannedRNN of other JAX code.
 
 `ScannedRNN`, which JAX code for reinforcement learning usually contains, is
 Flax's cell under `nn.scan`, which sets the carry to zero by `where` at each
-start. `flax_network` puts it, or `scanned(cell)` of this library, between the
-encoder and the heads of `networks`, with the same shapes, so that PPO trains it
-as any other network. `race` times both, and the network of `networks` itself.
+start. `flax_network` puts it, or `scanned(cell)` of this library, between an
+encoder and heads in Flax, with the equations and the shapes of those in
+`networks`, so that PPO trains it like any other network. `race` times both, and
+the network of `networks` itself.
 """
 
 from collections.abc import Callable
@@ -184,6 +185,6 @@ def race(
     return make
 
   found = racers(name, environment, config.hidden_size)
-  package = "flax"  # which a maker needs
+  package = "flax"  # `compare` asks for one; this module needs it for all
   makers = {label: (maker(net), package) for label, net in found.items()}
   return compare(makers, config.timing_rounds)[0]

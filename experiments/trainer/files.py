@@ -43,7 +43,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def are_numbers(values: Iterable[Any]) -> bool:
   """Return whether the values of a JSON file are numbers, finite as floats."""
-  # An integer of JSON may be too large for a float: `math.isfinite` fails.
+  # `math.isfinite` would raise OverflowError for a very large integer.
   largest = sys.float_info.max
   return all(type(v) in (int, float) and abs(v) <= largest for v in values)
 
@@ -83,7 +83,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-  """Append text to a file of the run, and close it.
+  """Append text to a file, durably, and close it.
 
   Raises:
     OSError: it cannot be written; the error names the file.

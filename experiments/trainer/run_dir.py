@@ -7,14 +7,14 @@ samples.txt      what the model wrote as it learned
 loss.png         both losses over training steps
 result.json      the best loss; written when the run finishes
 evaluation.json  written by `experiments.evaluate`
-ensemble.json    the same of an ensemble that has this run as its first member
+ensemble.json    the evaluation of an ensemble whose first member is this run
 explore.html     written by `experiments.explore`
 report.html      written by `experiments.report`
 profile/         the trace of --profile
 tensorboard/     the same metrics for TensorBoard, if tensorboardX is installed
 checkpoints/     the last two and the best: parameters and train state
-previous/        the run that --overwrite replaced, until this one ends or stops
-                 with a best checkpoint
+previous/        the run that --overwrite replaced, until this one has ended or
+                 was stopped, and has a best checkpoint
 lock             the id of the process that is writing here
 
 A run is unfinished as long as it has no result.json. It is resumed from its
@@ -68,7 +68,7 @@ JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
 
 
 def check_outside_runs(flag: str, path: Path, page: str = "") -> None:
-  """Raise ValueError where writing a file would harm a run.
+  """Raise ValueError if a file would be written into a run directory.
 
   Args:
     flag: of the path, for the message.
@@ -235,14 +235,15 @@ def _check_is_no_part(directory: Path) -> None:
 
 def _is_leftover(name: str) -> bool:
   """Return whether a file is the lock, `previous` or half-written."""
-  whole, *unique = name.rsplit(".", 2)  # as `write_bytes` names what it writes
+  # `write_bytes` writes to NAME.<8 hex digits>.part first.
+  whole, *unique = name.rsplit(".", 2)
   return name in (LOCK, PREVIOUS) or (
     whole in CONTENTS and unique[1:] == ["part"]
   )
 
 
 def set_aside(directory: Path) -> None:
-  """Move a run into `previous`, until its successor has a best checkpoint.
+  """Move a run into `previous`, where its successor deletes it as it ends.
 
   A run that has no best checkpoint itself is deleted if `previous` holds a run.
   """

@@ -72,7 +72,7 @@ class Progress(NamedTuple):
 
   batch_size: int  # of the carried state
   val_losses: list[list[tuple[int, float | None]]]  # of each member
-  best: tuple[float, int] | None  # the lowest loss of all, and its step
+  best: tuple[float, int] | None  # (loss, step) of the lowest loss of all
   seconds: float  # of the training steps
 
 
@@ -111,10 +111,10 @@ def make_state(setup: TrainSetup, members: list[Member]) -> TrainState:
 def make_train_step(
   setup: TrainSetup, members: list[Member], mesh: Mesh | None = None
 ) -> TrainStep:
-  """Return the training step of all members, which a mesh's devices share.
+  """Return the training step of all members; a mesh's devices share them.
 
-  The setup has a learning rate of 1, and each member multiplies its updates by
-  its own rate.
+  The setup must have a learning rate of 1: each member multiplies its updates
+  by its own rate.
   """
   noise = jnp.stack([make_keys(one.seed).noise for one in members])
   rates = jnp.array([one.learning_rate for one in members], jnp.float32)
@@ -147,7 +147,10 @@ def save(
   state: TrainState,
   seconds: float,
 ) -> None:
-  """Save the state of all members, and the weights of the best one."""
+  """Save the state of all members, and the weights of the best one, as now.
+
+  That is the member of the lowest loss so far, or the first if none is finite.
+  """
   leader, step = best_member(members), int(state.step)
   best = (leader.best[1], leader.best[0]) if leader else None
   progress = Progress(
@@ -181,7 +184,7 @@ def restore(
     None before the first checkpoint.
 
   Raises:
-    CheckpointError: there are checkpoints, and all are damaged.
+    CheckpointError: there are checkpoints, and none can be used.
   """
   checkpoints = directory / run_dir.CHECKPOINTS
   params = jax.eval_shape(lambda state: eval_params(member(state, 0)), state)
@@ -191,7 +194,8 @@ def restore(
     batch_size = progress.batch_size
     restored = read_resized_state(checkpoints, step, state, batch_size)
     consequence = "and only those of a lower loss replace them"
-    # Only for its message: the training does not need them.
+    # It says, with this consequence, if the best weights are damaged. The
+    # training does not need them.
     read_best(checkpoints, progress.best, params, consequence, console)
     return restored, progress
 

@@ -6,7 +6,7 @@ Forward                              Local gradients
   f  = σ(a_f + w_f ⊙ c)                ∂c'/∂a_g = i ⊙ (1 − g²)
   g  = tanh(a_g)                       ∂h'/∂aₒ  = tanh c' ⊙ o ⊙ (1 − o)
   c' = f ⊙ c + i ⊙ g                   ∂h'/∂c'  = o ⊙ (1 − tanh² c')
-  o  = σ(aₒ  + wₒ ⊙ c')                ∂c'/∂c   = f   (not through a gate)
+  o  = σ(aₒ  + wₒ ⊙ c')                ∂c'/∂c   = f
   h' = o ⊙ tanh c'
 
 Backward, from dh' and dc'
@@ -20,7 +20,8 @@ Backward, from dh' and dc'
                                                   dwₒ  = Σ daₒ ⊙ c'
 
 Each gate also reads the cell state of its own unit: the input and forget gates
-read c, the output gate reads c'. The notation is that of `lstm`; dc₊ is all of
+read c, the output gate reads c'. The local gradients leave out these paths,
+which dc₊ and dc add. The notation is that of `lstm`; dc₊ is all of
 the gradient with respect to c'.
 
   >>> import jax, jax.numpy as jnp

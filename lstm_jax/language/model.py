@@ -89,8 +89,8 @@ class LanguageModel(NamedTuple):
       backpropagation through time.
     training_loss: (params, state, tokens, targets, key) -> (training loss,
       (mean nats per token, state)). The training loss is the mean nats per
-      token under dropout, plus the penalties of the model's `Regularizers`. A
-      model without `Regularizers` needs no key; with them, None is an error.
+      token under dropout, plus the penalties of the model's `Regularizers`.
+      The key may be None only if the model has no `Regularizers`.
 
   The three functions that take a state take None for the zero state, and raise
   ValueError if tokens are not integers [T, ...].
@@ -123,11 +123,11 @@ def language_model(
     regularizers: dropout and penalties of `training_loss`; None for none.
     adjoint: how the cells' gradient is computed, as in `unroll`; `Autodiff`
       leaves the embedding, the readout and the loss to JAX as well.
-    groups: number of groups of neighbouring sequences, a divisor of B. `loss`
-      and `training_loss` compute the readout group by group, except with
-      `Autodiff`; all functions compare V with the tokens of one group
-      (`reads_table`). Where devices share the batch, pass their number: see
-      `grouped_linear_cross_entropy`.
+    groups: number of groups of neighbouring sequences, a divisor of B: where
+      devices share the batch, their number. Except with `Autodiff`, the
+      readout's gradient is summed in each group first, so that devices exchange
+      it once (`grouped_linear_cross_entropy`). All functions compare V with the
+      tokens of one group (`reads_table`).
 
   Raises:
     ValueError: vocabulary_size or groups is not an integer ≥ 1.
@@ -184,7 +184,8 @@ def _language_model(
     if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
-      lowest = lowest._replace(w_x=table)  # float32 or wider, as all sums
+      # The table may be wider than w_x: products are summed in float32.
+      lowest = lowest._replace(w_x=table)
       xs = tokens
     else:
       no_bias = jnp.zeros(embedding.shape[1:], embedding.dtype)

@@ -10,11 +10,11 @@
 `factors` and `zoneout` draw arguments of `unroll`: factors of shape [B, H] once
 per sequence, of shape [T, B, H] at each time step. A rate must be a concrete
 number in [0, 1), not traced; all functions here refuse others. The same key
-draws the same noise; a rate of 0 draws nothing and changes nothing. What is not
-dropped is divided by 1 − rate, so that the expectation stays the same. Dropping
-multiplies by 0, so that NaN and infinity do not become 0. Zoneout needs no
-rescaling: at evaluation, pass the rates themselves as `zoneout`, and each step
-updates the state by its expectation.
+draws the same noise; a rate of 0 draws nothing and changes nothing. Except in
+zoneout, what is not dropped is divided by 1 − rate, so that the expectation
+stays the same. Dropping multiplies by 0, so that NaN and infinity do not become
+0. Zoneout needs no rescaling: at evaluation, pass the rates themselves as
+`zoneout`, and each step updates the state by its expectation.
 
   >>> import jax, jax.numpy as jnp
   >>> hs = locked_dropout(jax.random.key(0), jnp.ones((3, 1, 100)), 0.5)
@@ -76,7 +76,7 @@ def factors(
   if not _drops(rate):
     return jnp.ones(shape, dtype)
   keep = jax.random.bernoulli(key, 1 - rate, shape)
-  # Not keep / (1 − rate): in float16 that may be 0 / 0.
+  # Not keep / (1 − rate): if 1 − rate is 0 in float16, that may be 0 / 0.
   return jnp.where(keep, 1 / jnp.asarray(1 - rate, dtype), 0)
 
 

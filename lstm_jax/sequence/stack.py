@@ -119,11 +119,11 @@ def unroll_stack(
     _per_layer("state_dropout", state_dropout, len(params)),
     strict=True,
   )
-  last: list[State | Directions] = []
+  last_states: list[State | Directions] = []
   for layer_cell, weights, state, rates, factor in layers:
     inputs = xs
-    if last and dropout:
-      inputs = drop(keys[len(last)], xs, dropout)
+    if last_states and dropout:  # not the inputs of the lowest layer
+      inputs = drop(keys[len(last_states)], xs, dropout)
     run: Any = unroll_both if isinstance(weights, Directions) else unroll
     state, hs = run(
       layer_cell,
@@ -134,10 +134,10 @@ def unroll_stack(
       state_dropout=factor,
       **options,
     )
-    last.append(state)
+    last_states.append(state)
     adds = skip and not is_token(xs) and hs.shape == xs.shape
     xs = hs + xs.astype(hs.dtype) if adds else hs
-  return tuple(last), xs if time_major else jnp.swapaxes(xs, 0, 1)
+  return tuple(last_states), xs if time_major else jnp.swapaxes(xs, 0, 1)
 
 
 def init_stack(
@@ -164,8 +164,8 @@ def init_stack(
   Raises:
     ValueError: there is no layer; the number of layers is not given, is not an
       integer, or differs between two arguments; cells are not a list or tuple,
-      or a cell has no `init`; a size is not an integer ≥ 1; or dtype is not a
-      floating-point dtype.
+      or a cell has no `init` or `initial_state`; a size is not an integer ≥ 1;
+      or dtype is not a floating-point dtype.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
@@ -211,7 +211,7 @@ def initial_stack_state(
     if isinstance(weights, Directions):
       return Directions(*(zero_state(layer_cell, w) for w in weights))
     check_cell(layer_cell)
-    check_params(layer_cell.project, weights)
+    check_params(layer_cell.project, weights)  # of the type that it declares
     return layer_cell.initial_state(weights, batch_shape)
 
   return tuple(map(zero_state, _cells(cell, len(params)), params))
@@ -272,7 +272,7 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
   """Return one cell per layer."""
   if _is_cell(cell):
     return [cell] * num_layers  # type: ignore[list-item]
-  check_layers(cell, "cell")
+  check_layers(cell, "cell")  # `_per_layer` takes None for one None per layer
   return _per_layer("cell", cell, num_layers)
 
 

@@ -56,7 +56,7 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
     assert record["started"] != "2026-01-01T00:00:00Z"
 
 
-def test_an_interrupted_overwrite_measures_no_old_run_without_a_record(
+def test_after_an_interrupted_overwrite_all_old_runs_are_trained_again(
   finished_config, config, console, monkeypatch
 ):
   names = ["base", "seed=1"]
@@ -76,6 +76,7 @@ def test_an_interrupted_overwrite_measures_no_old_run_without_a_record(
   ablate.run(replace(config, overwrite=True), names[1:], console)
   stopped_by = None
   ablate.run(config, names[1:], console)
+  # base, which was stopped; then base again, and seed=1: all overwritten.
   assert trained == [(name, True) for name in ("base", *names)]
 
 
@@ -135,11 +136,13 @@ def test_a_damaged_record_is_refused(config, console):
       json.dumps(record | {"rows": [{"change": "base"} | ROW | damage]})
       for damage in (
         *({entry: value} for entry in MEASURED for value in (None, "?")),
+        # The first row must be the base's, which cannot have diverged.
         *({"diverged": True}, {"change": "seed=1"}, {"change": 5}),
       )
     ),
   ]
-  gc.collect()  # not in a deep recursion, where finalizers would fail
+  # Not while the deep brackets are parsed, where finalizers would fail.
+  gc.collect()
   for text in damaged:
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
@@ -213,7 +216,7 @@ def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
     ablate.run(other, [], console)
 
 
-def test_a_signal_in_the_last_evaluation_of_a_run_ends_the_others(
+def test_after_a_signal_in_the_last_evaluation_of_a_run_no_other_starts(
   config, console, monkeypatch
 ):
   log_evaluation = train.RunLogger.log_evaluation

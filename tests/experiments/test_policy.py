@@ -260,8 +260,8 @@ def test_two_devices_that_share_the_seeds_compute_what_one_does(tmp_path):
       name: trained["returns"] for name, trained in record["networks"].items()
     }
   assert networks["1"] == networks["2"]
-  one, other = networks["1"]["gru"][4]  # the first update with an episode's end
-  assert one != other and None not in (one, other)
+  first, second = networks["1"]["gru"][4]  # seeds, at the first episodes' end
+  assert first != second and None not in (first, second)
 
 
 @pytest.mark.exhaustive
@@ -269,7 +269,7 @@ def test_a_run_fills_its_directory(tmp_path, console):
   directory = tmp_path / "out"
   directory.mkdir()
   config = replace(SMALL, timing_rounds=2)
-  with jax.numpy_rank_promotion("allow"):
+  with jax.numpy_rank_promotion("allow"):  # for the biases of Flax
     record = policy.run(config, directory, console)
   saved = policy.load(directory)
   assert saved == json.loads(json.dumps(record))

@@ -1,4 +1,4 @@
-"""Linen cells and options that `unroll` does not have run in Flax's own RNN."""
+"""`LinenRNN` runs cells and options that `unroll` lacks in Flax's own RNN."""
 
 from functools import partial
 
@@ -47,7 +47,7 @@ class OwnCell(linen.RNNCellBase):
 
 
 def sigmoid(x):
-  """A function that is not a sigmoid."""
+  """A sine: the name of a function must not count."""
   return jnp.sin(x)
 
 
@@ -101,7 +101,7 @@ def test_options_of_the_linen_scan_run_in_flax(fields, key, monkeypatch):
   assert not calls
 
 
-def test_methods_are_intercepted(key):
+def test_with_an_interceptor_of_methods_the_module_runs_in_flax(key):
   cell, xs = linen_cell("GRUCell"), inputs(key)
   theirs, ours = (kind(cell) for kind in (linen.RNN, LinenRNN))
   variables = theirs.init(key, xs)

@@ -59,13 +59,14 @@ def test_a_case_of_onnx_is_computed_by_unroll(name):
   ((inputs, expected),) = case.data_sets
   graph_inputs = [x.name for x in case.model.graph.input]
   values = dict(zip(graph_inputs, inputs, strict=True))
-  weights = ("W", "R", "B", "P")
-  run_time = {k: v for k, v in values.items() if k not in weights}
-  found = interop.run_node(node, values, run_time)
+  names = ("W", "R", "B", "P")
+  weights = {k: v for k, v in values.items() if k in names}
+  run_time = {k: v for k, v in values.items() if k not in names}
+  found = interop.run_node(node, weights, run_time)
   outputs = [name for name in node.output if name]
   assert sorted(found) == sorted(outputs)
   for output, value in zip(outputs, expected, strict=True):
-    assert worst(np.asarray(found[output]), value) < 1e-6  # of float32
+    assert worst(np.asarray(found[output]), value) < 1e-6  # float32 rounds
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -155,6 +156,7 @@ def test_the_layers_of_a_file_are_read(key, tmp_path):
     interop.load(3)
   assert worst(layer.params, params) == 0
   graph = model.graph
+  # Weights may be nodes Constant. A node without a name has that of its output.
   constants = [
     onnx.helper.make_node("Constant", [], [t.name], value=t)
     for t in graph.initializer

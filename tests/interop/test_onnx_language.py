@@ -120,7 +120,7 @@ def test_onnxruntime_runs_a_language_model_without_this_library(
   """1,000 tokens in one call, and one by one with the state fed back.
 
   In float32, a time step rounds by 6e-8; the weights are small, so that the
-  state forgets these errors. Logits are sums of H + 1 products of size 1.
+  state forgets these errors. A logit is a sum of H products, mostly below 1.
   """
   pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
   model, params = make(cell, key, jnp.float32, tied)

@@ -107,7 +107,7 @@ def paragraphs_by_line(text):
   """Return where lines after blank ones begin, by a loop over lines."""
   starts, place, blank = [], 0, 0
   for number, line in enumerate(text.splitlines(keepends=True)):
-    # A single blank line at the beginning of a text ends no paragraph.
+    # At the beginning of a text, only two blank lines end a paragraph.
     if line.strip() and blank and number > 1:
       starts.append(place)
     blank = 0 if line.strip() else blank + 1
@@ -211,7 +211,7 @@ def test_a_corpus_that_cannot_be_read_is_named(data, message, tmp_path):
     read_text(tmp_path)
 
 
-def test_line_ends_and_byte_order_marks_are_not_text(tmp_path):
+def test_line_ends_become_newlines_and_a_byte_order_mark_is_dropped(tmp_path):
   path = tmp_path / "corpus.txt"
   path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
   assert read_text(path) == "one\ntwo\nthree\n"

@@ -40,6 +40,7 @@ def test_outputs_have_the_dtype_of_the_state(cell, adjoint, key):
 def test_every_product_takes_the_compute_dtype_and_gives_float32(
   cell, adjoint, projects_first, key, monkeypatch
 ):
+  # Where outputs alone are computed: x W_x before the loop, or in each step.
   monkeypatch.setattr(scan, "_projects_first", lambda *_: projects_first)
   params, state, xs = jax.tree.map(
     lambda x: x.astype(jnp.float32), arguments(cell, key)
@@ -50,7 +51,7 @@ def test_every_product_takes_the_compute_dtype_and_gives_float32(
     return run(params, state, xs)[1].sum()
 
   programs = [run]
-  if adjoint != Autodiff():  # JAX multiplies by cotangents in float32
+  if adjoint != Autodiff():  # whose products take cotangents in float32
     programs.append(jax.grad(loss, (0, 1, 2)))
   for program in programs:
     found = dtypes(program, params, state, xs)["dot_general"]
@@ -89,7 +90,10 @@ def test_only_matrices_are_cast_to_the_compute_dtype(key):
 def test_weights_of_two_dtypes_have_gradients_of_the_same_dtypes(
   cell, adjoint, wide, key
 ):
-  """Gradients of float32 weights are sums of float64 cotangents over chunks."""
+  """Also with chunks, which add float64 cotangents to sums in float32.
+
+  One weight is float64, and so are the cotangents.
+  """
   exact = arguments(cell, key, steps=4)
   params, *args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
   params = params._replace(**{wide: getattr(exact[0], wide)})

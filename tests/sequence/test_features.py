@@ -21,8 +21,9 @@ from tests.sequence.options import FEATURES, MASK, RESET
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
-# The wrappers only call a cell's functions: for cells other than the LSTM, the
-# features together are enough, and zoneout by rates, as at evaluation.
+# Every feature wraps a cell, and only calls the cell's functions. So for cells
+# other than the LSTM it is enough to test all features together, and zoneout by
+# rates, as at evaluation, which is not among them.
 TOGETHER = "expected zoneout", "all"
 EACH = each_cell("feature", FEATURES, others=TOGETHER)
 
@@ -72,7 +73,7 @@ def test_recomputing_changes_nothing(cell, feature, chunk, key):
 @REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
-  """The programs are equal, also for `chunk=None`, with so few rows."""
+  """The programs are equal, also with `chunk=None`: few rows are one chunk."""
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
   def program(chunk, residuals=residuals):
@@ -103,11 +104,12 @@ def test_the_features_work_on_tokens(feature, residuals, chunk, key):
 
 @REPRESENTATIVE_CELLS
 def test_a_feature_that_is_off_costs_nothing(cell, key):
-  """By default, `unroll` compiles to the bare scan over the whole sequence."""
+  """Without options, and with few rows, `unroll` compiles to the bare scan."""
   args = arguments(cell, key)
 
   def program(run):
-    def gradient(args, cotangents):  # not constants: their order may differ
+    # As constants, the cotangents may be written in another order.
+    def gradient(args, cotangents):
       return jax.vjp(run, *args)[1](cotangents)
 
     outputs = jax.eval_shape(run, *args)

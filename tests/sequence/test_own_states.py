@@ -1,4 +1,7 @@
-"""A cell whose state has, before h [..., H], an array of batch axes alone."""
+"""A cell of one's own with the state (n [...], h [..., H]), on a mesh.
+
+The first array of the state has batch axes alone.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -32,7 +35,7 @@ def project(params, x):
 
 def recur(params, state, ax):
   n = 0.9 * state.n + ax[..., 0]
-  return State(n, jnp.tanh(ax + n[..., None])), ax, ()
+  return State(n, jnp.tanh(ax + n[..., None])), ax, ()  # gates, residuals
 
 
 class Cell(NamedTuple):
@@ -45,7 +48,7 @@ class Cell(NamedTuple):
 
 
 PARTS = initial_state, project, recur
-CELL = Cell(*PARTS, *one_step(*PARTS, None, None))
+CELL = Cell(*PARTS, *one_step(*PARTS, None, None))  # without a backward
 
 
 def test_every_array_lies_on_the_mesh_as_xs_do():

@@ -24,9 +24,9 @@ from tests.training.small import EPOCH, MODEL, steps
 NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
 
 
-def last(steps):
-  """Return copies of the last (state, metrics): each step donates its state."""
-  for state, metrics in steps:
+def last(results):
+  """Return copies of the last (state, metrics): a step donates its state."""
+  for state, metrics in results:
     copied = jax.tree.map(jnp.copy, (state, metrics))
   return copied
 
@@ -47,8 +47,10 @@ def test_members_are_trained_as_if_alone(cell, noise, decay, key):
 
 @pytest.mark.exhaustive
 def test_members_are_trained_as_if_alone_where_all_are_computed_at_once(key):
+  """A GPU computes all members by `vmap`, a CPU one after the other."""
   with traced_for("cuda"):
-    # No other test has this decay: it would have compiled the step for a CPU.
+    # Equal arguments share a compiled step. No other test has this decay: its
+    # step, compiled for a CPU, would be used here.
     check_members(lstm, NOISE, 0.25, key)
 
 
@@ -65,7 +67,7 @@ def check_members(cell, noise, decay, key):
   together, metrics = last(steps(train_step, together, 9, noise_keys))
   assert metrics.loss.shape == (2,) and int(together.step) == 9
   for i, k in enumerate(keys):
-    # The first step has donated its state, and left the initial weights.
+    # The initial weights still exist: the donated state had copies of them.
     weights = jax.tree.map(lambda p, i=i: p[i], params)
     alone = init_state(model, rule, weights, 3, averaged=True)
     train_step = make_train_step(model, rule, ema_decay=decay)
@@ -163,6 +165,7 @@ def test_members_have_their_own_learning_rates(rule, key):
       OptimizerConfig(optimizer=rule, learning_rate=rate, **flat), 9
     )
 
+  # They multiply the updates of the ensemble, whose own rate is 1.
   rates = jnp.array([0.003, 0.02])
   params = jax.vmap(model.init)(jnp.stack([key, key]))
   together = init_ensemble(model, rule_at(1.0), params, 3, averaged=True)

@@ -1,4 +1,4 @@
-"""The original recipe against NumPy: forward, backward and Adagrad by hand.
+"""The recipe `original` against NumPy: forward, backward, Adagrad by hand.
 
 `experiments/benchmarks/peers/original.py` implements the equations in float64,
 with batch size 1. From the same initial weights, the library must compute the
@@ -44,7 +44,7 @@ def test_the_first_200_losses_equal_those_of_numpy():
   config = recipe()
   text = read_text(ROOT / "data/shakespeare.txt")
   tokenizer = CharTokenizer.from_text(text)
-  # So little text that training reaches its end, where the state is reset.
+  # So little text that training goes past its end, where the state is reset.
   training, _ = split(tokenizer.encode(text[:8000]), config.data.val_fraction)
   batches = make_batches(
     training, config.batching.batch_size, config.batching.seq_len

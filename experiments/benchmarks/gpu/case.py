@@ -17,7 +17,8 @@ from experiments.trainer.config import CELLS
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 
-ENDED = "a case with its kernel has crashed or hung"  # a reason to skip a case
+# The reason to skip a kernel, or a case that is nothing without it.
+ENDED = "a case with its kernel has crashed or hung"
 Programs = dict[str, Any]  # compiled programs by name
 
 
@@ -115,13 +116,13 @@ class LayerCase:
 
 @dataclass(frozen=True)
 class KernelCase(LayerCase):
-  """A case of one kernel."""
+  """A case of one layer's kernel, if there is one for its sizes."""
 
   dtype: str
 
   @property
   def name(self) -> str:
-    """The name of the layer, as it is printed."""
+    """The name of the layer and its dtype, as it is printed."""
     return f"{super().name}, {self.dtype}"
 
   @property

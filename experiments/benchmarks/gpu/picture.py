@@ -28,11 +28,12 @@ CELLS = "lstm", "gru", "rnn"
 
 
 def draw(rows: list[Row], path: Path) -> bool:
-  """Draw the gradients of layers to a file, if there are any.
+  """Draw how long the gradients of layers take, if any was timed.
 
   A row of panels for each cell, a panel for each B; solid lines are bfloat16,
   dashed ones TF32, and the dotted red one is PyTorch in float32. The dotted
-  black line is the floor of our programs in bfloat16.
+  black line is the least time that the device needs (`floor`) for our programs
+  in bfloat16.
 
   Args:
     rows: of all parts; only those of a layer's gradient are drawn.
@@ -82,7 +83,7 @@ def _draw_panel(rows: list[Row], panel: "Axes") -> None:
     )
     style = STYLES.get(peer, {"color": "tab:pink"})
     panel.plot(*zip(*points, strict=True), label=peer, marker=".", **style)
-  floors = {  # PyTorch's own is lower: all its arrays are bfloat16
+  floors = {  # PyTorch's is lower where memory decides: its arrays are bfloat16
     row["hidden_size"]: row["floor_us"]
     for row in rows
     if row["peer"] in ("kernel bfloat16", "scan bfloat16")

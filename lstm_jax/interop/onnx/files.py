@@ -32,8 +32,9 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
   Raises:
     ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; a
-      tensor's data do not fit its shape, or external data is missing; two
-      layers have the same name, or one has none; or `from_onnx` refuses a node.
+      tensor's data do not fit its shape, or external data is missing or cut
+      off; two layers have the same name, or one has none; or `from_onnx`
+      refuses a node.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package onnx is not installed.
   """
@@ -49,7 +50,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   try:
     graph = onnx.load(path, format="protobuf").graph
     arrays = _constants(graph)
-  except ValueError as error:  # also raised for data in another file
+  except ValueError as error:  # `load` too: a file of external data is short
     raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
   for node in graph.node:

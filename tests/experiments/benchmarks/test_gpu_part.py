@@ -86,7 +86,7 @@ def timed(record):
   return {
     (row["part"], row["peer"])
     for row in rows
-    if not row["peer"].startswith("pytorch")  # where it is installed
+    if not row["peer"].startswith("pytorch")  # which may not be installed
   }
 
 
@@ -105,7 +105,7 @@ def test_the_whole_part_with_interpreted_kernels(console):
 
 
 @pytest.mark.exhaustive
-def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
+def test_the_other_programs_are_timed_where_the_kernels_fail(console, tmp_path):
   record = run(console)  # no kernel runs on a CPU
   assert timed(record) == TIMED
   printed = console.file.getvalue()
@@ -147,13 +147,13 @@ def test_a_kernel_that_computes_something_else_is_not_timed(
   assert {row["peer"] for row in result.rows} == {"scan"}
 
 
-def test_a_case_leaves_out_the_kernels_that_hang():
+def test_a_case_runs_without_the_kernels_that_it_must_leave_out():
   case = Layer("rnn", *SIZES, ("kernel bfloat16", "kernel", "scan"))
   assert len(case.kernels) == 2
-  prepared = case.prepare(case.kernels)
+  prepared = case.prepare(left_out=case.kernels)
   assert all("kernel" not in name for name in prepared.lowered)
   case = Layer("rnn", *SIZES, ("kernel bfloat16", "kernel"))
-  prepared = case.prepare(case.kernels)
+  prepared = case.prepare(left_out=case.kernels)
   result = prepared.finish({"expected": lambda *given: None}, {})
   assert result == ([], dict.fromkeys(case.peers, ENDED), [])
 
@@ -228,9 +228,11 @@ def without_memory(weights, xs, starts):
     ("scan", without_memory, 0),
   ],
 )
-def test_a_scan_fails_if_it_computes_something_else_but_not_for_memory(
+def test_another_result_is_a_failure_of_our_scan_and_no_memory_is_none(
   peer, forward, fails
 ):
+  """Other peers that compute something else are only skipped."""
+
   def expected(weights, xs, starts, dhs):
     return {"forward": xs + 1, "gradient": (weights, dhs)}
 
@@ -245,15 +247,16 @@ def test_a_scan_fails_if_it_computes_something_else_but_not_for_memory(
   assert failures == [f"{case.name}: {peer}: {skipped[peer]}"] * fails
 
 
-def test_a_size_that_only_models_have_is_refused(console):
+def test_a_size_that_only_the_part_model_takes_is_refused(console):
   with pytest.raises(
-    ValueError, match="--num_layers needs --part=model, got g"
+    ValueError, match="--num_layers needs --part=model, got gpu"
   ):
     part.run({"hidden_size": 7, "num_layers": 2}, 3, console)
 
 
-def test_the_grid_has_every_size_once_and_ends_in_time():
+def test_the_grid_has_every_size_once_and_its_parts_have_their_time():
   grid = cases.layer_sizes({})
+  # 3 cells, 5 sizes H and 4 batch sizes, but for one pair that is too large.
   assert len(set(grid)) == len(grid) == 3 * (5 * 4 - 1)
   rest = grid[len(cases.AGAINST_ALL) :]
   without = [kernel_kind(*case, "bfloat16") is None for case in rest]

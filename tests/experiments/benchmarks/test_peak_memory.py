@@ -22,7 +22,7 @@ def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def alone(monkeypatch):
-  """Let PyTorch count as installed, and leave out the libraries of JAX."""
+  """Let PyTorch count as installed, and compare no libraries that use JAX."""
   monkeypatch.setattr(memory, "is_installed", lambda package: True)
   monkeypatch.setattr(
     memory.sequences, "make_problem", lambda *_, **sizes: None
@@ -34,7 +34,9 @@ def test_the_memory_of_a_broken_pytorch_is_skipped(alone, monkeypatch):
   monkeypatch.setattr(memory, "in_a_process", lambda f, *given: f(*given))
   monkeypatch.setitem(sys.modules, "torch", None)
   rows, skipped = memory.measure_memory(SIZES)
-  assert rows == [] and "measured: import of torch" in skipped["pytorch"]
+  assert (
+    rows == [] and "cannot be measured: import of torch" in skipped["pytorch"]
+  )
 
 
 @pytest.mark.exhaustive
@@ -47,7 +49,9 @@ def test_a_process_returns_a_result_or_an_expected_error(monkeypatch):
 
 @pytest.mark.exhaustive
 def test_an_unexpected_error_of_a_process_is_printed(capfd):
-  with pytest.raises(RuntimeError, match=r"^its process failed; its er"):
+  with pytest.raises(
+    RuntimeError, match=r"^its process failed; its error is above$"
+  ):
     memory.in_a_process(int, "three")
   assert (
     "invalid literal for int() with base 10: 'three'" in capfd.readouterr()[1]
@@ -55,11 +59,11 @@ def test_an_unexpected_error_of_a_process_is_printed(capfd):
 
 
 @pytest.mark.exhaustive
-def test_a_pytorch_that_is_killed_for_want_of_memory_is_skipped(
-  alone, monkeypatch
-):
-  killed = partial(eval, "__import__('os').abort()")  # SIZES are its globals
+def test_a_pytorch_whose_process_is_killed_is_skipped(alone, monkeypatch):
+  # Called with the sizes, which serve `eval` as globals.
+  killed = partial(eval, "__import__('os').abort()")
   monkeypatch.setattr(memory, "torch_peak", killed)
   monkeypatch.setattr(memory, "multiprocessing", FORKING)
-  rows, skipped = memory.measure_memory({**SIZES})
-  assert rows == [] and "measured: its process was killed" in skipped["pytorch"]
+  rows, skipped = memory.measure_memory(SIZES)
+  assert rows == []
+  assert "cannot be measured: its process was killed" in skipped["pytorch"]

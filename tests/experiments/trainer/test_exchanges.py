@@ -15,7 +15,8 @@ def two_processes(monkeypatch, gathered):
   """Have JAX say that this process is the first of two.
 
   Args:
-    gathered: takes this process's number; returns those of both.
+    gathered: `process_allgather`: takes this process's value; returns those of
+      both. None where nothing is gathered.
   """
   utils = multihost.multihost_utils
   monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -24,7 +25,7 @@ def two_processes(monkeypatch, gathered):
   monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
 
 
-def test_all_processes_have_the_number_of_the_first_in_float64(monkeypatch):
+def test_all_processes_have_the_value_of_the_first_in_float64(monkeypatch):
   two_processes(monkeypatch, None)
   utils = multihost.multihost_utils
   monkeypatch.setattr(utils, "broadcast_one_to_all", jax.device_put)
@@ -63,8 +64,9 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
 def open_as(monkeypatch):
   """Return a function: (process, run) -> the `OpenedRun` of that process.
 
-  Call it for process 0 first: process 1 receives what process 0 has sent. `run`
-  is what `open_run_dir` yields; None if it raises an error.
+  Call it for process 0 first: process 1 receives what process 0 has sent. Only
+  process 0 opens the directory: `run` is what its `open_run_dir` yields, or
+  None for an error.
   """
   sent = []
 
@@ -87,6 +89,7 @@ def open_as(monkeypatch):
 
   def run_as(process, run):
     monkeypatch.setattr(jax, "process_index", lambda: process)
+    # `run` in place of the configuration: the `open_run_dir` above yields it.
     with multihost.open_shared_run_dir(run, {}) as opened:
       return opened
 

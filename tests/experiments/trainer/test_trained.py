@@ -21,7 +21,7 @@ from tests.draws import worst
 
 @pytest.mark.parametrize("read", [load, read_run_history])
 def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
-  """Of several runs, any could be the one whose cell is missing."""
+  """Several runs may be read: the error must say whose cell is missing."""
   record = to_record(TrainConfig()) | {"cell": "nowhere"}
   (tmp_path / "config.json").write_text(json.dumps(record))
   with pytest.raises(
@@ -130,24 +130,28 @@ def test_the_newest_is_read_where_the_listed_checkpoint_is_deleted(
   assert capfd.readouterr().err == ""
 
 
-def test_a_checkpoint_that_is_being_deleted_is_waited_for(
+def test_reading_is_repeated_while_a_run_replaces_its_checkpoints(
   checkpoints, monkeypatch
 ):
-  """Its directory is still listed, and its files are gone."""
+  """The newest checkpoint is still listed, but its files are gone.
+
+  The lock says that a run is writing. Here the same files come back, in place
+  of another checkpoint.
+  """
   monkeypatch.setattr(trained, "PAUSE", 0.0)
   (checkpoints.parent / "lock").write_text("1")
   shutil.rmtree(checkpoints / "40")
   hidden = checkpoints.parent / "hidden"
   calls = []
 
-  def delete_and_save():
+  def hide_and_restore():
     calls.append(None)
     if len(calls) == 1:
       (checkpoints / "47/params").rename(hidden)
     elif len(calls) == 2:
       hidden.rename(checkpoints / "47/params")
 
-  before(monkeypatch, "read_params", delete_and_save)
+  before(monkeypatch, "read_params", hide_and_restore)
   assert load(checkpoints.parent).step == 47
 
 

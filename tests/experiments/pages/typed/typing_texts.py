@@ -6,19 +6,21 @@ from rich.console import Console
 
 from experiments import explore
 
-WINDOW = 96  # steps of a gradient path
+# Most time steps back to which the page follows the gradient of a prediction.
+WINDOW = 96
 # Moves the cursor to a character and waits for its gradients.
 GRADIENTS = """
   moveTo(args[0]);
   while (text.path && text.path.back < text.path.steps) {
     await new Promise(requestAnimationFrame);
   }
+  // Until it is drawn.
   for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
 """
 
 
 def page_of(run):
-  """Return the page of a run."""
+  """Write the page of a run, on 300 characters, and return its path."""
   config = explore.ExploreConfig(str(run), length=300)
   return explore.run(config, Console(file=io.StringIO())).path
 
