@@ -27,10 +27,11 @@ class Batches(NamedTuple):
   none more than twice. A text with a gap, where a part has been left out, has
   two pieces. The columns then start evenly spaced in each piece, and none reads
   across the gap. The first token of the second piece is not predicted either,
-  and some tokens may be predicted more than twice.
+  and some tokens may be predicted more than twice. With short_seq_prob of
+  `BatchingConfig`, the last few tokens of each column may be left out.
   """
 
-  tokens: np.ndarray  # int32 [L + 1, B], time-major
+  tokens: np.ndarray  # int32 [L + 1, B]: L time steps and the last targets
   cuts: tuple[int, ...]  # batch k reads tokens[cuts[k] : cuts[k + 1]]
 
   @property
@@ -40,7 +41,7 @@ class Batches(NamedTuple):
 
   @property
   def tokens_per_epoch(self) -> int:
-    """Number of tokens that the epoch predicts."""
+    """Number of predictions: a token that is predicted twice counts twice."""
     return self.cuts[-1] * self.tokens.shape[1]
 
   def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +76,8 @@ def make_batches(
     ValueError: batch_size or seq_len is not an integer ≥ 1; tokens are not
       integers [N], or one does not fit in an int32; gap is not between two
       tokens; the text is shorter than one batch; a piece beside the gap has
-      only one token; or batch_size is too small for two pieces whose lengths
-      differ so much.
+      only one token; or batch_size is too small for a gap: it must be at least
+      2, and more if the lengths of the two pieces differ.
   """
   batch_size = check_count("batch_size", batch_size)
   seq_len = check_count("seq_len", seq_len)
@@ -108,7 +109,11 @@ def as_text(tokens: np.ndarray) -> np.ndarray:
 
 
 def pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
-  """Return the pieces of a text on both sides of a gap, or the whole text."""
+  """Return the pieces of a text on both sides of a gap, or the whole text.
+
+  Raises:
+    ValueError: gap is not between two tokens.
+  """
   if gap is None:
     return [tokens]
   if not isinstance(gap, int | np.integer) or not 0 < gap < len(tokens):
@@ -127,6 +132,10 @@ def columns(
     sizes: number of tokens in each piece of the text; one or two.
     batch_size: B, the number of columns of all pieces.
     seq_len: T.
+
+  Raises:
+    ValueError: the text or a piece is too short, or batch_size is too small for
+      two pieces.
   """
   needed = batch_size * seq_len + len(sizes)
   if sum(sizes) < needed:

@@ -48,7 +48,7 @@ class DrawingRules(NamedTuple):
 
 
 def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
-  """Check rules, and return them as Python values, which `jit` takes as static.
+  """Check rules; return them as Python values, for a static argument of `jit`.
 
   Raises:
     ValueError: a rule is out of range, or all tokens are suppressed.
@@ -111,7 +111,7 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
 
 
 def keep_min_p(logits: jax.Array, p: float) -> jax.Array:
-  """Return logits [..., V] with −∞ below p times the largest probability."""
+  """Return logits [..., V], −∞ for probabilities below p times the largest."""
   ratio = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
   return jnp.where(ratio >= p, logits, -jnp.inf)
 

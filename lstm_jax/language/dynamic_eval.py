@@ -129,7 +129,7 @@ def _scan(model, params, tokens, scale, config, full):
   diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
   if diverged.size:
     advice = f"try a rate below {rate}" if rate else "even at a rate of 0"
-    place = diverged[0] + 2  # counted from 1; the first has no loss
+    place = diverged[0] + 2  # counted from 1; the first token has no loss
     raise Divergence(
       f"dynamic evaluation diverges at token {place} of {len(tokens)}: {advice}"
     )
@@ -190,7 +190,7 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
   rate, decay = numbers
   leaves = jax.tree.leaves(scale)
   mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
-  mean = jnp.where(mean > 0, mean, 1)  # where every gradient is 0
+  mean = jnp.where(mean > 0, mean, 1)  # r̄ is 0 if every gradient was 0
 
   def step(theta, gradient, theta_0, r):
     gradient, theta_0 = upcast((gradient, theta_0))

@@ -1,4 +1,4 @@
-"""The epochs of a training: random offsets, short batches, two batch sizes.
+"""The epochs of a training run: random offsets, short batches, batch sizes.
 
 >>> import numpy as np
 >>> config = BatchingConfig(batch_size=2, seq_len=3, num_epochs=5)
@@ -140,24 +140,25 @@ class BatchingConfig:
       (range(self._first_late, self.num_epochs), self.late_batch_size),
     ):
       if epochs:
-        rows, _ = columns(sizes, batch_size, self.seq_len)
-        stages.append((epochs, batch_size, rows))
+        length, _ = columns(sizes, batch_size, self.seq_len)
+        stages.append((epochs, batch_size, length))
     # With batches that are short at random, this is about the smallest number.
+    # `len` would overflow for a range of 2⁶³ epochs.
     total = sum(
-      (n.stop - n.start) * math.ceil(rows / self.seq_len)
-      for n, _, rows in stages
+      (epochs.stop - epochs.start) * math.ceil(length / self.seq_len)
+      for epochs, _, length in stages
     )
     if total > MAX_STEPS:
       raise ValueError(
         f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
       )
-    for epochs, batch_size, rows in stages:
+    for epochs, batch_size, length in stages:
       if self.short_seq_prob:
         for epoch in epochs:
           rng, _ = self._rotation(sizes, seed, epoch)
-          yield 1, batch_size, self._random_cuts(rows, rng)
+          yield 1, batch_size, self._random_cuts(length, rng)
       else:
-        yield len(epochs), batch_size, cuts(rows, self.seq_len)
+        yield len(epochs), batch_size, cuts(length, self.seq_len)
 
   @property
   def _first_late(self) -> int:
@@ -186,7 +187,7 @@ class BatchingConfig:
   ) -> tuple[np.random.Generator, list[int]]:
     """Return the generator of an epoch, and by how much each piece is rolled.
 
-    The generator draws the cuts next.
+    The caller draws the cuts of the epoch from this generator afterwards.
     """
     rng = np.random.default_rng([seed, epoch])
     if not self.random_offsets:

@@ -5,12 +5,12 @@
   yₜ = hₜ W + b,   p(xₜ₊₁ | x₁ … xₜ) = softmax(yₜ)
 
 With a small vocabulary, eₜ is never computed. The input product eₜ W_x of the
-lowest layer is row xₜ of the table W_e W_x, [V, G·H], which is computed once
-for all time steps; the product becomes a gather.
+lowest layer, which has G gates, is row xₜ of the table W_e W_x, [V, G·H]. The
+table is computed once for all time steps; the product becomes a gather.
 With a large vocabulary, such as one of words, the table would have more rows
-than the batch has tokens. Then the rows of W_e are gathered and multiplied by
-W_x, as they are for a cell that does not take tokens (`takes_tokens` of a
-`Cell`).
+than the batch has tokens, and more than 1,024. Then the rows of W_e are
+gathered and multiplied by W_x, as they are for a cell that does not take tokens
+(`takes_tokens` of a `Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
 Like `unroll`, the model's functions raise ValueError where the kernels cannot
@@ -126,8 +126,8 @@ def language_model(
     groups: number of groups of neighbouring sequences, a divisor of B: where
       devices share the batch, their number. Except with `Autodiff`, the
       readout's gradient is summed in each group first, so that devices exchange
-      it once (`grouped_linear_cross_entropy`). All functions compare V with the
-      tokens of one group (`reads_table`).
+      it once (`grouped_linear_cross_entropy`). The number of tokens in one
+      group decides whether the table W_e W_x is used (`reads_table`).
 
   Raises:
     ValueError: vocabulary_size or groups is not an integer ≥ 1.

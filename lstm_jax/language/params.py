@@ -27,8 +27,9 @@ class ModelConfig:
   """The sizes, the cell and the initial weights of a language model.
 
   Raises:
-    ValueError: cell is not a cell, a size is below 1, a standard deviation is
-      negative, a dtype is not floating-point, or the implementation is unknown.
+    ValueError: cell is not a cell, a size is not an integer ≥ 1, a standard
+      deviation is negative or not finite, a dtype is not floating-point, or the
+      implementation is unknown.
   """
 
   cell: Cell = option(lstm, "Recurrent cell of every layer.")
@@ -50,7 +51,8 @@ class ModelConfig:
   )
   readout_std: float | None = option(
     None,
-    "Standard deviation of the initial readout weights; 1/√H if not given.",
+    "Standard deviation of the initial readout weights; if not given, 1/√n for "
+    "a top layer with n outputs.",
     bounds="[0, inf)",
   )
   tied: bool = option(

@@ -10,10 +10,10 @@ with N = T·B predictions and the target q of each, a token's onehot(target) or 
 distribution (`loss`). The loss is a scalar, so its gradient is known before the
 backward pass begins, up to one factor, dL / N, where dL is the cotangent of the
 loss. The forward pass computes N times the gradient chunk by chunk, while the
-logits of the chunk exist. The backward pass multiplies it by that factor. It
-also divides by N, because dL may be a loss scale: without it, dy / N could
-underflow in float16. With V = 10,000 the logits [T, B, V] of a whole batch
-would be the largest array of all.
+logits of the chunk exist. The backward pass multiplies it by that factor. The
+division by N waits until then, because dL may be a loss scale: without the
+scale, dy / N could underflow in float16. With V = 10,000 the logits [T, B, V]
+of a whole batch would be the largest array of all.
 """
 
 import math
@@ -140,11 +140,11 @@ def grouped_linear_cross_entropy(
   groups: int,
   compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Return `linear_cross_entropy`, computed group by group of sequences.
+  """Return `linear_cross_entropy`, computed for groups of sequences.
 
   Each group sums its dW and db over time, and the groups' sums are added once,
-  after the loop. Where each device has one group, the devices all-reduce one dW
-  in a training step instead of one per chunk.
+  after the loop over chunks of time. Where each device has one group, the
+  devices all-reduce one dW in a training step instead of one per chunk.
 
   Args:
     hs: as in `linear_cross_entropy`, [T, B, ..., H].

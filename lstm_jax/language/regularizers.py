@@ -187,6 +187,8 @@ class Regularizers:
   def penalty(self, hs: jax.Array, dropped_hs: jax.Array) -> jax.Array:
     """Return the sum of the AR and TAR penalties, [], to add to the loss.
 
+    With a single time step, the TAR penalty is 0.
+
     Args:
       hs: the top layer's outputs, [T, ..., H].
       dropped_hs: the same after `drop_outputs`.

@@ -6,7 +6,8 @@ rules such as top-k, however the tokens were drawn.
 
   best of N    draws N continuations, and takes the one of the lowest cost
   beam search  keeps the N likeliest prefixes and extends each by every token;
-               with N ≥ Vⁿ⁻¹ it finds the likeliest of all Vⁿ continuations
+               with N ≥ Vⁿ⁻¹ it finds the likeliest of all Vⁿ continuations of
+               n tokens
 
   >>> from lstm_jax.language import ModelConfig, language_model
   >>> model = language_model(ModelConfig(hidden_size=8), vocabulary_size=5)
@@ -101,7 +102,7 @@ def sample_best(
       num_samples.
 
   Raises:
-    ValueError: as `sample`.
+    ValueError: as `sample`; or best_of is not an integer ≥ 1.
   """
   check_count("best_of", best_of)
   samples = sample(

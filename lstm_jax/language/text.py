@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 Text = TypeVar("Text", str, np.ndarray)
-# A slice may begin and end at the first line after blank lines, preferably at
+# `middle_slice` cuts a text at the first line after blank lines, preferably at
 # the heading of an act or a scene. A match begins after a line that is not
 # blank: beginning at each of many blank ones would take quadratic time.
 PARAGRAPH = re.compile(r"(?:(?<=\S)|\A)[^\S\n]*\n(?:[^\S\n]*\n)+(?=[^\S\n]*\S)")
@@ -71,8 +71,8 @@ def middle_slice(text: str, fraction: float) -> tuple[int, int]:
   The requested slice is the share `fraction` around the middle. Each of its
   ends moves to the nearest beginning of a paragraph: the first line after blank
   lines, which begins a speech in a play. If an act or a scene ("SCENE II.")
-  begins within a quarter of the slice's length, the end moves there instead, so
-  that whole scenes are cut out.
+  begins within a quarter of the slice's length, that end moves there instead.
+  Where both ends do, whole scenes are cut out.
 
   Args:
     text: the text.

@@ -69,9 +69,11 @@ class TextStream:
     self._rules = checked_rules(rules, len(params.bias))
     self._model, self._params, self._tokenizer = model, params, tokenizer
     self._pieces: list[str] = []  # the text that each token adds
-    self._waiting: deque[int] = deque()
+    self._waiting: deque[int] = deque()  # tokens to decode
     self._decoded = tokenizer.each_piece(iter(self._waiting.popleft, None))
-    self._key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    self._key_spec = jax.eval_shape(
+      lambda: jax.random.key_data(jax.random.key(0))
+    )
     token = np.zeros((1, 1), np.int32)
     shapes = jax.eval_shape(partial(read_prompts, model), params, token)
     self._carry: Carry = jax.tree.map(
@@ -111,32 +113,35 @@ class TextStream:
     """
     known = min(len(self._params.bias), self._tokenizer.size)
     check_prompt(tokens, known)
-    no_key = np.zeros(self._key.shape, self._key.dtype)  # nothing is drawn
-    for _ in self._advance(no_key, np.asarray(tokens, np.int32)):
+    # The key is not used: nothing is drawn.
+    no_key = np.zeros(self._key_spec.shape, self._key_spec.dtype)
+    for _ in self._extend(no_key, np.asarray(tokens, np.int32)):
       pass
 
   def write(self, key: jax.Array, length: int) -> Iterator[str]:
     """Draw n tokens, and yield the text that they add, part by part.
 
     After one text has been read, the first call draws the same tokens as
-    `sample` with the same key.
+    `sample` draws for one continuation of this text, with the same key and
+    rules.
 
     Args:
       key: a typed PRNG key of JAX's default kind.
       length: n.
 
     Raises:
-      ValueError: nothing has been read, n is not an integer ≥ 0, the key is of
-        another kind, or a token is drawn that the tokenizer does not have.
+      ValueError: nothing has been read, n is not an integer ≥ 0, or the key is
+        of another kind; or, in the iteration, a token is drawn that the
+        tokenizer does not have.
     """
     if not self._pieces:
       raise ValueError("a text must be read before one is written")
     check_count("length", length, 0)
     check_key(key)
     data = np.asarray(jax.random.key_data(key))
-    return self._advance(data, np.full(length, DRAWN, np.int32))
+    return self._extend(data, np.full(length, DRAWN, np.int32))
 
-  def _advance(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
+  def _extend(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
     """Read or draw tokens, and yield the text that each part of them adds.
 
     Arrays as long as `given` are NumPy's: JAX would compile for each length.

@@ -46,7 +46,12 @@ def init_average(params: LanguageParams) -> Average:
 
 
 def start_average(average: Average) -> Average:
-  """Start the mean of NT-ASGD with the weights as they are now."""
+  """Start the mean of NT-ASGD with the weights as they are now.
+
+  Args:
+    average: the average of a state trained with ema_decay=0, which has not
+      started yet: so far it is a copy of the weights.
+  """
   return average._replace(num_averaged=jnp.ones_like(average.num_averaged))
 
 
@@ -63,7 +68,8 @@ def update_average(
     average: the average before this step.
     params: the weights after this step.
     step: t, the number of earlier steps, [].
-    finite: whether this step's gradient was finite; if not, the average stays.
+    finite: whether the norm of this step's gradient is finite, []; if not, the
+      average stays as it was.
     ema_decay: d of the exponential moving average, in [0, 1); 0 for NT-ASGD.
   """
   mean, num_averaged = average

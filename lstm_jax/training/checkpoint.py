@@ -6,7 +6,7 @@ holds the SHA-256 of each array and of its description, which is compared when
 `checkpoint_reader` reads it: orbax alone would return an array in which a bit
 has flipped. Arrays that are split over devices are written in their shards, by
 all processes, and have a checksum for each shard. Reading a checkpoint runs no
-code from it. Its files are on the disk before the rename, and the rename is on
+code from it. Its data are on the disk before the rename, and the rename is on
 the disk before `wait` returns in the first process, so that a power failure
 costs no checkpoint that was complete.
 """
@@ -61,7 +61,8 @@ class CheckpointWriter:
   def __init__(self, directory: str | os.PathLike):
     self._policy = _Policy()
     self._directory = Path(directory).absolute()
-    self._unsynced: int | None = None  # the step of a new checkpoint
+    # The step of a checkpoint that may not be on the disk yet.
+    self._unsynced: int | None = None
     self._closed = False
     options = ocp.CheckpointManagerOptions(
       async_options=ocp.AsyncOptions(
@@ -87,7 +88,8 @@ class CheckpointWriter:
     """Save the arrays and a JSON description, in the background.
 
     Once `save` returns, the caller may donate the arrays and change the
-    description.
+    description. An error that comes later, in the background, is raised by the
+    next call of a method.
 
     Args:
       step: training steps made.
@@ -219,8 +221,8 @@ class _Policy:
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any):
     del context
-    last = {info.step for info in checkpoints[-LAST:]}
-    return [info.step in last | {self.best} for info in checkpoints]
+    last_steps = {info.step for info in checkpoints[-LAST:]}
+    return [info.step in last_steps | {self.best} for info in checkpoints]
 
 
 def _copied(path: tuple[Any, ...], leaf: Any) -> Any:

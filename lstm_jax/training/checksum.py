@@ -69,10 +69,11 @@ def find_damaged(
     The name of one such array; None if all arrays match.
   """
   leaves = {n: np.asarray(leaf) for n, leaf in named_leaves(trees).items()}
+  # Elements that no checksum has covered yet.
   missing = {name: leaf.size for name, leaf in leaves.items()}
   for entry, checksum in checksums.items():
     name, _, index = entry.removesuffix("]").rpartition("[")
-    if entry in leaves:
+    if entry in leaves:  # a whole array, whose own name may end in brackets
       name, index = entry, ""
     if name not in leaves:
       continue

@@ -1,8 +1,8 @@
 """Find the collectives of a compiled program: what its devices communicate.
 
 A collective inside a loop is listed once, however often it runs. An
-asynchronous one is two instructions, "-start" and "-done"; it is listed once,
-with the size of its result.
+asynchronous collective is two instructions, "-start" and "-done"; it is listed
+once, with the size of its result.
 
   >>> text = '''
   ... %body (p: f32[2]) -> f32[4] {

@@ -14,8 +14,9 @@ def sync(path: Path) -> None:
   """Wait until a file's contents, or the names in a directory, are on the disk.
 
   Raises:
-    OSError: they cannot be written. It is no error where a file system has no
-      fsync of directories: some network file systems have none.
+    OSError: the path cannot be opened, or the contents or names cannot be
+      written. It is no error where a file system has no fsync of directories:
+      some network file systems have none.
   """
   descriptor = os.open(path, os.O_RDONLY)
   try:

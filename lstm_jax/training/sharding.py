@@ -1,7 +1,6 @@
 """Training on a mesh of devices: each has a share of the batch and weights.
 
-A mesh has the axes `data` (d devices) and `model` (m). The arrays are laid out
-so:
+A mesh has the axes `data` (d devices) and `model` (m). The layout, for G gates:
 
   array                                     over data    over model
   tokens, targets [T, B] or [T, B, V];
@@ -20,15 +19,15 @@ A key's bits do not depend on the device that draws them
 device; losses and weights do as well, except for rounding.
 
 Each of the d·m devices scans its own B/(d·m) rows, and the scans communicate
-nothing. A training step communicates twice. Before the scans, the weights that
-are split are gathered over `model`, once. After them, one all-reduce over all
-devices adds up the gradients and the loss. It has an element for each weight,
-except where the lowest layer reads tokens from the table W_e W_x. There, the
-V·G·H elements of the table's gradient replace those of W_e and W_x and, if
-V < T·B, those of the layer's b: its gradient is then the sum of the rows of the
-table's. A tied W_e has two gradients, as embedding and as readout. The readout
-adds up the gradient of W in a loop over time; with the model's `groups` the
-devices do not communicate in that loop (see `grouped_linear_cross_entropy`).
+nothing. A training step communicates before and after them. Before, if m > 1,
+the split weights are gathered over `model`, once. After, one all-reduce over
+all devices adds up the gradients and the loss. It has an element for each
+weight, except where the lowest layer reads the table W_e W_x. There, the V·G·H
+elements of the table's gradient replace those of W_e and W_x and, if V < T·B,
+those of the layer's b: its gradient is then the sum of the rows of the table's.
+A tied W_e has two gradients, as embedding and as readout. The readout adds up
+the gradient of W in a loop over time; with the model's `groups` that loop
+communicates nothing (`grouped_linear_cross_entropy`).
 
 So `data` is the axis that scales, and `model` saves memory: a device keeps 1/m
 of the split weights, their moments and their average. No product is split. If
@@ -134,7 +133,7 @@ def _check_axes(sizes: Mapping[str, int]) -> None:
 def state_shardings(
   mesh: Mesh, optimizer: optax.GradientTransformation, state: TrainState
 ) -> TrainState:
-  """Return the sharding of every array of a train state, as the table says."""
+  """Return the sharding of each array, as the module's docstring lists them."""
   replicated = NamedSharding(mesh, PartitionSpec())
   params = _params_shardings(mesh, state.params)
   batch = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
@@ -192,7 +191,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
   def place_array(x, sharding):
     if isinstance(x, jax.Array) and x.sharding == sharding:
-      return x  # device_put refuses it where it spans processes
+      return x  # device_put refuses an array that spans processes
     if sharding.is_fully_addressable:
       return jax.device_put(x, sharding)
     whole = np.asarray(x)
@@ -243,7 +242,8 @@ def make_mesh_train_step(
     ema_decay: as in `make_train_step`.
 
   Raises:
-    ValueError: ema_decay is not in [0, 1).
+    ValueError: ema_decay is not in [0, 1); by the step, a key of another kind
+      than JAX's default.
   """
   compiled = partition(mesh, model, optimizer, shardings, ema_decay)
   sharding = tokens_sharding(mesh)
@@ -280,7 +280,7 @@ def partition(
   """Return the jitted function inside `make_mesh_train_step`.
 
   Its arguments must have their shardings already. Its key is an array, from
-  `jax.random.key_data`.
+  `jax.random.key_data`, or None.
   """
   replicated = NamedSharding(mesh, PartitionSpec())
 

@@ -1,8 +1,8 @@
 """One training step: gradient of a batch, optimizer, new weights; and the loop.
 
 Training uses truncated backpropagation through time: the recurrent state after
-a batch, `carry`, is the state before the next batch, and no gradient crosses
-between them.
+a batch, `carry`, is the state before the next batch of the same epoch, and no
+gradient crosses between batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -112,7 +112,7 @@ def make_train_step(
   Equal arguments give the same function, which is compiled once.
 
   Args:
-    model: its `training_loss` is minimised.
+    model: the language model, whose `training_loss` is minimised.
     optimizer: an optax optimizer.
     ema_decay: decay of the exponential moving average of the weights; 0 to
       average them by NT-ASGD instead (see `averaging`). It has no effect on a
@@ -187,7 +187,7 @@ def train(
 
   Args:
     train_step: from `make_train_step`.
-    state: before the next step; it is donated.
+    state: the state before the next training step; it is donated.
     epochs: the batches of each epoch, from the first epoch on, also where
       `state.step` is not 0.
     key: as in the function that `make_train_step` returns.
