@@ -15,7 +15,8 @@ def make(name, key, adjoint=Explicit(), regularizers=None, **options):
   """Return (model, params, state, tokens, targets).
 
   Params, with the biases, and the state are standard normal. Tokens and targets
-  are random, [T, B]; a target is the token one time step later.
+  are random, [T, B]; a target is the token one time step later. `name` is that
+  of a cell, and `options` are further fields of `ModelConfig`.
   """
   config = ModelConfig(
     cell=TABLE[name].cell,

@@ -32,6 +32,7 @@ def test_batches_predict_every_token_but_the_first_once_or_twice(
 
 
 def test_a_text_that_is_shorter_than_one_batch_is_refused():
+  # 3 sequences of 4 tokens, and the target of the last token.
   with pytest.raises(ValueError, match="need at least 13 tokens, got 12"):
     make_batches(np.arange(12), 3, 4)
   shifted = BatchingConfig(batch_size=3, seq_len=4, random_offsets=True)
@@ -101,7 +102,7 @@ def test_a_gap_needs_a_sequence_for_each_piece():
     make_batches(text, 4, 10, 20)
 
 
-def test_the_sizes_that_an_error_advises_at_a_gap_are_the_least_and_longest():
+def test_the_error_at_a_gap_names_the_least_batch_size_and_longest_seq_len():
   advice = re.compile(r"batch_size of at least (\d+), .* at most (\d+), got 1 ")
   for first, second in itertools.product(range(2, 12), repeat=2):
     text = np.arange(first + second)
@@ -138,7 +139,7 @@ def test_batches_are_int32_and_of_one_text():
 def test_wrong_tokens_and_gaps_are_refused_by_every_function(random):
   config = BatchingConfig(2, 3, short_seq_prob=0.5, **random)
   functions = (
-    lambda *args: make_batches(args[0], 2, 3, *args[2:]),
+    lambda *args: make_batches(args[0], 2, 3, *args[2:]),  # without the seed
     lambda *args: next(config.epochs(*args)),
     config.num_steps,
     config.epoch_lengths,

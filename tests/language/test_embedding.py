@@ -44,7 +44,8 @@ def gradients_of(key, monkeypatch, steps):
   gradients = []
   for adjoint in (Explicit(), Autodiff()):
     model, params, state, *_ = make("lstm", key, adjoint)
-    tokens = jnp.full((steps + 1, B), 2).at[1].set(V - 1)  # repeated tokens
+    # Only the tokens 2 and V − 1 occur, each several times.
+    tokens = jnp.full((steps + 1, B), 2).at[1].set(V - 1)
 
     def f(params, model=model, state=state, tokens=tokens):
       return model.loss(params, state, tokens[:-1], tokens[1:])
@@ -54,7 +55,7 @@ def gradients_of(key, monkeypatch, steps):
 
 
 @pytest.mark.everyday(1)
-def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
+def test_the_table_and_rows_of_w_e_have_the_gradient_of_autodiff(
   lookup, key, monkeypatch
 ):
   few = V // B  # time steps with fewer than V tokens
@@ -66,7 +67,7 @@ def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
   )
   assert worst(explicit, autodiff) < 1e-12
   assert np.abs(explicit.embedding[2]).max() > 1e-3
-  assert not explicit.embedding[3].any()
+  assert not explicit.embedding[3].any()  # a token that does not occur
 
 
 @pytest.mark.exhaustive
@@ -80,6 +81,7 @@ def test_products_of_embeddings_and_w_x_are_not_rounded_to_bfloat16(
     model = language_model(config, V)
     params = language_model(replace(config, dtype=jnp.bfloat16), V).init(key)
     params = jax.tree.map(lambda x, d=dtype: x.astype(d), params)
+    # In float32, since the c that is compared has the dtype of this state.
     state = language_model(replace(config, dtype=jnp.float32), V).initial_state(
       (B,)
     )
@@ -111,7 +113,7 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
   tokens = jnp.zeros((T, B), int)
   state = model.initial_state((B,))
   jax.eval_shape(model.loss, model.init(key), state, tokens, tokens)
-  assert found == [(V, T)]
+  assert found == [(V, T)]  # the T·B tokens of a batch are in B groups
 
 
 @pytest.mark.everyday(2)
@@ -162,6 +164,7 @@ def test_a_tied_readout_is_the_embedding(lookup, key):
     shape, V, regularizers=Regularizers(token_dropout=0.4)
   )
   state = untied.initial_state((B,))
+  # A batch reads rows of W_e only if it has fewer than V tokens.
   steps = V // B if lookup == "rows" else T
   tokens = jax.random.randint(key, (steps + 1, B), 0, V)
 

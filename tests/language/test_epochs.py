@@ -140,6 +140,7 @@ def test_batches_are_counted_without_making_any(monkeypatch):
 
 
 def test_more_steps_than_an_int32_can_count_are_refused_at_once():
+  # Each epoch has 9 batches: 34 time steps, 4 in a batch.
   with pytest.raises(
     ValueError, match=r"at most 2,147,483,647 .* got 19,327,352,823$"
   ):

@@ -36,7 +36,8 @@ def spec(tree):
 def exported(f, model, params, sizes, *more):
   """Export f of (params, state, tokens, targets, ...), and read it back.
 
-  `sizes` are T and B, as `export.symbolic_shape` takes them.
+  `sizes` are T and B, as `export.symbolic_shape` takes them; `more` are arrays
+  for the further arguments of f.
   """
   steps, batch = export.symbolic_shape(sizes)
   state = jax.eval_shape(lambda: model.initial_state((batch,)))
@@ -94,6 +95,7 @@ def test_outputs_loss_and_gradient_with_a_free_batch_size(
 
 @pytest.mark.exhaustive
 def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
+  # The logits of two time steps, at the B that is assumed for a symbolic one.
   two_steps = 2 * readout.SYMBOLIC_BATCH * 11
   monkeypatch.setattr(readout, "MAX_LOGITS", two_steps)
   model = make(11)
@@ -144,7 +146,7 @@ def test_a_training_loss_with_noise_has_a_free_batch_size(key):
 def test_a_training_step_has_a_free_batch_size(key):
   model = make(11)
 
-  # Its state is (): `serialize` does not know the types of optax's states.
+  # The optimizer's state is (), as `serialize` does not know optax's types.
   def update(gradient, state, params=None):
     return jax.tree.map(lambda g: -0.1 * g, gradient), state
 

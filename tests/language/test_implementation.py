@@ -52,7 +52,10 @@ def training_loss(config, key, steps=T, noise=NOISE, **options):
 
 @pytest.fixture
 def calls(monkeypatch):
-  """Return the list of `count_kernels`: scans stand in for the kernels."""
+  """Return a list of the kernels called: (cell, is reversed, T, plan) of each.
+
+  Scans stand in for the kernels: see `count_kernels`.
+  """
   with as_if_on_an_h100(monkeypatch):
     yield count_kernels(monkeypatch)
 
@@ -86,6 +89,7 @@ def test_kernels_read_a_prompt_up_to_its_last_token_and_scans_the_rest(
   model, other = (language_model(config, V) for config in (KERNELS, SCANS))
   params, prompt = model.init(key), np.arange(size)
   found = sample(model, params, key, prompt, 20, num_samples=B)
+  # Each of the two layers is one kernel, or none for a prompt of one token.
   assert [steps for _, _, steps, _ in calls] == [size - 1] * 2 * (size > 1)
   assert (found == sample(other, params, key, prompt, 20, num_samples=B)).all()
 

@@ -85,7 +85,7 @@ def test_no_array_of_all_logits_is_stored_for_ten_thousand_words(key):
     memory = compiled.memory_analysis().temp_size_in_bytes
     largest[adjoint] = largest_array(compiled), memory
   assert largest[Autodiff()][0] == logits  # autodiff stores it
-  assert largest[Autodiff()][1] > 4 * logits
+  assert largest[Autodiff()][1] > 4 * logits  # bytes of all logits in float32
   assert largest[Explicit()][0] < 0.3 * logits
   assert largest[Explicit()][1] < 4 * logits
 
@@ -168,7 +168,10 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
 
 @pytest.mark.parametrize("size", [9, 2000])
 def test_tokens_that_are_no_integers_are_refused(size, key):
-  """Even floats [T, V], which the table W_e W_x could be multiplied by."""
+  """Even floats [T, V], which the table W_e W_x could be multiplied by.
+
+  With 9 tokens the model reads the table, with 2,000 rows of W_e.
+  """
   config = ModelConfig(hidden_size=4)
   model = language_model(config, size)
   regularized = language_model(config, size, regularizers=Regularizers(0.5))
@@ -280,6 +283,7 @@ def test_stateful_loss_is_the_loss_of_one_pass_over_the_text(key, monkeypatch):
   tokens = np.asarray(jax.random.randint(key, (24,), 0, V), np.int32)
   zero = model.initial_state(())
   expected, _ = model.loss(params, zero, tokens[:-1], tokens[1:])
+  # The text is then read in four chunks, with the state carried between them.
   monkeypatch.setattr("lstm_jax.language.evaluate.CHUNK", 7)
   assert abs(stateful_loss(model, params, tokens) - float(expected)) < 1e-12
   with pytest.raises(ValueError, match=r"at least 2 tokens, \[N\], got 1"):

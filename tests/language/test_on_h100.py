@@ -57,7 +57,8 @@ def kernels_kept(tmp_path_factory):
     "jax_persistent_cache_enable_xla_caches": "xla_gpu_kernel_cache_file",
   }
   before = {name: getattr(jax.config, name) for name in kept}
-  # JAX opens its cache of programs before the change, and does not move it.
+  # This opens JAX's cache of programs, which stays where it is once it is open:
+  # only XLA's kernels are to be kept in the new directory.
   jax.jit(abs)(1.0)
   for name, value in kept.items():
     jax.config.update(name, value)

@@ -122,7 +122,7 @@ def test_numbers_of_numpy_become_numbers_of_python():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)
-def test_every_field_of_a_configuration_has_a_help_sentence(config):
+def test_every_field_of_a_configuration_has_a_help_sentence_and_a_range(config):
   for field in dataclasses.fields(config):
     text = field.metadata["help"]
     assert text[0].isupper() and text.endswith("."), field.name

@@ -77,6 +77,7 @@ def test_groups_of_the_batch_change_neither_loss_nor_gradient(
 
 def test_groups_in_int8_do_not_overflow(key):
   (hs, w, b), targets = arguments(key)
+  # 150 sequences: more than the largest int8.
   leaves, targets = (jnp.repeat(hs, 50, axis=1), w, b), targets.repeat(50, 1)
   grouped = readout.grouped_linear_cross_entropy
   found, expected = (
@@ -135,7 +136,7 @@ def test_the_logits_of_a_whole_batch_are_never_stored():
 
 
 @pytest.mark.exhaustive
-def test_bfloat16_products_keep_dtypes(key):
+def test_gradients_of_bfloat16_products_are_near_and_keep_their_dtypes(key):
   leaves, targets = arguments(key, jnp.float32)
 
   def f(hs, w, b):
@@ -146,6 +147,7 @@ def test_bfloat16_products_keep_dtypes(key):
   for a, b in zip(gradients, exact, strict=True):
     a, b = np.asarray(a), np.asarray(b)
     assert a.dtype == b.dtype
+    # Not 0, since the operands of the products are rounded to bfloat16.
     assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2
 
 
@@ -203,7 +205,8 @@ def test_the_factor_of_a_float16_gradient_is_not_rounded():
     return 0.03 * readout.linear_cross_entropy(hs, w, b, targets)
 
   found = jax.grad(scaled)(jnp.zeros((64, 64, 1), jnp.float16))
-  factor = np.float32(0.03) / 4096  # subnormal in float16
+  factor = np.float32(0.03) / 4096  # dL / N, which is subnormal in float16
+  # softmax y is (½, ½), and dh = (½ − 1) · (−99) + ½ · 99, times the factor.
   assert (found == (99 * factor).astype(np.float16)).all()
 
 

@@ -40,7 +40,7 @@ def test_some_sequences_begin_at_the_zero_state(cell, key):
   model, params, state, *batch = make(
     cell, key, regularizers=Regularizers(state_reset=0.5)
   )
-  key_reset = jax.random.split(key, 4)[3]
+  key_reset = jax.random.split(key, 4)[3]  # as `training_loss` splits it
   is_reset = jax.random.bernoulli(key_reset, 0.5, (B,))
   assert 0 < is_reset.sum() < B
   _, (_, found) = model.training_loss(params, state, *batch, key)
@@ -143,7 +143,10 @@ def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
 
 
 def test_the_training_loss_is_that_of_its_parts():
-  """Every mask is drawn as in the module, and applied here step by step."""
+  """Masks are drawn by the keys of `training_loss`, and applied one by one.
+
+  The rates and coefficients are those of ALL.
+  """
   # The four keys split from this one draw different resets (checked below), so
   # that a reset drawn from a wrong one of them is noticed.
   key = jax.random.key(1)

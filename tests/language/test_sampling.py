@@ -23,6 +23,7 @@ PROMPT = np.array([1, 4, 2])
 
 @pytest.fixture
 def params(key):
+  """Return weights three times as large, for less even probabilities."""
   return jax.tree.map(lambda leaf: 3 * leaf, MODEL.init(key))
 
 
@@ -83,7 +84,7 @@ def test_top_k_keeps_the_k_likeliest():
 def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
   logits = jnp.log(jnp.array([[0.1, 0.45, 0.25, 0.2]]))
   found = np.isfinite(keep_top_p(logits, p))[0]
-  order = [1, 2, 3, 0]
+  order = [1, 2, 3, 0]  # the likeliest first
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
 
 

@@ -22,6 +22,7 @@ EVERY = np.array([*itertools.product(range(V), repeat=LENGTH)], np.int32)
 
 @pytest.fixture
 def params(key):
+  """Return weights three times as large, for less even probabilities."""
   return jax.tree.map(lambda leaf: 3 * leaf, MODEL.init(key))
 
 

@@ -45,7 +45,7 @@ def test_the_probabilities_of_all_words_sum_to_one(monkeypatch):
 def test_any_word_has_a_probability(rare):
   nats = spelling_nats(rare, ["", "abba", "雪", "\n  ", "a" * 200])
   assert (nats > 0).all()
-  assert nats.max() < 201 * 15
+  assert nats.max() < 201 * 15  # 200 letters and the end mark, 15 nats each
 
 
 def test_words_like_the_rare_ones_are_cheap():
@@ -75,6 +75,7 @@ def test_the_cache_has_the_probabilities_of_its_formula():
 
 
 def test_the_probabilities_of_all_next_words_sum_to_one(monkeypatch):
+  """With the cache, and over an alphabet of one letter."""
   monkeypatch.setattr(spelling, "CODE_POINTS", 1)
   before = ["aa", "a", "aa", "aaaa", "a", "aa"]
   last = [

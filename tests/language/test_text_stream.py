@@ -27,6 +27,7 @@ WORDS = WordTokenizer.from_text(VERSE, min_count=1)
 
 
 def make_model(tokenizer, key):
+  """Return (model, params): large weights, for less even probabilities."""
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64)
   model = language_model(config, tokenizer.size)
   return model, jax.tree.map(lambda leaf: 3 * leaf, model.init(key))

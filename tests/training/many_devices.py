@@ -7,7 +7,7 @@
 The first compares meshes of eight simulated devices with one of them. The
 second is one of PROCESSES that train on one mesh; process 0 compares that with
 a training on its own device. The third never reads what its training steps
-return. What they find goes to the file OUT.
+return. Process 0 writes what is found to the file OUT.
 """
 
 import json
@@ -55,10 +55,11 @@ from tests.draws import worst
 V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # an epoch has 3 batches: the state is set to zero twice more
-# Training steps: without waiting, eight devices hung after 37 to 135 in each of
-# 12 trials; two devices went on for up to 1,733.
+# Training steps. Where no step waited for the last one, eight devices hung after
+# 37 to 135 steps in each of 12 trials; two devices went on for up to 1,733.
 MANY = 500
 EPOCH = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
+# Each model is (its ModelConfig, its vocabulary size).
 DEEP = (
   ModelConfig(embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64),
   V,
@@ -166,7 +167,13 @@ def trained(config, mesh=None):
 
 
 def differences(config, mesh, one):
-  """Return how far `trained` on a mesh is from one device, and what is sent."""
+  """Return how far `trained` on a mesh is from one device, and what is sent.
+
+  Args:
+    config: of the model, and its vocabulary size.
+    mesh: the devices that train.
+    one: what `trained` returns without a mesh; None to train and return None.
+  """
   losses, weights, sent = trained(config, mesh)
   if one is None:
     return None
@@ -213,6 +220,8 @@ def shared_members():
 
 def sent_for_words(mesh, groups):
   """Return what an update of WORDS sends, its readout in chunks of time."""
+  # A chunk of the readout is one time step, and no table W_e W_x is used where
+  # there are more words than tokens in a group.
   with (
     mock.patch.object(models, "TABLE_ROWS", 0),
     mock.patch.object(readout, "MAX_LOGITS", LARGE * B // groups),

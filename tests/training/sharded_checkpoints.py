@@ -75,6 +75,7 @@ def saved_and_read(directory, mesh):
   training = train(step, state, repeat(make_batches(TOKENS, B, T)))
   *_, (state, _) = islice(training, 5)
   expected = jax.tree.map(np.array, gather(state))
+  # The checkpoints are named 3 and 4, whatever the number of training steps.
   writer = CheckpointWriter(directory)
   writer.save(3, state.params, {"note": "three"}, state=state)
   *_, (after, _) = islice(training, 5)  # donates the state while it is written

@@ -184,7 +184,7 @@ def test_a_closed_writer_refuses_what_it_could_not_write(tmp_path):
   assert list_checkpoints(tmp_path) == [1]
 
 
-def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
+def test_arguments_that_cannot_be_saved_are_refused(tmp_path):
   writer = CheckpointWriter(tmp_path)
   x = np.ones(2)
   for step, tree, description, message in (
@@ -218,6 +218,7 @@ def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
       writer.delete_after(wrong)
   writer.save(1, {"a": x}, {})
   writer.close()
+  # A directory whose name is another spelling of a number is no checkpoint.
   for name in ("007", "\u0663"):  # a three, in Arabic
     (tmp_path / name).mkdir()
   assert list_checkpoints(tmp_path) == [1]

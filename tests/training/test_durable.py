@@ -89,7 +89,7 @@ def test_the_files_of_a_checkpoint_are_on_the_disk_before_it_has_its_name(
   writer.save(3, PARAMS, {"losses": [1.5]})
   writer.close()
   files = tree(tmp_path / "checkpoints" / "3")
-  assert len(files) > 8 and left.exists()
+  assert len(files) > 8 and left.exists()  # else `checked` compared nothing
   # Orbax adds these last: they say when it has written the others.
   written_last = {"_CHECKPOINT_METADATA", "commit_success.txt"}
   assert {name for name, _ in lost} <= written_last

@@ -79,7 +79,7 @@ def check_members(cell, noise, decay, key):
 
 
 @pytest.mark.exhaustive
-def test_a_member_that_there_is_not_is_an_error(key):
+def test_an_index_without_a_member_is_an_error(key):
   model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
   params = jax.vmap(model.init)(jax.random.split(key, 2))
   state = init_ensemble(model, make_optimizer(OptimizerConfig(), 9), params, 3)
@@ -165,7 +165,7 @@ def test_members_have_their_own_learning_rates(rule, key):
       OptimizerConfig(optimizer=rule, learning_rate=rate, **flat), 9
     )
 
-  # They multiply the updates of the ensemble, whose own rate is 1.
+  # These rates multiply the updates of the ensemble, whose own rate is 1.
   rates = jnp.array([0.003, 0.02])
   params = jax.vmap(model.init)(jnp.stack([key, key]))
   together = init_ensemble(model, rule_at(1.0), params, 3, averaged=True)

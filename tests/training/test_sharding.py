@@ -229,7 +229,7 @@ def test_four_processes_compute_what_one_does(tmp_path):
   losses, weights, (sent, held) = json.loads(out.read_text())
   assert losses < EXACT
   assert weights < EXACT
-  pieces = H * 4 * H + V * H  # w_h, and E that is the readout too
+  pieces = H * 4 * H + V * H  # w_h, and the embedding, also the readout
   assert held == count(TIED) - pieces // 2
   assert not any(looped for _, _, looped in sent)
 
