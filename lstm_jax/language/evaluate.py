@@ -80,7 +80,7 @@ def stateful_log_probs(
 def batch_log_probs(
   model: LanguageModel, params: LanguageParams, batches: Batches
 ) -> Iterator[np.ndarray]:
-  """Yield the log-probabilities of what each batch predicts, [T, B, V].
+  """Yield the predicted log-probabilities of every token, [T, B, V] per batch.
 
   They have the dtype of the logits. The state is zero before the first batch
   and carried from batch to batch, as in an epoch of training.
@@ -88,7 +88,7 @@ def batch_log_probs(
   Args:
     model: the language model.
     params: its weights.
-    batches: of tokens.
+    batches: one epoch of a text.
 
   Raises:
     ValueError: tokens are not all integers in [0, V); raised when the first

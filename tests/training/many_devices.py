@@ -55,8 +55,8 @@ from tests.draws import worst
 V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # an epoch has 3 batches: the state is set to zero twice more
-# Training steps. Where no step waited for the last one, eight devices hung after
-# 37 to 135 steps in each of 12 trials; two devices went on for up to 1,733.
+# Training steps. Where no step waited for the one before, eight devices hung
+# after 37 to 135 steps in each of 12 trials; two devices, after up to 1,733.
 MANY = 500
 EPOCH = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
 # Each model is (its ModelConfig, its vocabulary size).
