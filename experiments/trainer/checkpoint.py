@@ -75,10 +75,12 @@ def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def describe_kept(directory: Path, best: int) -> str:
-  """Return how a message names the checkpoint of an interrupted run.
+  """Return how a message names the checkpoint that a run has kept.
 
-  It is the checkpoint of the best step, or the newest one if the best could not
-  be written.
+  Args:
+    directory: the run directory.
+    best: the step of the lowest validation loss; 0 before the first evaluation.
+      If it has no checkpoint, the newest one is named.
   """
   saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
   step = best if best in saved else max(saved, default=0)
@@ -99,7 +101,7 @@ def log_bytes(directory: Path) -> dict[str, int]:
 def truncate_logs(
   directory: Path, lengths: dict[str, int], console: Console
 ) -> None:
-  """Remove from the logs what was written after the checkpoint.
+  """Cut the logs to their lengths at the checkpoint that a run resumes from.
 
   A log that is shorter than it was at the checkpoint, as after a power failure,
   keeps its complete lines. If the run was then resumed, and killed before its

@@ -182,7 +182,10 @@ class EvaluationConfig:
     check_options(self)
 
   def is_due(self, step: int) -> bool:
-    """Return whether to evaluate after that training step."""
+    """Return whether to evaluate after that training step.
+
+    `loop.fit` also evaluates after the last step, whatever this returns.
+    """
     return step in EARLY_STEPS or step % self.eval_every == 0
 
 
@@ -268,7 +271,8 @@ class TrainConfig:
       check_mesh(sizes, batching.batch_size, hidden_size)
       try:
         check_mesh(sizes, batching.late_batch_size, hidden_size)
-      except ValueError as error:  # "batch_size must …": others raised above
+      except ValueError as error:
+        # It begins "batch_size must": the call above has raised all others.
         raise ValueError(f"late_{error}") from None
       if self.model.implementation == "mosaic_gpu":
         raise ValueError(

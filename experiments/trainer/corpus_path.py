@@ -104,10 +104,10 @@ def find_corpus(
   """Return the data of a run with the path at which its corpus is now.
 
   If the file is no longer where the run has read it, or has changed, the text
-  is looked for by its hash: in the run directory, in the current directory, in
-  data/ and among the named corpora that were downloaded. A named corpus is
-  looked for likewise if it was not downloaded; if it is not found, it is
-  downloaded when it is read.
+  is looked for by its hash, in files of the same name or *.txt: in the run
+  directory, in the current directory, in data/ and among the named corpora that
+  were downloaded. A named corpus is looked for likewise if it was not
+  downloaded; if it is not found, it is downloaded when it is read.
 
   Args:
     directory: the run directory.
@@ -116,7 +116,7 @@ def find_corpus(
     console: prints where the text is found.
 
   Returns:
-    `data` unchanged if there is no such text.
+    `data` with that path; `data` unchanged if there is no such text.
   """
   corpus = data.corpus
   if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:

@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
   text: str
   tokens: np.ndarray  # int32 [N]
-  gap: int | None = None  # index of the first token after a part left out
+  gap: int | None = None  # first token after the part that was cut out, if any
 
 
 class Corpus(NamedTuple):
@@ -106,7 +106,8 @@ def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
   split.
 
   Raises:
-    ValueError: the text is too short, or its paragraphs are too long.
+    ValueError: the text is too short, or its paragraphs are too long to cut a
+      development split between two of them.
   """
   rest, ranges = text, {}
   if config.test_fraction:
@@ -142,7 +143,7 @@ def _without_end(text: str, flag: str, fraction: float) -> str:
 
 
 def default_split(config: DataConfig) -> str:
-  """Return the split that a run is evaluated on, of SPLITS.
+  """Return the key, in SPLITS, of the split that a run is evaluated on.
 
   It is the development split, if the run has one, or else the test split, or
   else the validation split.
@@ -165,7 +166,7 @@ def training_ranges(
 
 @contextmanager
 def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
-  """Add the flags that determine the batches to a ValueError about them.
+  """Name, in a ValueError about the batches, the flags that determine them.
 
   The flag of a split or a late batch size that the run does not have is left
   out, because not every program has that flag.
@@ -193,9 +194,10 @@ def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:
 
   Args:
     config: names the kind of tokens, and min_count.
-    text: the whole corpus; all of its characters are known.
-    train: the training split; a word is known if it occurs there min_count
-      times or more.
+    text: the whole corpus. If tokens are characters, all of its characters are
+      known.
+    train: the training split. If tokens are words, a word is known if it occurs
+      there min_count times or more.
 
   Raises:
     ValueError: there are fewer than two known tokens.

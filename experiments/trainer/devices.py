@@ -59,8 +59,8 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   """Start JAX's CPU devices; return the configurations with their meshes.
 
   A configuration is unchanged if it needs one device, has a mesh, or needs
-  fewer devices than another one. On a GPU, all of them are unchanged. Call this
-  before JAX starts a device.
+  fewer devices than another configuration. On a GPU, all of them are unchanged.
+  Call this before JAX starts a device.
 
   Args:
     configs: of all trainings of this process.
@@ -105,7 +105,8 @@ def share_members(config: Config, num_members: int) -> Config:
 
   Returns:
     The configuration with the number of devices; unchanged if that number is 1,
-    if --mesh is given, or if auto cannot start several.
+    if --mesh is given, or if auto cannot start several or takes, from a run, a
+    number that does not divide the members.
 
   Raises:
     ValueError: --devices does not divide the members, is for another kind of
@@ -115,7 +116,7 @@ def share_members(config: Config, num_members: int) -> Config:
   most = max(count for count in counts if num_members % count == 0)
   count, explicit = _requested(config.job) or most, config.job.devices != AUTO
   if num_members % count:
-    if not explicit:  # from the run that --run holds, which is another
+    if not explicit:  # `count` is of a run in --run with other members
       return config
     raise ValueError(
       f"--devices must divide the {num_members} models that are trained "
@@ -185,8 +186,8 @@ def num_devices(config: TrainConfig) -> int:
   cores = num_cores()
   requested = _requested(config.job)
   if requested and config.job.devices == AUTO:
-    # A number that does not divide the batch comes from another run, as with
-    # another batch size. Resuming it is refused later, with its own error.
+    # If the number does not divide the batch, --run holds a run with another
+    # batch size, for example. A later check refuses to resume that run.
     fits = all(size % requested == 0 for size in _batch_sizes(config))
     return requested if fits else 1
   return requested or (cores if pays(config, cores) else 1)

@@ -59,8 +59,8 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
 
   Raises:
     ValueError: a directory holds no trained model, or one of another
-      vocabulary, corpus or splits than this run's; or there is too little
-      memory.
+      vocabulary, corpus or splits than this run's; a directory is given twice;
+      or there is too little memory.
   """
   config = setup.config.distillation
   if not config.teacher:
@@ -70,7 +70,7 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
     teachers = load_members(directories, config.teacher_checkpoint)
   except ValueError as error:
     raise ValueError(f"--teacher: {error}") from None
-  # The others have the vocabulary, text and splits of the first.
+  # `load_members` has checked that the others agree with the first.
   teacher, name = teachers[0], f"--teacher={config.teacher[0]}"
   check_vocabulary(setup, teacher, name)
   if teacher.corpus_sha256 != setup.corpus.sha256:

@@ -97,7 +97,8 @@ RULES = (
   Rule(
     "asgd_patience",
     "the run has too few evaluations",
-    # An average starts at evaluation n + 2 or later, and needs steps after it.
+    # With --asgd_patience=n, an average starts at evaluation n + 2 or later,
+    # and needs training steps after that one.
     lambda config, num_steps: (
       num_evaluations(config.evaluation, num_steps)
       <= config.averaging.asgd_patience + 2
@@ -144,7 +145,7 @@ EVALUATE_RULES = (
 def without_effect(
   config: Any, rules: Sequence[Rule], *facts: int
 ) -> dict[str, str]:
-  """Return why flags have no effect, by name.
+  """Return {flag: why it has no effect} of the flags that have none.
 
   A flag that has its default value or is off is left out.
 

@@ -44,7 +44,7 @@ class Excerpt(NamedTuple):
 
   @property
   def before(self) -> str:
-    """The text before it."""
+    """The text of the file before the excerpt."""
     return self.whole[: self.first]
 
   @property
@@ -66,12 +66,13 @@ def read_excerpt(
     part: of the text. Without a split and shares, it is the run's
       `default_split`. In another file, it then reaches from the share at which
       the test split, or else the validation split, of the corpus begins to the
-      end of the file. With only an end, it begins at the same place.
+      end of the file. With only an end, it begins where it would begin without
+      one; with only a beginning, it reaches to the end of the text.
 
   Raises:
-    ValueError: the text cannot be read, or has changed since the run; the run
-      has no such split; a split is named beside another file or shares; or the
-      shares leave fewer than two characters.
+    ValueError: the text cannot be read, or has changed since the run; there is
+      no such split, or the run has none; a split is named beside another file
+      or shares; or the shares leave fewer than two characters.
   """
   whole = read_corpus_text(path or config.corpus)
   if not path and text_sha256(whole) != sha256:
@@ -103,7 +104,7 @@ def read_excerpt(
     )
   first, last = ranges[split]
   begin, end = first / len(whole), last / len(whole)
-  if last == len(whole):
+  if last == len(whole):  # the share in the flag, not rounded to characters
     begin = 1 - last_share
   if part.end is not None:
     return _by_shares(config.corpus, whole, begin, part.end, training)
@@ -125,10 +126,15 @@ def _by_shares(
     begin: share of the text before the excerpt.
     end: share at which it ends; None for the end of the text.
     training: ranges of the training text; None for all before the excerpt.
+
+  Raises:
+    ValueError: the excerpt would have fewer than two characters.
   """
   end = 1.0 if end is None else end
   first = last = 0
   if 0 <= begin < end <= 1:  # False if a share is NaN
+    # Rounding may put share * len(whole) just below an integer: 0.29 * 100 is
+    # 28.99…, for example.
     first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
   if last - first < 2:
     raise ValueError(

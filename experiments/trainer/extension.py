@@ -32,8 +32,8 @@ def extends(
   """Return whether changed flags extend a run.
 
   More epochs do; so does another patience, unless the run has made its last
-  epoch. The new patience counts the evaluations so far. An unfinished run is
-  not extended by less patience, except 0: that makes it another run. If the new
+  epoch. The new patience counts the evaluations so far. Less patience, but for
+  0, does not extend an unfinished run, but makes it another run. If the new
   values do not fit a finished run, `check_extension` raises an error.
 
   Args:

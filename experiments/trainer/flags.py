@@ -19,9 +19,10 @@ def define_flags(
   *,
   group: str = "",
 ) -> list[flags.FlagHolder]:
-  """Define a flag for each leaf field of a configuration, with its default.
+  """Define a flag for each leaf field of a configuration, and return the flags.
 
-  `--help` lists the flags of each nested configuration together.
+  A flag has the default of its field. `--help` lists the flags of each nested
+  configuration together.
 
   Args:
     default: the configuration.
@@ -74,8 +75,14 @@ def config_from_flags(
 ) -> Config:
   """Return the configuration that the flags' values describe.
 
+  Args:
+    default: an instance of the configuration's class, with the values of fields
+      that are not flags.
+    holders: what `define_flags` has returned for it.
+
   Raises:
-    ValueError: a value is out of its range.
+    ValueError: a value is out of its range, or no object has its name
+      (`from_name`).
   """
   values = {}
   for holder in holders:

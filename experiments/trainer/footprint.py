@@ -48,6 +48,10 @@ class Footprint(NamedTuple):
 def dry_run(config: TrainConfig, console: Console) -> Footprint:
   """Print what a run would do and need, from shapes: no weights are made.
 
+  Returns:
+    What a training step takes on the largest batch; if the train state and the
+    gradient alone are too large for the device, these (`least_footprint`).
+
   Raises:
     ValueError: as `make_setup`, `read_pretrained` and `read_teachers`.
   """
