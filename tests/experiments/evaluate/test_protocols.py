@@ -58,8 +58,10 @@ def test_every_protocol_is_measured_and_recorded(run, options, console):
   assert record["predictions"] == len(val_tokens) - 1
   nats = record["nats"]
   assert nats["stateful"] == stateful_nats(model, params, val_tokens).mean()
+  # The fixture `options` has windows of 16 tokens and segments of 4.
   assert nats["cold"] == cold_nats(model, params, val_tokens, 16).mean()
   assert abs(nats["stateful"] - trained.val_loss) < 1e-6
+  # 32 is `dynamic_eval.SCALE_BATCH`.
   scale = gradient_scale(model, params, make_batches(before, 32, 4))
   chosen = DynamicEvalConfig(**record["dynamic"])
   assert chosen.segment == 4 and chosen.rate in RATES
@@ -77,7 +79,7 @@ def test_every_protocol_is_measured_and_recorded(run, options, console):
   assert abs(record["predictions"] - 0.25 * len(VERSES)) < 2
 
 
-def test_a_protocol_has_the_texts_and_weights_that_it_needs(
+def test_a_protocol_gets_only_the_texts_it_reads_and_the_named_checkpoint(
   run, options, console, monkeypatch
 ):
   members, checkpoints, sizes = [load(run)], [], {}
@@ -99,7 +101,7 @@ def test_a_protocol_has_the_texts_and_weights_that_it_needs(
     one = replace(options, protocol=(name,), checkpoint="last")
     record = evaluate.run(one, console)
     assert (record["checkpoint"], record["nats"]) == ("last", {name: 1})
-  assert checkpoints == ["last"] * 5
+  assert checkpoints == ["last"] * len(PROTOCOLS)
   train_size = int(0.9 * len(VERSES))
   assert sizes == {
     "cold": (0, []),
@@ -120,6 +122,8 @@ def test_the_development_split_is_evaluated_unless_another_is_named(
   directory = str(explored.write_run(config))
   options = EvaluateConfig((directory,), protocol=("stateful",))
   text, trained = read_text(config.data.corpus), load(Path(config.job.run))
+  # The validation split is 0.1 of the 0.9 before the test split: the training
+  # split is 0.81 of the text.
   for name, first, last in (
     (None, *middle_slice(text[: int(0.81 * len(text))], 0.2)),
     ("dev", *middle_slice(text[: int(0.81 * len(text))], 0.2)),
@@ -148,8 +152,8 @@ def test_a_run_with_a_test_split_is_evaluated_on_it(run, options, console):
 
 @pytest.mark.exhaustive
 def test_several_runs_are_an_ensemble(run, other, options, console):
-  together = replace(options, run=(str(run), str(other)), protocol=PROTOCOLS)
-  together = replace(together, rate=1e-3, decay=0.1)
+  together = replace(options, run=(str(run), str(other)), rate=1e-3, decay=0.1)
+  # One protocol, and then the others: the file has the results of both calls.
   evaluate.run(replace(together, protocol=("cold",)), console)
   found = evaluate.run(replace(together, protocol=PROTOCOLS[1:]), console)
   record = json.loads((run / run_dir.ENSEMBLE).read_text())
@@ -210,15 +214,15 @@ def test_the_spelling_of_a_text_is_computed_once_for_each_cost(
 @pytest.mark.exhaustive
 def test_a_word_model_is_measured_per_character_too(word_config, console):
   result = train.run(word_config, console)
-  protocols = "cold", "stateful"
-  options = EvaluateConfig((str(result.directory),), protocol=protocols)
+  names = "cold", "stateful"
+  options = EvaluateConfig((str(result.directory),), protocol=names)
   record = evaluate.run(options, console)
   tokenizer = load(result.directory).tokenizer
   _, val_text = split(
     read_text(word_config.data.corpus), word_config.data.val_fraction
   )
   tokens = tokenizer.encode(val_text)
-  unknown = tokens == tokenizer.size - 1
+  unknown = tokens == tokenizer.size - 1  # <unk> is the last token
   assert 3 < unknown.sum() < len(tokens)
   assert record["tokenizer"] == "word"
   assert record["predictions"] == len(tokens) - 1
@@ -249,7 +253,7 @@ def test_a_word_model_is_measured_per_character_too(word_config, console):
 
 
 def test_a_perplexity_that_overflows_is_null(run, options, console):
-  """exp of more than 709.8 nats is not a float."""
+  """A float64 cannot hold exp of more than 709.8 nats."""
   wild = replace(options, protocol=("cold",), rate=None)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
@@ -265,10 +269,10 @@ def test_a_perplexity_that_overflows_is_null(run, options, console):
 def test_results_on_the_same_text_and_weights_are_merged(run, options, console):
   path = run / run_dir.EVALUATION
 
-  def saved(*protocols, **changes):
-    changed = replace(options, protocol=protocols, **changes)
+  def saved(name, **changes):
+    changed = replace(options, protocol=(name,), **changes)
     record = evaluate.run(changed, console)
-    assert list(record["nats"]) == [*protocols]
+    assert list(record["nats"]) == [name]
     return json.loads(path.read_text())
 
   dynamic = saved("dynamic", rate=1e-3, decay=0.1)
@@ -276,6 +280,7 @@ def test_results_on_the_same_text_and_weights_are_merged(run, options, console):
   assert {*both["nats"]} == {*both["nats_per_character"]} == {"cold", "dynamic"}
   assert both["nats"]["dynamic"] == dynamic["nats"]["dynamic"]
   assert (both["dynamic"], both["window"]) == (dynamic["dynamic"], 16)
+  # Results on another part of the text replace those in the file.
   assert {*saved("stateful", begin=0.8)["nats"]} == {"stateful"}
-  path.write_text("[1]")
+  path.write_text("[1]")  # valid JSON, but no record
   assert {*saved("stateful")["nats"]} == {"stateful"}

@@ -17,7 +17,7 @@ from tests.experiments.pages import explored
 
 
 @pytest.mark.exhaustive
-def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
+def test_a_flag_of_a_protocol_that_is_left_out_gives_a_warning(
   run, options, console
 ):
   evaluate.run(replace(options, protocol=("stateful",)), console)
@@ -54,12 +54,14 @@ def test_a_mixture_needs_characters_and_a_loss_needs_two_words(
   word_config, console
 ):
   directory = str(explored.write_run(word_config))
+  # Short segments: the text before is long enough for dynamic evaluation.
   for name in MIXED:
     options = EvaluateConfig((directory,), protocol=(name,), segment=1)
     with pytest.raises(
       ValueError, match="mixing is for models of characters, got"
     ):
       evaluate.run(options, console)
+  # The first three characters are a part of one word.
   options = replace(options, protocol=("cold",), begin=0.0, end=0.003)
   with pytest.raises(ValueError, match=r"needs at least 2 tokens, .* got 1$"):
     evaluate.run(options, console)
@@ -78,6 +80,7 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(
   short = "at least 2 characters between them, got 0.9 and"
   refused(f"{short} 0.9", begin=0.9, end=0.9)
   refused(r"end must be in \(0, 1\], got 1.5", end=1.5)
+  # 129: a batch of 32 segments of 4 tokens, and the last token to predict.
   refused("at least 129 tokens, got 0; --protocol=cold", begin=0.0)
   alone = {"protocol": ("dynamic",), "rate": 1e300}
   refused("diverges at token", **alone, decay=0.0)

@@ -18,7 +18,8 @@ from lstm_jax.language.dynamic_eval import (
 def test_the_scale_of_a_long_segment_has_the_tokens_that_it_needs(
   run, options, console, monkeypatch
 ):
-  monkeypatch.setattr(dynamic_eval, "SCALE_TOKENS", 100)  # below 32 · 4 + 1
+  # A batch of 32 segments of 4 tokens needs more: 129 tokens.
+  monkeypatch.setattr(dynamic_eval, "SCALE_TOKENS", 100)
   one = replace(options, protocol=("dynamic",), rate=1e-4, decay=0.0)
   assert evaluate.run(one, console)["nats"]["dynamic"] > 0
 
@@ -27,7 +28,11 @@ def test_the_scale_of_a_long_segment_has_the_tokens_that_it_needs(
 def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   run, options, console, monkeypatch
 ):
-  """On the end of the text before, which is too short for a segment of 40."""
+  """They are chosen on the last 300 tokens of the text before.
+
+  That text is too short for segments of 40 tokens: only 10 and 20 are tried.
+  """
+  # The rate of 1e300 diverges.
   monkeypatch.setattr(dynamic_eval, "RATES", (1e-4, 3e-2, 1e300))
   monkeypatch.setattr(dynamic_eval, "DECAYS", (0.02,))
   monkeypatch.setattr(dynamic_eval, "TUNING", 300)
@@ -40,6 +45,7 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
 
   def nats(rate, segment):
     model = trained.model, trained.params
+    # 32 is `dynamic_eval.SCALE_BATCH`.
     scale = gradient_scale(*model, make_batches(before, 32, segment))
     config = DynamicEvalConfig(rate, 0.02, segment)
     return dynamic_nats(*model, before[-300:], scale, config).mean()
@@ -53,9 +59,12 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
 
 
 def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
-  """Each uses the gradient's scale on the text's start, in its own segments.
+  """The scale of the gradient comes from the start of that text.
 
-  Here the loss counts the settings that are not the best, and 1e-4 diverges.
+  It is estimated in segments as long as those of the settings. Stand-ins
+  replace both functions of the model: the scale is the segment length, and the
+  loss is the number of settings (of rate, decay and segment) that are not those
+  of `wanted`; a rate of 1e-4 diverges.
   """
   best, tried = DynamicEvalConfig(3e-5, 2e-3, 40), []
   wanted = best
@@ -68,7 +77,7 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
 
   def nats(model, params, text, r, config):
     assert r == config.segment
-    if len(text) == 7:
+    if len(text) == 7:  # `tokens`, the evaluated part
       return np.full(6, 5.0)
     assert (text[0], text[-1]) == (280_000, 299_999)
     tried.append(config)
@@ -87,6 +96,7 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
     assert found.tolist() == [-5.0] * 6
     return choice
 
+  # 4 rates × 3 decays in segments of 20, and then segments of 10 and 40.
   assert choose() == (best, 0.0, 14, 20_000)
   assert {config.segment for config in tried[:12]} == {20}
   assert choose(segment=10) == (best._replace(segment=10), 1.0, 12, 20_000)
@@ -104,6 +114,7 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
 
 
 def test_the_text_before_must_hold_a_whole_batch_of_segments():
+  # A batch has 32 segments, of 20 tokens by default, and one token to predict.
   for segment, needed in ((None, 641), (4, 129)):
     fixed = dynamic_eval.FixedSettings(segment=segment)
     dynamic_eval.check_text_before(needed, fixed)
@@ -115,7 +126,7 @@ def test_the_text_before_must_hold_a_whole_batch_of_segments():
 
 
 @pytest.mark.exhaustive
-def test_the_choice_on_several_cores_is_that_on_one(run):
+def test_the_choice_on_several_cores_is_the_same_as_on_one(run):
   trained = load(run)
   data = trained.config.data
   texts = split(read_text(data.corpus), data.val_fraction)

@@ -64,7 +64,10 @@ def test_two_devices_sweep_as_one_and_resume_bit_for_bit(config, tmp_path):
 def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   config, console, monkeypatch
 ):
-  """Stopped at an evaluation, and with late batches; a member diverges."""
+  """It is stopped at an evaluation, and again among the late batches.
+
+  The members at the second learning rate diverge.
+  """
   config = as_sweep(
     config,
     num_seeds=2,
@@ -79,7 +82,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert whole.stopped_by is None
   assert np.isnan(whole.members[2].val_losses[-1][1])
 
-  for step in (10, 103):
+  for step in (10, 103):  # the third epoch, of late batches, begins at step 95
     with monkeypatch.context() as patched:
       maker = sweep_members, "make_ensemble_train_step"
       signal_at(patched, step, signal.SIGTERM, maker)
@@ -87,6 +90,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
     assert stopped.stopped_by == signal.SIGTERM
     assert not (stopped.directory / "result.json").exists()
 
+  # A resumed sweep takes only the shapes of the initial state, for `restore`.
   def only_shapes(*arguments):
     state = sweep_members.make_state(*arguments)
     assert isinstance(state.step, jax.core.Tracer)
@@ -103,7 +107,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert "resumed     after step 103" in text
 
 
-def test_a_sweep_without_a_checkpoint_begins_again_and_says_no_step(
+def test_a_sweep_without_a_checkpoint_begins_again_as_not_resumed(
   config, console, monkeypatch
 ):
   def zeros(setup, members):
@@ -119,7 +123,7 @@ def test_a_sweep_without_a_checkpoint_begins_again_and_says_no_step(
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_is_kept_from_before_the_first_step_to_the_result(
+def test_ctrl_c_raises_nothing_from_before_the_first_step_to_the_result(
   many, console, monkeypatch
 ):
   def signal_before(name):

@@ -89,13 +89,14 @@ def test_a_loss_that_is_not_finite_is_not_the_best_of_a_member():
 
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_best_weights_of_a_sweep_that_are_lost_are_named(
+def test_a_resumed_sweep_says_that_its_best_weights_are_lost(
   config, console, monkeypatch, collected
 ):
   config = as_sweep(config, num_seeds=2, rate=(0.03,), eval_every=10)
   with monkeypatch.context() as patched:
     signal_at(patched, 23, maker=(sweep_members, "make_ensemble_train_step"))
     directory = sweep.run(config, console).directory
+  # The checkpoint of step 20 has the lowest loss so far: cut off its weights.
   for path in directory.glob("checkpoints/20/params/**/d/*"):
     path.write_bytes(path.read_bytes()[:-20])
   sweep.run(config, console)
@@ -159,7 +160,7 @@ def test_the_help_and_the_docs_name_what_a_sweep_does_not_support():
   assert re.findall(r"--(\w+)", refused) == [*sweep.UNSUPPORTED]
 
 
-def test_devices_that_there_are_not_are_refused(many, console):
+def test_more_devices_than_jax_has_started_are_refused(many, console):
   message = "--devices must be at most 1, as many as JAX has started, got 4"
   with pytest.raises(ValueError, match=message):
     sweep.run(replace(many, devices="4"), console)
