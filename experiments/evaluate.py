@@ -146,8 +146,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
 
   Raises:
     ValueError: a run or the corpus is not usable, the runs differ in corpus,
-      vocabulary or splits, a number is out of its range, or dynamic evaluation
-      diverges.
+      vocabulary or splits, the text or the tokenizer does not fit a protocol, a
+      number is out of its range, or dynamic evaluation diverges.
   """
   directories = [Path(name) for name in config.run]
   members = load_members(directories, config.checkpoint)

@@ -3,9 +3,10 @@ r"""Sample from a trained model: let it continue a prompt.
   python -m experiments.sample --run=DIRECTORY --prompt="Shall I" \
     --length=400 --temperature=0.8 --num_samples=3
 
-reads the best checkpoint of the run and prints the samples, each after the
-prompt if one is given. A single sample is printed while it is drawn. A word
-model never draws <unk>, the unknown word. Other ways to continue the prompt:
+reads the best checkpoint of the run (before its first evaluation, the newest)
+and prints the samples, each after the prompt if one is given. A single sample
+is printed while it is drawn. A word model never draws <unk>, the unknown word.
+Other ways to continue the prompt:
 
   --best_of=N    prints the likeliest of N samples
   --beam=N       searches for the likeliest continuation, keeping the N

@@ -97,7 +97,9 @@ def run(config: SweepConfig, console: Console) -> Result:
   """Train every member, print the tables, and write the run directory.
 
   Raises:
-    ValueError: as in `train.run`; or a flag is not supported by sweeps.
+    ValueError: the corpus, the run directory or the configuration is not
+      usable, the device has too little memory for the train states, or a flag
+      is not supported by sweeps.
     Diverged: at the end, no member has a finite loss.
   """
   _check(config)
@@ -116,7 +118,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
   with (
     open_run_dir(config, facts) as (directory, resuming, _),
-    collect_stop_requests() as requests,  # an exception could crash JAX
+    collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
   ):
     console.print(
       f"{heading(setup)}\n"
@@ -256,7 +258,7 @@ def _print_result(result: Result, console: Console) -> None:
 
 
 def member_table(members: list[Member]) -> Table:
-  """Return a table with a row for each member."""
+  """Return a table with a row for each member; each has been evaluated."""
   table = number_table("learning rate", "seed", "best", "at step", "last")
   for one in members:
     step, nats = one.best
@@ -271,7 +273,7 @@ def member_table(members: list[Member]) -> Table:
 
 
 def rate_table(members: list[Member]) -> Table:
-  """Return the mean and standard deviation over the seeds at each rate."""
+  """Return a table of the mean and std, over the seeds, of the best losses."""
   table = number_table("learning rate", "seeds", "mean of the best", "std")
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]

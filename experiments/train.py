@@ -92,8 +92,8 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   Raises:
     ValueError: the corpus, the run directory or the configuration is not
       usable, or the device has too little memory.
-    Diverged: the loss or the gradient is NaN or infinite; the message says
-      which checkpoint is kept.
+    Diverged: a loss or a gradient is NaN or infinite, more often in a row than
+      may be skipped; the message says which checkpoint is kept.
     KeyboardInterrupt: Ctrl-C before the training, or a second Ctrl-C during it;
       the message of the second says which checkpoint is kept.
   """
@@ -124,7 +124,7 @@ def _train(
     facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
   with (
     multihost.open_shared_run_dir(config, facts) as opened,
-    collect_stop_requests() as requests,  # an exception could crash JAX
+    collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
   ):
     directory = opened.directory
     console.print(f"run         {directory}", soft_wrap=True)

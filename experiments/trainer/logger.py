@@ -101,7 +101,7 @@ class RunLogger:
     process_size()  # the first call begins to count compilations
 
   def resume(self, restored: Restored | None) -> None:
-    """Continue from a checkpoint, or from nothing; delete what came after."""
+    """Continue from a checkpoint, or anew if None; delete what is newer."""
     step = int(restored.state.step) if restored else 0
     self._checkpoints.delete_after(step)
     if self._is_writer:
@@ -121,8 +121,8 @@ class RunLogger:
     """Add the metrics of a training step; write a row every LOG_EVERY steps.
 
     It first waits until the last checkpoint is on the disk, so only one step
-    runs while a checkpoint is written. A kill in that step costs the steps
-    since the checkpoint before it; a later kill, those since the last.
+    runs while a checkpoint is written. A kill during that step loses all steps
+    since the checkpoint before the last; a later kill, those since the last.
     """
     self._checkpoints.wait()
     self.step = step

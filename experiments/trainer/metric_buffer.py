@@ -57,7 +57,7 @@ class MetricBuffer:
     self.skipped, self._consecutive = progress.skipped
 
   def to_progress(self) -> dict[str, Any]:
-    """Return this object's fields of a `Progress`; stop the clock."""
+    """Return the fields of a `Progress` that it holds; stop the clock."""
     pending = self._pending_values()
     self.stop_clock()
     return {

@@ -60,10 +60,10 @@ def join(
   process_id: int | None,
   join_timeout: int,
 ) -> None:
-  """Join the other processes; JAX must not have been asked for a device yet.
+  """Join the other processes if `distributed`; each argument is a flag.
 
-  If they do not all join in time, this process prints one line and exits with
-  the status of bad input.
+  Call this before JAX is asked for a device. If the processes do not all join
+  in time, this one prints one line and exits with the status of bad input.
 
   Raises:
     ValueError: the flags are incomplete or do not go together; or they name no
@@ -126,7 +126,7 @@ def from_first_process(number: float) -> float:
 
 
 def _broadcast(data: bytes) -> bytes:
-  """Return the first process's bytes; all must pass the same number."""
+  """Return the first process's bytes; all must pass equally many bytes."""
   numbers = np.frombuffer(data, np.uint8)
   return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()
 

@@ -97,17 +97,32 @@ def cache_dir() -> Path:
 
 
 def cached_path(name: str) -> Path:
-  """Return where a named corpus is kept."""
+  """Return where a named corpus is kept; raise ValueError as `cache_dir`."""
   return cache_dir() / f"{name}.txt"
 
 
 def is_downloaded(name: str) -> bool:
-  """Return whether a named corpus is kept where this user may look."""
+  """Return whether a named corpus is in the cache directory.
+
+  The answer is False, too, if this user may not look there. The hash is not
+  checked.
+
+  Raises:
+    ValueError: as `cache_dir`.
+  """
   return os.path.isfile(cached_path(name))
 
 
 def _download(name: str, path: Path) -> bytes:
-  """Return the contents of a named corpus; messages name the path for it."""
+  """Download a named corpus, and return its bytes.
+
+  Args:
+    name: of the corpus.
+    path: where messages say that it is to be saved; nothing is written here.
+
+  Raises:
+    ValueError: it cannot be downloaded, or is another text.
+  """
   corpus = CORPORA[name]
   print(f"downloading {corpus.url} to {path}", file=sys.stderr)
   try:

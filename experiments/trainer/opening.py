@@ -100,7 +100,7 @@ class OpenedRun(NamedTuple):
 def open_run_dir(
   config: TrainConfig, facts: dict[str, Any], *, may_extend: bool = False
 ) -> Iterator[OpenedRun]:
-  """Lock a run directory during the block; its config.json is written before.
+  """Lock a run directory during the block, with config.json brought up to date.
 
   Args:
     config: of the run.
@@ -114,7 +114,7 @@ def open_run_dir(
       be resumed or extended with this configuration, and --overwrite is not
       given; --overwrite would replace what this run reads; its config.json is
       damaged; it holds other files than a run's, is not a directory, or lies
-      in a part of another run; or its path is not UTF-8.
+      in what another run may delete; or its path is not UTF-8.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()
@@ -285,7 +285,7 @@ def _described(record: dict[str, Any], changes: dict[str, Any]) -> str:
 
 
 def _new_directory() -> Path:
-  """Create a directory of its own under runs/, named after the time."""
+  """Create a new directory under runs/, named after the time."""
   runs, stamp = Path("runs"), datetime.now().strftime("%Y-%m-%d-%H%M%S")
   ensure_directory(runs, ": pass --run")
   name, number = stamp, 1

@@ -1,8 +1,8 @@
 """The weights of another run, from which --init_from starts a training.
 
-They are those that `trained.load` returns: the other run's with the lowest
-validation loss or, if it has not been evaluated yet, its newest. The optimizer,
-the step and the batches start anew.
+`trained.load` reads them from the other run's checkpoint of the lowest
+validation loss or, if that run has not been evaluated yet, from its newest. The
+optimizer, the step and the batches start anew.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def check_splits(setup: TrainSetup, trained: Trained, name: str) -> None:
   Args:
     setup: of the run.
     trained: the model, which has learned from the same text.
-    name: of the flag that names it, with its value.
+    name: the flag that names the model, with its value, for the message.
   """
   ours, theirs = setup.config.data, trained.config.data
   if flag := differing_split(ours, theirs):
@@ -91,7 +91,7 @@ def check_vocabulary(setup: TrainSetup, trained: Trained, name: str) -> None:
   Args:
     setup: of the run.
     trained: the model.
-    name: of the flag that names it, with its value.
+    name: the flag that names the model, with its value, for the message.
   """
   here, there = setup.corpus.tokenizer.symbols, trained.tokenizer.symbols
   if tuple(here) != tuple(there):

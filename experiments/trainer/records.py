@@ -63,7 +63,8 @@ def leaves(
 
   Args:
     config: the configuration.
-    names: of the fields that may be flags; None for all. NOT_FLAGS never are.
+    names: the fields that may be flags, of those that are not nested; None for
+      all. NOT_FLAGS never are. `only` limits a nested configuration.
     group: `Leaf.group` of the fields that are not nested.
   """
   types = typing.get_type_hints(type(config))
@@ -85,7 +86,7 @@ def from_record(default: Config, record: Mapping[str, Any]) -> Config:
 
   Args:
     default: an instance of the configuration's class.
-    record: has a value for each of its flags; other entries are ignored.
+    record: has a value for each flag of the class; other entries are ignored.
 
   Raises:
     ValueError: a value is missing, or not of its flag's kind or range; or there

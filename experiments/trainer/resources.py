@@ -86,7 +86,7 @@ def _events() -> Counter[str]:
 
 
 class Tracer:
-  """Traces training steps with JAX's profiler, after WARM_UP, which compile.
+  """Traces training steps with JAX's profiler, after WARM_UP that compile.
 
   The trace is in the XPlane format, which TensorBoard's profile page and XProf
   read. It includes the evaluations between the steps.
@@ -94,8 +94,8 @@ class Tracer:
   Args:
     directory: of the trace.
     num_steps: how many steps to trace; fewer, or none, if the run ends before.
-    console: prints a line if no step is traced, or if the trace cannot be
-      written while another error is raised.
+    console: prints a line if the run ends before a step is traced, or if the
+      trace cannot be written while another error is raised.
   """
 
   def __init__(self, directory: Path, num_steps: int, console: Console):

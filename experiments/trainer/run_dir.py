@@ -127,10 +127,7 @@ def check_is_no_run(base: Path | str, parts: str) -> None:
 def check_has_hash(
   directory: Path, record: dict[str, Any], advice: str = ""
 ) -> None:
-  """Raise ValueError if config.json lacks the hash of the corpus.
-
-  The message ends with the advice.
-  """
+  """Raise ValueError, ending with `advice`, if config.json lacks SHA256."""
   if SHA256 not in record:
     raise ValueError(f"{directory / CONFIG} lacks {SHA256}{advice}")
 
@@ -193,7 +190,7 @@ def delete_previous(directory: Path) -> None:
 def check_is_run_or_empty(directory: Path) -> None:
   """Raise ValueError unless a directory holds a run, is empty or is missing.
 
-  A directory in a part of another run is refused, too.
+  A directory inside what another run may move or delete is refused, too.
   """
   _check_is_no_part(directory)
   if read_config(directory) is not None:
@@ -245,7 +242,8 @@ def _is_leftover(name: str) -> bool:
 def set_aside(directory: Path) -> None:
   """Move a run into `previous`, where its successor deletes it as it ends.
 
-  A run that has no best checkpoint itself is deleted if `previous` holds a run.
+  If `previous` holds a run already, one of the two is deleted: that in
+  `directory` if it has no best checkpoint, or else that in `previous`.
   """
   previous = directory / PREVIOUS
   complete = (previous / CONFIG).exists()

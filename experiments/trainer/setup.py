@@ -65,7 +65,7 @@ class TrainSetup(NamedTuple):
   epoch_lengths: list[tuple[int, int]]  # (epochs, training steps in each)
   model: LanguageModel
   optimizer: optax.GradientTransformation
-  schedule: optax.Schedule  # learning rate by training steps made
+  schedule: optax.Schedule  # learning rate by updates; skipped steps make none
   train_step: TrainStep
   # (weights, or None for random ones) -> the state before the first step; on a
   # mesh, it is created in the shards of its devices; random weights that the
@@ -191,10 +191,10 @@ def _check_traceable(
 ) -> None:
   """Raise ValueError where the kernels cannot run, or do not take the model.
 
-  The kernels raise it when they are traced: they are traced here once, before
-  any file of the run is written.
+  The kernels raise it when they are traced: here, before the run writes a file.
+  A --seq_len of 1 needs no kernel, but evaluations do: 2 time steps are traced.
   """
-  steps = max(config.batching.seq_len, 2)  # 1 needs no kernel; evaluations do
+  steps = max(config.batching.seq_len, 2)
   shape = steps, config.batching.batch_size
   batch = jax.ShapeDtypeStruct(shape, jnp.int32)
   jax.eval_shape(

@@ -23,7 +23,7 @@ def initial_state(
   opened: OpenedRun,
   pretrained: Trained | None,
 ) -> TrainState:
-  """Return the state of the newest checkpoint, or the initial one.
+  """Return the state of the newest usable checkpoint, or the initial one.
 
   If the run starts from initial weights, a sample of them is drawn. On a mesh,
   the state is laid out as the training needs it.
@@ -32,7 +32,7 @@ def initial_state(
     setup: of the run.
     logger: of the run; it resumes at the step of the state.
     console: prints where the run starts.
-    opened: its directory.
+    opened: the run directory, which says whether there is a run to resume.
     pretrained: has the initial weights; None for random ones.
 
   Raises:
@@ -44,6 +44,8 @@ def initial_state(
     try:
       restored = restore(opened.directory, setup.state_like, console)
     except CheckpointError:
+      # The other processes wait for this call. It raises that they see another
+      # checkpoint; here, the cause says more.
       with suppress(ValueError):
         unreadable = multihost.UNREADABLE
         multihost.check_same_checkpoint(opened.directory, unreadable)

@@ -56,7 +56,7 @@ class Member(NamedTuple):
 
   @property
   def best(self) -> tuple[int, float]:
-    """The (step, validation loss) of the lowest loss."""
+    """The (step, validation loss) of the lowest loss; there must be a loss."""
     return min(
       self.val_losses, key=lambda pair: np.nan_to_num(pair[1], nan=np.inf)
     )
@@ -147,9 +147,10 @@ def save(
   state: TrainState,
   seconds: float,
 ) -> None:
-  """Save the state of all members, and the weights of the best one, as now.
+  """Save the state of all members, and the present weights of the best one.
 
-  That is the member of the lowest loss so far, or the first if none is finite.
+  The best member is that of the lowest loss so far, at this step or before it,
+  or the first member if no loss is finite.
   """
   leader, step = best_member(members), int(state.step)
   best = (leader.best[1], leader.best[0]) if leader else None
@@ -194,7 +195,7 @@ def restore(
     batch_size = progress.batch_size
     restored = read_resized_state(checkpoints, step, state, batch_size)
     consequence = "and only those of a lower loss replace them"
-    # It says, with this consequence, if the best weights are damaged. The
+    # This call only prints a message if the best weights are damaged: the
     # training does not need them.
     read_best(checkpoints, progress.best, params, consequence, console)
     return restored, progress

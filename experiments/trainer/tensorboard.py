@@ -63,7 +63,7 @@ TAGS = {  # of the entries of a row of metrics.jsonl
   "live_mb": "process/live_mb",
   "compilations": "process/compilations",
 }
-CLOSED, OPEN = 0.1, 0.9  # a gate below is closed, one above is open
+CLOSED, OPEN = 0.1, 0.9  # a gate is closed below CLOSED, and open above OPEN
 BINS = np.linspace(0, 1, 21)  # edges of a histogram's bins
 
 

@@ -148,10 +148,10 @@ def _check_has_last(directory: Path, record: dict[str, Any]) -> None:
 def _best_checkpoint(checkpoints: Path) -> Checkpoint:
   """Return the checkpoint that the newest readable one names as the best.
 
-  Before the first evaluation, none is: then return the newest readable one.
+  Before the first evaluation, it names none, and is itself returned.
 
-  A kill during a deletion leaves a directory that cannot be read: standard
-  error names it.
+  A kill while a checkpoint is deleted leaves a directory that cannot be read:
+  standard error names it.
   """
   first_error = None
   steps = list_checkpoints(checkpoints)
@@ -160,7 +160,7 @@ def _best_checkpoint(checkpoints: Path) -> Checkpoint:
       newest = read_checkpoint(checkpoints, step)
     except CheckpointError as error:
       if list_checkpoints(checkpoints) != steps:
-        raise
+        raise  # the run has replaced some: `read_replaced` reads anew
       print(f"{error}: not used", file=sys.stderr)
       first_error = first_error or error
       continue
