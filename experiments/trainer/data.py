@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
   text: str
   tokens: np.ndarray  # int32 [N]
-  gap: int | None = None  # first token after the part that was cut out, if any
+  gap: int | None = None  # index of the first token after the cut-out part
 
 
 class Corpus(NamedTuple):

@@ -105,8 +105,8 @@ def share_members(config: Config, num_members: int) -> Config:
 
   Returns:
     The configuration with the number of devices; unchanged if that number is 1,
-    if --mesh is given, or if auto cannot start several. It is unchanged, too,
-    if the number of a resumed run does not divide the members.
+    if --mesh is given, if auto cannot start several, or if the number of the
+    run that is resumed does not divide the members.
 
   Raises:
     ValueError: --devices does not divide the members, is for another kind of

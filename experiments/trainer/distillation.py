@@ -70,7 +70,8 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
     teachers = load_members(directories, config.teacher_checkpoint)
   except ValueError as error:
     raise ValueError(f"--teacher: {error}") from None
-  # `load_members` has checked that the others agree with the first.
+  # `load_members` has checked that the others have the vocabulary, text and
+  # splits of the first.
   teacher, name = teachers[0], f"--teacher={config.teacher[0]}"
   check_vocabulary(setup, teacher, name)
   if teacher.corpus_sha256 != setup.corpus.sha256:

@@ -203,6 +203,11 @@ def _read(path: Path) -> str:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
+  """Return the rows of metrics.jsonl; null entries of NULLABLE are left out.
+
+  Raises:
+    ValueError: a complete line is not a row of a run.
+  """
   rows = []
   *lines, partial = _read(path).split("\n")
   del partial  # a line without a line break is still being written
@@ -235,6 +240,6 @@ def _parse_samples(text: str) -> list[Sample]:
   for title, end in zip(titles, ends, strict=True):
     step = int(title[2]) if title[2] else 0
     body = text[title.end() : end].removesuffix("\n\n")
-    last = title[1].startswith("best checkpoint, step")
-    samples.append(Sample(title[1], None if last else step, body))
+    is_best = title[1].startswith("best checkpoint, step")
+    samples.append(Sample(title[1], None if is_best else step, body))
   return samples

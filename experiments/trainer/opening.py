@@ -201,8 +201,8 @@ def _resume_or_start(
     return OpenedRun(directory, resuming=True)
   check_extension(directory, record, config, result)
   epochs = record["num_epochs"]
-  went_on = environment() | {"started": now}
-  record = extended_record(record, config, result, went_on)
+  resumption = environment() | {"started": now}
+  record = extended_record(record, config, result, resumption)
   # Delete the result first: after a kill, the run must not count as finished.
   (directory / RESULT).unlink(missing_ok=True)
   sync(directory)

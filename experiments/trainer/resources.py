@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 WARM_UP = 3  # training steps before a trace starts: they compile
-STATM = Path("/proc/self/statm")  # Linux: in pages; second is resident memory
+STATM = Path("/proc/self/statm")  # Linux; its second number: resident pages
 # JAX's event for a program that is compiled, or loaded from its cache.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

@@ -107,7 +107,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert "resumed     after step 103" in text
 
 
-def test_a_sweep_without_a_checkpoint_begins_again_as_not_resumed(
+def test_a_sweep_without_a_checkpoint_begins_again_without_saying_resumed(
   config, console, monkeypatch
 ):
   def zeros(setup, members):
