@@ -16,8 +16,8 @@ function normaliseBackward(n, scale, d) {
   for (let k = 0; k < n.length; k++) d[k] = (d[k] - mean - n[k] * slope) * scale;
 }
 
-// The gates of an LSTM. dc holds dc' and receives dc; dO is do; da receives the
-// gradient of each pre-activation:
+// The gates of unit k of an LSTM. dc holds dc' and receives dc; dO is do, which
+// is a keyword; da receives the gradient of each pre-activation:
 //   dc = dc' f,  daᵢ = dc' g i (1 − i),  da_f = dc' c f (1 − f),
 //   da_g = dc' i (1 − g²),  daₒ = do o (1 − o)
 function gatesBackward(gates, c, k, dO, dc, da) {
@@ -31,7 +31,7 @@ function gatesBackward(gates, c, k, dO, dc, da) {
   dc[k] *= f;
 }
 
-// The plain RNN: da = dh' φ', where φ' follows from h'.
+// The plain RNN: da = dh' dφ/da. `derivative` computes dφ/da from h' = φ(a).
 function plainRnnBackward(derivative) {
   return {
     recur(p, gates, before, after, { h: dh }, dax, du) {

@@ -28,10 +28,11 @@ function plainRnn(activation) {
   };
 }
 
-// A cell writes the state after a step over the state before it. Its functions
-// take the parameters p, the input's part ax of the pre-activations, an array u
-// as large, and the state. u receives the state's part of the pre-activations,
-// and then, in its place, the gates.
+// A cell's `recur` writes the state after a step over the state before it. It
+// takes the parameters p, the input's part ax of the pre-activations, an array
+// u as large, and the state. u receives the state's part of the
+// pre-activations, and then, in its place, the gates. `project`, where a cell
+// has it, turns x W_x into ax, in place; without it, ax is x W_x.
 const CELLS = {
   rnn: plainRnn(Math.tanh),
   relu_rnn: plainRnn((a) => Math.max(0, a)),

@@ -1,11 +1,12 @@
 """The page that `experiments.explore` writes: a text as a model reads it.
 
-Everything about that text is computed here and packed into the page, signals
-and gradient norms as one byte a number (`packing`). The page unpacks an array
-when it shows it. If `packed_model` can pack the model, the page also holds its
-weights in 8 bits, and computes the same for a text that somebody types there:
-model.js and cells.js have the forward pass, backward.js the gradients, texts.js
-both kinds of texts.
+Everything about that text is computed here and packed into the page. The
+signals, which are the states and gates of each unit, and the gradient norms are
+packed as one byte a number (`packing`). The page unpacks an array when it shows
+it. If `packed_model` can pack the model, the page also holds its weights in 8
+bits, and computes the same for a text that somebody types there: model.js and
+cells.js have the forward pass, backward.js the gradients, texts.js both kinds
+of texts.
 """
 
 from pathlib import Path
@@ -51,6 +52,9 @@ def make_page(trained: Trained, tokens: np.ndarray, source: str) -> str:
     trained: the model.
     tokens: the text, integers [N], N ≥ 2.
     source: where the text is from, for the page's heading.
+
+  Raises:
+    ValueError: as `make_header`.
   """
   blobs, tokenizer = Blobs(), trained.tokenizer
   model = trained.config.model
@@ -72,8 +76,9 @@ def pack_reader(
 ) -> dict[str, Any]:
   """Return what the page needs to read a typed text.
 
-  Where the model is not one that a page can run, "model" is None and
-  "no_typing" says why.
+  If a page cannot run the model (`check_model`), "model" is None, and
+  "no_typing" says why. Else "cost" says what rounding the weights costs on
+  `tokens`, int32 [N].
   """
   try:
     check_model(trained)
@@ -170,7 +175,7 @@ def make_header(
 
 
 def _check_finite(values: list[jax.Array]) -> None:
-  """Raise ValueError where a model's values [N, ...] are infinite or NaN."""
+  """Raise ValueError if an array [N, K] of a model has an infinity or a NaN."""
   finite = np.all([jnp.isfinite(v).all(axis=1) for v in values], axis=0)
   if not finite.all():
     raise ValueError(
@@ -187,9 +192,14 @@ def pack_signal(
   *,
   signed: bool,
 ) -> dict[str, Any]:
-  """Return the header of a signal [H, N], whose bytes become a blob.
+  """Return the header of a signal, whose values become a blob, a byte each.
 
-  It is signed unless it is a gate, whose values are in [0, 1].
+  Args:
+    name: the signal's letter, such as "c".
+    values: the signal of each unit at each token, [H, N].
+    features: the features [N] with which each unit is scored.
+    blobs: takes the bytes.
+    signed: False for a gate, whose values are in [0, 1].
   """
   if signed:
     levels, scale = quantize_signed(values)
@@ -207,11 +217,11 @@ def pack_signal(
 
 
 def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
-  """Return the header of gradient norms [N, W], whose bytes become a blob.
+  """Return the header of gradient norms [N, W], which become a blob of bytes.
 
   Column k is of the state k time steps earlier. A norm that is infinite or NaN
-  is stored as the largest finite norm: a larger value would push the others off
-  the scale.
+  is stored as the largest finite norm, or as 1 if no finite norm is above 0: a
+  larger value would push the others off the scale.
   """
   largest = float(norms[np.isfinite(norms)].max(initial=0.0)) or 1.0
   norms = np.nan_to_num(norms, nan=largest, posinf=largest)

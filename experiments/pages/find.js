@@ -31,8 +31,8 @@ function matches(pattern) {
       last: tokenOf[match.index + match[0].length - 1] }));
 }
 
-// Returns the tokens of highest score, at least APART from each other, the best
-// first.
+// Returns the tokens of highest score, the best first: at most MOST, at least
+// APART from each other, and with scores above 0.
 function best(scores) {
   const byScore = scores.map((_, t) => t).sort((a, b) => scores[b] - scores[a]);
   const chosen = [];
@@ -51,9 +51,10 @@ function strongest() {
     note: round(values[t]) }));
 }
 
-// Returns the passages whose state is most similar to the mean state of the
-// selection: the cosine over the units of the signal shown, each divided by its
-// largest magnitude, as the colors are. 0.5 is subtracted from gates.
+// Returns the passages outside of the selection whose state is most similar to
+// the mean state of the selection, by the cosine over the units of the signal
+// shown. Each unit is divided by its largest magnitude, as for the colors; from
+// gates, which are in [0, 1], 0.5 is subtracted instead.
 function similar() {
   const [first, last] = selection(), n = pieces.length;
   const middle = signal.signed ? 128 : 127.5;

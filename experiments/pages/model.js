@@ -9,7 +9,7 @@
 // double precision.
 
 const LANES = 8;  // outputs that a product sums at a time
-const TABLE_ROWS = 1024;  // tokens whose product with W_x is kept
+const TABLE_ROWS = 1024;  // most tokens whose product with W_x is kept
 
 // A matrix in 8 bits, by its outputs: W[k, r] = levels[r, k] scales[r].
 class Matrix {

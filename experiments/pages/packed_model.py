@@ -25,10 +25,10 @@ MAX_WEIGHTS = 32_000_000  # a byte each in a page; 200 MB in a browser's memory
 
 
 def check_model(trained: Trained) -> None:
-  """Raise ValueError if a page cannot compute the cell or hold the weights."""
+  """Raise ValueError if a page cannot run the cell or hold the weights."""
   cell = recorded_cell(trained)
   if cell not in CELLS:
-    raise ValueError(f"a page computes no {cell}, only {', '.join(CELLS)}")
+    raise ValueError(f"a page cannot run {cell}, only {', '.join(CELLS)}")
   size = num_weights(trained.params)
   if size > MAX_WEIGHTS:
     raise ValueError(
@@ -43,7 +43,7 @@ def recorded_cell(trained: Trained) -> str:
 
 
 def num_weights(params: LanguageParams) -> int:
-  """Return the number of weights of a model."""
+  """Return the number of weights of a model, its biases included."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -68,8 +68,9 @@ def pack_model(
     blobs: takes the weights.
 
   Returns:
-    (header, params, cost): the model and the rules of a word tokenizer, for the
-    page's header; the rounded weights; and what rounding costs.
+    (header, params, cost). The header has the page's entries "model" and
+    "words": the rules of the tokenizer if it is one of words, else None. params
+    are the rounded weights, and cost is what rounding costs.
   """
   quantized, tokenizer = quantize_params(trained.params), trained.tokenizer
   params = dequantize_params(quantized)

@@ -34,7 +34,7 @@ from experiments.trainer.format import format_bytes
 HEAD, HEAD_PLACE = Path(__file__).with_name("head.html"), "<!-- head -->\n"
 DATA_PLACE = "<!-- data -->"
 SCRIPT_PLACE = re.compile(r'<script src="([a-z_]+\.js)"></script>')
-DECADES = 12.0  # powers of ten in the range of the norms
+DECADES = 12.0  # powers of ten that the norms of an array span at most
 
 
 class Norms(NamedTuple):
@@ -60,7 +60,10 @@ class Blobs:
   def page(self, template: Path, header: dict[str, Any]) -> str:
     """Return a template filled with head.html, data blocks and the header.
 
-    The header is the page's data as JSON, and may refer to the blocks.
+    The header is the page's data as JSON, and may refer to blocks by number.
+
+    Raises:
+      ValueError: the header has a number that is infinite or NaN.
     """
     packed = script("header", json.dumps(header, allow_nan=False).encode())
     head = HEAD.read_text(encoding="utf-8")
@@ -108,13 +111,13 @@ def quantize_signed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantize_norms(values: np.ndarray) -> Norms:
-  """Return norms ≥ 0 on a logarithmic scale."""
+  """Return finite norms ≥ 0 on a logarithmic scale."""
   positive = values > 0
   if not positive.any():
     return Norms(np.zeros(values.shape, np.uint8), 0.0, 1.0)
   logs = np.log10(values, where=positive, out=np.zeros(values.shape))
   high = float(logs[positive].max())
   low = max(float(logs[positive].min()), high - DECADES)
-  span = max(high - low, 1e-3)
+  span = max(high - low, 1e-3)  # above 0, also if all norms are equal
   levels = 1 + np.rint(254 * ((logs - low) / span).clip(0, 1))
   return Norms((levels * positive).astype(np.uint8), low, low + span)

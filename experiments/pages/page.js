@@ -1,5 +1,6 @@
 "use strict";
-// Starts both halves of the page.
+// Starts both halves of the page: in the first the model writes, in the second
+// it scores a text.
 
 let data, model, writing, reading;
 

@@ -19,7 +19,7 @@ from lstm_jax.language import LanguageParams
 from lstm_jax.language.evaluate import stateful_loss
 
 MAX_COST = 0.05  # nats per token by which rounding may raise the loss
-LEVELS = 127
+LEVELS = 127  # the largest |q|
 
 
 class Quantized(NamedTuple):
@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 
   before: float  # with its own weights
   after: float  # with 8-bit weights
-  num_tokens: int
+  num_tokens: int  # of the text
 
 
 def quantize(w: np.ndarray) -> Quantized:
@@ -76,7 +76,9 @@ def dequantize_params(params: LanguageParams) -> LanguageParams:
 def measure_cost(
   trained: Trained, params: LanguageParams, tokens: np.ndarray
 ) -> Cost:
-  """Return what rounding costs on a text, in one pass that carries the state.
+  """Return the loss on a text before and after the weights are rounded.
+
+  Each loss is that of one pass, which carries the state over the whole text.
 
   Args:
     trained: the model, whose products are float32 even if those of its training
@@ -90,7 +92,12 @@ def measure_cost(
 
 
 def check_cost(cost: Cost, unit: str) -> None:
-  """Raise ValueError if rounding costs more than `MAX_COST`."""
+  """Raise ValueError if rounding costs more than `MAX_COST`, or NaN.
+
+  Args:
+    cost: the loss before and after rounding.
+    unit: what a token is, for the message.
+  """
   change = cost.after - cost.before
   if not change <= MAX_COST:
     raise ValueError(

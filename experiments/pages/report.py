@@ -35,7 +35,8 @@ def make_header(histories: list[RunHistory]) -> dict[str, Any]:
   if len(set(names)) < len(names):
     names = [_name(run, str(run.directory)) for run in histories]
   units = {run.unit for run in histories}
-  # The members of a sweep share a directory, and the batches of its --seed.
+  # The members of a sweep share a directory and its configuration: `derive`,
+  # which reads the corpus, is called once for all of them.
   firsts = {run.directory: run for run in reversed(histories)}
   sizes = {directory: derive(run) for directory, run in firsts.items()}
   derived = [sizes[run.directory] for run in histories]
@@ -68,8 +69,9 @@ def make_header(histories: list[RunHistory]) -> dict[str, Any]:
 def differences(records: list[dict[str, Any]]) -> list[list[str]]:
   """Return a row for each entry of config.json that differs between the runs.
 
-  Versions of packages are entries of their own, and hashes are shortened. Flags
-  that say where and how a run executes are left out.
+  A row has the entry's name and its value in each run. Versions of packages
+  are entries of their own, and hashes are shortened. Flags that say where and
+  how a run executes, its time of start and its extensions are left out.
   """
   flat = []
   for record in records:
@@ -147,6 +149,7 @@ def _results(run: RunHistory, derived: Derived | None) -> dict[str, str]:
     "test loss": f"{test_losses[-1]:.4f}" if test_losses else NONE,
     "parameters": f"{derived.num_parameters:,}" if derived else NONE,
     "training steps": steps,
+    # The members of a sweep train together: the time is that of the sweep.
     "training time": NONE if run.member else time,
     "median speed": speed,
     "finished": FINISHED[run.finished, run.stopped_early],

@@ -40,7 +40,8 @@ function softmax(y, temperature, p, suppressed = []) {
 }
 
 // Keeps the smallest set of most likely tokens whose probabilities sum to topP
-// or more, and all that are as likely as its last; scales them to sum to 1.
+// or more, and all tokens that are as likely as the least likely of the set.
+// Scales their probabilities to sum to 1, and sets those of the others to 0.
 function keepTopP(p, topP) {
   if (topP >= 1) return;
   const ascending = Float64Array.from(p).sort();
@@ -78,7 +79,7 @@ function logSumExp(y) {
   return largest + Math.log(total);
 }
 
-// Returns the tokens of the largest values, the largest first.
+// Returns the tokens of the `count` largest values, the largest first.
 function largestOf(values, count) {
   const found = [];
   for (let token = 0; token < values.length; token++) {

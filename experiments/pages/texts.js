@@ -11,11 +11,11 @@
 //   probability(t)     of the next token that the text has
 //   follow(t, show)    starts to compute the norms at the token t, if they are not
 //                      there; calls `show` when there are more of them
-//   stop()             computes no more of them
+//   stop()             gives up the norms that `follow` computes
 
 const CACHED = 8;  // unpacked arrays in memory
 const LONGEST = 2000;  // tokens of a typed text
-const MOST_BYTES = 96 * 2 ** 20;  // of its states and gates
+const MOST_BYTES = 96 * 2 ** 20;  // of the states and gates of a typed text
 const SLICE = 12;  // ms of a frame in which the model computes
 
 

@@ -1,8 +1,10 @@
 "use strict";
 // The tokens of a text and the text of tokens, as the tokenizers of
 // lstm_jax/language. `encode` returns [{ token, from, to }]: each token and its
-// place in the text; the token of a character that the model does not know is
-// −1. `spell` returns a function from each further token to the text it adds.
+// place in the text. A character that the model does not know has the token −1;
+// a word that it does not know has the token in `unknown`. `spell` returns a
+// function that is called with the tokens of a text, one after another, and
+// returns the text that each of them adds.
 
 class CharTokens {
   constructor(symbols) {

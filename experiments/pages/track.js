@@ -4,6 +4,8 @@
 // dropped.
 
 const BLOCK = 128;  // tokens
+// The most bytes of states and the most tokens that are kept; but two blocks are
+// kept even if they are larger.
 const KEPT_BYTES = 96 * 2 ** 20, KEPT_TOKENS = 6144;
 
 class Track {
@@ -62,7 +64,8 @@ class Track {
     this.restore(length - 1);
   }
 
-  // Continues from the state after the token t, or after the start.
+  // Continues from the state after the token t, or after the start token if the
+  // text has no t or no longer keeps it.
   restore(t) {
     this.state.all.set(t < this.dropped ? this.startState : this.stateAt(t));
     this.model.logits(this.state, this.y);

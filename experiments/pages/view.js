@@ -1,7 +1,7 @@
 "use strict";
 // What both halves of the page show: probabilities, colors, a token of a text.
 
-const SHADES = 64;  // colors between the page's and the strongest
+const SHADES = 64;  // steps from the page's color to the strongest
 const LISTED = 8;  // likeliest tokens
 const SLICE = 12;  // ms of a frame in which the model computes, at least
 const LONGEST_SLICE = 30;

@@ -32,7 +32,7 @@ from lstm_jax.language import LanguageParams
 TEMPLATE = Path(__file__).with_suffix(".html")
 MEASURED = 20_000  # tokens on which the cost of rounding is measured
 TRACED = 5_000  # tokens on which the units are scored
-EXCERPT = 240  # characters of the text that the page scores at first
+EXCERPT = 240  # most characters of the text that the page scores at first
 
 
 def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
@@ -83,6 +83,9 @@ def score_units(
 ) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
   """Return the states of each layer, and which unit follows each feature best.
 
+  A feature is a property of a text, such as the position in the line
+  (`experiments.analysis.features`).
+
   Args:
     cell: the cell of every layer.
     params: the weights of the page.
@@ -128,9 +131,12 @@ def score_units(
 
 
 def excerpt(text: str) -> str:
-  """Return a part near the beginning of a text, cut after a line or a word.
+  """Return at most EXCERPT characters from near the beginning of a text.
 
-  Without a space in its second half, it is cut after EXCERPT characters.
+  They start after the first line break of the text's first 2 EXCERPT
+  characters, or else at the beginning. If more text follows, they are cut at
+  the last line break in their second half, or else at the last space there, or
+  else after EXCERPT characters.
   """
   text = text.rstrip()  # so that something follows each line break
   breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]

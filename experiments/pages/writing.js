@@ -116,8 +116,8 @@ class Writing {
       if (this.run !== run) return;
       const start = performance.now(), { speed } = this.settings;
       const passed = (now - before) / 1000;  // seconds; may be 0
-      // As long as the browser took to draw, within limits: so that writing
-      // and drawing share the time.
+      // The model computes for as long as the browser took to draw the last
+      // frame, within limits: writing and drawing share the time.
       slice = Math.max(SLICE, Math.min(LONGEST_SLICE, now - before - slice));
       due = speed === Infinity ? speed
         : Math.min(due + passed * speed, Math.max(1, speed));

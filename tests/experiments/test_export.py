@@ -218,7 +218,7 @@ def test_a_page_that_cannot_be_made_is_an_error_that_says_why(
 
   with pytest.raises(
     ValueError,
-    match=r"no projected_lstm, only lstm, layernorm_lstm, .*, relu_rnn$",
+    match=r"not run projected_lstm, only lstm, layernorm_lstm, .*, relu_rnn$",
   ):
     export_with(cell=projected_lstm)
   monkeypatch.setattr(packed_model, "MAX_WEIGHTS", 1_000)

@@ -222,7 +222,7 @@ def test_a_page_that_cannot_read_says_why(chromium, make_run, monkeypatch):
   chromium.open(page_of(make_run("slstm")))
   assert chromium.run("return $('typing').hidden")
   assert text_of(chromium, "untyped") == (
-    "You cannot type a text here: a page computes no slstm, only lstm, "
+    "You cannot type a text here: a page cannot run slstm, only lstm, "
     "layernorm_lstm, coupled_lstm, peephole_lstm, gru, gru_reset_before, rnn, "
     "relu_rnn."
   )
