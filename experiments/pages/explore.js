@@ -51,8 +51,8 @@ function sortUnits() {
 
 let numChoices = 0;
 
-// Shows the chosen layer, signal and order, and the unit chosenUnit; or the best
-// unit, if `best` is true or the layer has no chosenUnit.
+// Shows the chosen layer, signal and order, and the unit chosenUnit; or the
+// best unit, if `best` is true or the layer has no chosenUnit.
 async function choose(best, chosenUnit = unit) {
   setBusy(true);
   try {

@@ -6,7 +6,8 @@ of a type that no browser runs, whose text is base64 of gzip and so cannot be
 markup. `unpack` of head.html reads them. A script that the template names by
 src, a file beside the template, is copied into the page.
 
-A number is stored as one of 256 levels q, a byte:
+A value v of a signal (a state or a gate) and a gradient norm are stored as one
+of 256 levels q, a byte. Signals other than gates are signed:
 
   gate    v in [0, 1]                   q = round(255 v)
   signed  v in [−m, m], m = max |v|     q = 128 + round(127 v / m)

@@ -5,10 +5,10 @@
 const LONGEST_TEXT = 5000;  // characters
 const STRONGEST = 8;  // nats of the strongest color
 const SURPRISING = Math.log(100);  // nats of a probability of 1 %
-const SUGGESTIONS = 3;  // at most
-// Of a model of characters: the most tokens of a suggestion, and the least
-// probability of the first token of each suggestion after the first one.
-const LONGEST_SUGGESTION = 24, LEAST = 0.02;
+// The most suggestions; and of a model of characters, the most tokens of each,
+// and the least probability of the first token of each after the first one.
+const SUGGESTIONS = 3, LONGEST_SUGGESTION = 24;
+const LEAST = 0.02;
 // Accents and vowel signs belong to a word, the marks after an emoji do not.
 const IN_WORD = /(?![\uFE00-\uFE0F])[\p{L}\p{Mn}\p{Mc}\p{N}'’-]/u;
 const WORD_AT_END = new RegExp(`(?:${IN_WORD.source})*$`, "u");

@@ -4,8 +4,8 @@
 // dropped.
 
 const BLOCK = 128;  // tokens
-// The most bytes of states and the most tokens that are kept; but two blocks are
-// kept even if they are larger.
+// The most bytes of states and the most tokens that are kept; but two blocks
+// are kept even if they are larger.
 const KEPT_BYTES = 96 * 2 ** 20, KEPT_TOKENS = 6144;
 
 class Track {

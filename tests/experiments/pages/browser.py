@@ -210,7 +210,10 @@ def chromium():
 
 @contextlib.contextmanager
 def viewing(chromium, page, width=1100):
-  """Open a page, which must raise no error and request nothing but itself."""
+  """Open a page and yield the browser with it.
+
+  The page must log no message and request nothing but itself.
+  """
   chromium.emulate(width, 900)
   chromium.errors(), chromium.requests()  # forget those of earlier pages
   chromium.open(page)

@@ -27,8 +27,10 @@ Shall I compare thee to a 'summer's day?'
 
 Thou art more lovely -->
 """
+# Lines of verse with an indentation and, in the tests, an unknown word.
 LINES = "Thou art more lovely, more", "  temperate Thou art", "more"
-LENGTH = 400  # characters of the page
+LENGTH = 400  # characters of the text of the page of `explored_run`
+# The flags of each model. The embedding of a tied one is as large as its h.
 MODELS = {name: {"cell": cell, "num_layers": 2} for name, cell in CELLS.items()}
 MODELS["lstm"] |= {"embedding_size": 5}
 MODELS["gru"] |= {"tied": True, "embedding_size": 11}
@@ -145,7 +147,10 @@ class PageData:
 
 
 def val_text(directory):
-  """Return the beginning of a run's validation split, as its page shows it."""
+  """Return the first LENGTH characters of a run's validation split.
+
+  They are what the page of `explored_run` shows.
+  """
   record = json.loads((directory / run_dir.CONFIG).read_text())
   text = read_text(record["corpus"])
   return split(text, record["val_fraction"])[1][:LENGTH]

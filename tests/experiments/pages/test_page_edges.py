@@ -1,4 +1,4 @@
-"""Rare cases in a browser: half-read texts, clicks beside a square, letters."""
+"""Rare cases in a browser: half-read texts, clicks beside units, letters."""
 
 import re
 
@@ -39,7 +39,7 @@ def opened(chromium, trained, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_the_caret_after_the_last_token_read_shows_nothing_new(opened):
+def test_a_caret_beyond_what_is_read_so_far_shows_nothing_new(opened):
   opened.run("$('own').value = 'Thou art'; await reading.read();")
   shown = """
     $("caret").textContent = "before"; reading.setCaret(args[0]);
@@ -61,13 +61,14 @@ def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
     reading.p.fill(args[0]);  // as if a caret moved before the next frame
     return await suggestions;
   """
-  most, fewest = (opened.run(suggestions, p) for p in (1, 0))
-  assert most == fewest == opened.run("return reading.suggestions")
+  after_ones, after_zeros = (opened.run(suggestions, p) for p in (1, 0))
+  expected = opened.run("return reading.suggestions")
+  assert after_ones == after_zeros == expected
 
 
 @pytest.mark.exhaustive
 def test_vowel_signs_belong_to_the_word_that_is_continued(opened):
-  """The test replaces the symbols of the page, and the tokens it predicts."""
+  """The test replaces three symbols, and the tokens that the page predicts."""
   found = opened.run(
     """
     data.symbols.splice(0, 3, ...args[0]);
@@ -92,7 +93,8 @@ CLICK = """
 """
 
 
-# (width of the canvas, x, y, the unit chosen): beside a square it stays 9.
+# (width of the canvas, x, y, the unit chosen). The square of a unit is 14
+# pixels wide: a row of 75 has five. A click beside them leaves the unit 9.
 CLICKS = [(75, 63, 7, 4), (75, 7, 21, 5), (75, 73, 7, 9), (10, 7, 35, 2)]
 
 
@@ -123,7 +125,9 @@ def test_a_click_on_a_square_of_the_explorer_chooses_its_unit(
 def test_an_empty_prompt_says_what_the_text_starts_after(
   symbol, said, chromium, trained, tmp_path
 ):
-  text = TEXT.replace("\n", symbol)  # the vocabulary is as large as before
+  # Without a line break, a text starts after the first symbol, a space. The
+  # vocabulary is as large as before: "!" is new in it.
+  text = TEXT.replace("\n", symbol)
   other = trained._replace(tokenizer=CharTokenizer.from_text(text))
   chromium.open(write_page(tmp_path / "page.html", other, text))
   found = chromium.run("writing.pause(); return $('prompt').placeholder")

@@ -87,6 +87,7 @@ def test_the_cost_is_the_difference_of_two_losses_and_limited(
   assert cost.num_tokens == 90 and 0 < abs(cost.after - cost.before) < 0.01
   same = measure_cost(trained, trained.params, tokens)
   assert same.before == cost.before and abs(same.after - same.before) < 1e-6
+  # The cost of this small model is below any limit above 0.01.
   monkeypatch.setattr(quantized, "MAX_COST", -1.0)
   with pytest.raises(ValueError, match=r"may cost at most -1\.0 nats per char"):
     check_cost(cost, "character")

@@ -21,7 +21,7 @@ def test_an_excerpt_is_empty_only_if_the_text_is_blank():
 
 
 def test_an_excerpt_has_whole_lines_or_else_words():
-  line = "word " * 9 + "end\n"
+  line = "word " * 9 + "end\n"  # 49 characters: 240 hold four lines
   assert excerpt("title\n\n" + 9 * line) == (4 * line).rstrip()
   words = "title\n" + "word " * 99
   assert excerpt(words) == ("word " * 48).rstrip() == excerpt(words[6:])
@@ -45,6 +45,7 @@ def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
   h[1, :, 1] = ~word_starts(text)  # an AUC of 0 is as good as one of 1
   State = namedtuple("State", "h c")
   traces = [SimpleNamespace(states=State(h[k], c[k])) for k in (0, 1)]
+  # In place of a model's states, these, in which the best units are known.
   monkeypatch.setattr(writer, "trace_layers", lambda *_: (traces, None))
   layers, follows = writer.score_units(lstm, None, None, pieces)
   keys = "feature", "measure", "layer", "signal", "unit"

@@ -15,7 +15,11 @@ pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 def click_on(chromium, text, index):
-  """Click on a character of a text whose lines fit the window."""
+  """Click on the middle of a character of a text whose lines fit the window.
+
+  In pixels, the canvas has a margin of 4, a line is 26 high, and a character is
+  drawn in the upper 18 of them.
+  """
   left, top, width = chromium.run(
     "const box = textCanvas.getBoundingClientRect();"
     "return [box.left, box.top, charWidth]"
@@ -26,7 +30,7 @@ def click_on(chromium, text, index):
 
 
 def value_shown(chromium):
-  """Return the (unit, value) of the status line."""
+  """Return the unit and its value, as the status line names them."""
   match = re.search(
     r"Unit (\d+) of \w+ is ([−\d.]+)\.(?=\s)", text_of(chromium, "status")
   )
@@ -98,12 +102,12 @@ def test_clicks_and_keys_show_what_the_library_computes(
   for back, symbol, norm_h, norm_c in norms:
     at = index - int(back)
     assert symbol == symbols.get(text[at], text[at])
-    for shown, name in ((norm_h, "h"), (norm_c, "c")):
+    for figure, name in ((norm_h, "h"), (norm_c, "c")):
       norm = data.paths(0)[name][index, int(back)]
       if norm == 0:  # of c at the cursor: the prediction reads h alone
-        assert (shown, name, back) == ("–", "c", "0")
+        assert (figure, name, back) == ("–", "c", "0")
       else:  # shown with two digits
-        assert abs(float(shown.replace("−", "-")) / norm - 1) < 0.051
+        assert abs(float(figure.replace("−", "-")) / norm - 1) < 0.051
   reach = text_of(opened, "reach")
   assert "log p(‘" in reach
   assert reach.endswith(": of h with c held fixed, and of c with h held fixed.")

@@ -10,7 +10,8 @@ from tests.experiments.pages.explored import PageData, val_text
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
-# Returns the calls of a drawing function: [name, color, *arguments].
+# Returns the calls of canvas methods that a drawing function of the page makes:
+# [method, color, *arguments].
 CALLS = """
   const { prototype } = CanvasRenderingContext2D, calls = [], own = {};
   for (const name of ["fillRect", "strokeRect", "moveTo", "lineTo",
@@ -35,8 +36,8 @@ CELL, LINE = 18, 26
 def calls(opened):
   """Return a function of (drawing function, method of the canvas, color).
 
-  It draws, and returns the arguments of each call of that method, in that color
-  if one is given.
+  It calls the drawing function and returns the arguments of each call of the
+  method. If a color is given, calls in other colors are left out.
   """
 
   def drawn(function, name, color=None):
@@ -54,8 +55,8 @@ def as_hex(fill):
 def test_the_text_has_bars_passages_and_a_selection(
   opened, calls, explored_page, explored_run
 ):
-  text, cursor = val_text(explored_run), 60
-  opened.run("stepUnit(1); moveTo(args[0]); anchor = 57;", cursor)
+  text, anchor, cursor = val_text(explored_run), 57, 60
+  opened.run("stepUnit(1); [anchor] = args; moveTo(args[1]);", anchor, cursor)
   opened.run("$('pattern').value = 'more'; find(); textBox.scrollTop = 0;")
   width, unit = opened.run("return [charWidth, unit]")
 
@@ -63,7 +64,7 @@ def test_the_text_has_bars_passages_and_a_selection(
     line = text.count("\n", 0, t)
     return 4 + (t - text.rfind("\n", 0, t) - 1) * width, 4 + line * LINE
 
-  # Each character on the color of its level.
+  # Each character is on the color of its level; bars are drawn after them.
   data = PageData(explored_page)
   header = data.header["layers"][1]["signals"][1]
   levels = data.array(header["blob"]).reshape(12, -1)[unit]
@@ -74,7 +75,8 @@ def test_the_text_has_bars_passages_and_a_selection(
   for t, (_, fill, x, y, _, height) in enumerate(found):
     assert fill == as_hex(fills[levels[t]])
     assert [x, y, height] == [np.floor(place(t)[0] + 0.5), place(t)[1], CELL]
-  # The bars: four decades of the gradient's norm, of h and c together.
+  # The bars, 6 pixels at most, show four decades of the norm of the gradient
+  # with respect to h and c together.
   h, c = (data.paths(1)[name][cursor, : cursor + 1] for name in ("h", "c"))
   norms = np.hypot(h, c)
   heights = np.maximum(0, 1 + np.log10(norms / norms.max()) / 4)
@@ -94,7 +96,7 @@ def test_the_text_has_bars_passages_and_a_selection(
   box = [[x - 1, y - 1, width + 2, CELL + 2]]
   np.testing.assert_allclose(calls("drawText", "strokeRect", INK), box)
   starts = [
-    [x, y + CELL + 1] for x, y in (place(t) for t in range(57, cursor + 1))
+    [x, y + CELL + 1] for x, y in (place(t) for t in range(anchor, cursor + 1))
   ]
   np.testing.assert_allclose(calls("drawText", "moveTo", INK), starts)
 
@@ -120,6 +122,7 @@ def test_all_units_have_the_colors_of_their_levels(
   levels = data.array(header["blob"]).reshape(12, -1)[ranks, cursor]
   squares = calls("drawUnits", "fillRect")
   assert squares == [[14 * k + 1, 1, 12, 12] for k in range(12)]
+  # Each square is filled and then outlined: every second call fills.
   drawn = [call[1] for call in opened.run(CALLS, "drawUnits")[::2]]
   assert drawn == [as_hex(fills[level]) for level in levels]
   k = ranks.index(unit)
@@ -139,6 +142,8 @@ def test_the_path_is_to_scale(opened, calls, explored_page):
     *map(str, texts)
   }
 
+  # In `drawPath`, the axes begin at x = 44 and y = 140; the vertical one is 132
+  # pixels long, and the horizontal one spans 96 states, 0 to 95 steps back.
   def x_of(back):
     return right - (right - 44) * back / 95
 

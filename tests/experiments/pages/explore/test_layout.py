@@ -90,7 +90,7 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   chromium.emulate(150, 740)
   chromium.open(words_page)
   columns, boxes = chromium.run("return columns"), chromium.run(layout)
-  assert columns < 26
+  assert columns < 26  # the first line has 26
   assert all(column + width <= columns for _, _, column, width in boxes)
   assert [box[1] for box in boxes] == sorted(box[1] for box in boxes)
   for (_, line, column, width), (_, line2, column2, _) in itertools.pairwise(
@@ -101,7 +101,7 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
 
 
 @pytest.mark.exhaustive
-def test_a_page_of_words_opens_at_its_cursor(
+def test_a_page_of_words_opens_with_its_cursor_in_view(
   chromium, words_page, console, tmp_path
 ):
   """The words before the cursor fill more than the window."""
@@ -133,7 +133,7 @@ def test_the_list_and_the_status_show_one_probability(opened):
     return shown;
     """
   )
-  assert len(shown) == 399
+  assert len(shown) == 399  # all but the last, after which the text ends
   assert [listed for listed, _ in shown] == [status for _, status in shown]
 
 
@@ -144,7 +144,7 @@ def test_a_phone_scrolls_in_one_direction_and_every_color_is_legible(
 ):
   opened.emulate(360, 740, scheme)
   opened.open(explored_page)
-  for _ in range(6):
+  for _ in range(6):  # the signals h, c, i, f, g and o
     opened.press("s")
     width = opened.run("return document.documentElement.scrollWidth")
     assert width == 360

@@ -129,7 +129,7 @@ def test_keys_scroll_the_text_and_a_click_finds_its_character(
   )
   assert cursor() == begins[page]
   press_with(opened, "ctrl", "End")
-  assert cursor() == 399
+  assert cursor() == 399  # the last of 400
   opened.press("home")
   assert cursor() == begins[-1] > 0
   opened.run(
@@ -172,7 +172,9 @@ def test_keys_scroll_the_text_and_a_click_finds_its_character(
   assert press_with(opened, "ctrl", "f")  # the browser finds in the page
 
 
-def test_the_ends_of_the_text_have_fewer_steps_back(opened):
+def test_the_first_tokens_have_fewer_steps_back_and_the_last_no_gradient(
+  opened,
+):
   steps = (
     "moveTo(args[0]); return [...document.querySelectorAll('#norms tr')].map("
     "(row) => Number(row.firstChild.textContent))"

@@ -35,7 +35,8 @@ def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
     assert opened.run("return cursor") == place + 3
   opened.press("F")
   assert opened.run("return cursor") == places[-1] + 3
-  # The list has each passage in its context, and a click selects it.
+  # The list has each passage with 24 characters before and after it, and a
+  # click selects the passage.
   item = opened.run(
     "return [...$('found').children[1].firstChild.childNodes].map("
     "(part) => part.textContent)"
@@ -76,7 +77,13 @@ def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
 
 
 def ranked(scores, most=30, apart=12):
-  """Return the indices of the highest scores that are not close together."""
+  """Return the indices of the highest scores that are not close together.
+
+  Args:
+    scores: of each token, [N].
+    most: indices returned at most; the default is MOST of find.js.
+    apart: the least distance of two indices; the default is APART of find.js.
+  """
   chosen = []
   for t in np.argsort(-scores, kind="stable"):
     if len(chosen) < most and all(abs(t - other) >= apart for other in chosen):
@@ -112,7 +119,7 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
     values = np.reshape(other, (12, -1))[unit] - (128.0 if name == "c" else 0)
     shown = opened.run("return found.map((p) => p.first)")
     assert shown == ranked(np.abs(values))
-  opened.press("S", "p")
+  opened.press("S", "p")  # back to c and to the unit before
   # The mean over a selection is compared with every other state.
   opened.run("moveTo(100); textBox.focus(); anchor = 96")
   found = find(opened, "similar")
@@ -160,6 +167,7 @@ def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
     return x, top + 4 + line * 26 + 9
 
   def selected():
+    """Return the anchor, the cursor, and the first and last token selected."""
     return opened.run("return [anchor, cursor, ...selection()]")
 
   opened.drag(place(0), place(3), place(6))

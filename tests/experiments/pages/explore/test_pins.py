@@ -10,6 +10,7 @@ from tests.experiments.pages.explored import PageData
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
+# Returns, for each pin, the color of the token at the cursor in its line.
 PIXELS = """
   return [...document.querySelectorAll("#pins canvas")].map((canvas) => {
     const ratio = canvas.width / canvas.clientWidth;
@@ -37,7 +38,7 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
   opened.press("L", "s")
   opened.settle()
   opened.press("i")  # a gate of the lowest
-  first, second = (
+  first, second = (  # the best unit and the one two places on
     np.argsort(
       -np.abs(data.header["layers"][1]["signals"][1]["scores"][0]),
       kind="stable",
@@ -59,8 +60,8 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
     shown, pixels, expected, strict=True
   ):
     assert name == f"unit {unit} of {signal}, layer {layer + 1}"
-    values, half = data.signal(layer, signal)
-    assert abs(value - values[unit, cursor]) < half.flat[0] + 1e-3
+    values, _ = data.signal(layer, signal)
+    assert abs(value - values[unit, cursor]) < 1e-3  # three decimals
     signed = signal == "c"
     scale = np.abs(values[unit]).max() if signed else 1.0
     level = values[unit, cursor] / scale
@@ -80,9 +81,9 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
   for (_, value), (layer, signal, unit) in zip(
     pins(opened), expected, strict=True
   ):
-    values, half = data.signal(layer, signal)
+    values, _ = data.signal(layer, signal)
     at = opened.run("return cursor")
-    assert abs(value - values[unit, at]) < half.flat[0] + 1e-3
+    assert abs(value - values[unit, at]) < 1e-3
 
   # A click on the name of a pin shows its unit in the text, and the key that
   # pins a unit removes the pin.
@@ -105,12 +106,14 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
   assert opened.run(focused) == "Pin" and pins(opened) == []
 
 
-def test_no_more_units_can_be_pinned_than_fit(opened):
+def test_at_most_eight_units_are_pinned_and_none_while_a_signal_is_unpacked(
+  opened,
+):
   for _ in range(10):
     opened.press("i", "n")
   assert len(pins(opened)) == 8
   assert opened.run("return document.getElementById('pin').disabled")
-  # None can be pinned while the values of another signal are being unpacked.
+  # `setBusy(true)` stands for the unpacking of another signal's values.
   busy = "setBusy(true); togglePin(); setBusy(false); return pins.length;"
   opened.run("setPins([])")
   assert opened.run(busy) == 0

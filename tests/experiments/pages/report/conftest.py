@@ -22,6 +22,7 @@ def directories(trained_runs, tmp_path_factory):
     shutil.copytree(config.job.run, base / names[name])
   directory = base / names["rnn"]
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
+  # The sample before the first training step is followed by markup.
   head, *rest = samples.split("=== step 10,")
   (directory / "samples.txt").write_text(
     "=== step 10,".join([f"{head.rstrip()}{HOSTILE}\n\n", *rest]), "utf-8"

@@ -101,7 +101,8 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
   assert [dot[2] for dot in dots] == [point[2] for point in points]
   places = [dot[:2] for dot in dots], [point[:2] for point in points]
   np.testing.assert_allclose(*places, atol=0.1)
-  # Names that would overlap are moved apart, and stay in the chart.
+  # Names that would overlap are moved 15 pixels apart, none of them below the
+  # lower edge of the chart, at 300.
   places = opened.run(
     "const ends = [0, 1, 2].map((k) => ({ k, name: '', x: 0, y: 299 - k }));"
     "return drawLabels(ends).map((text) =>"
@@ -118,7 +119,7 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
 
 
 @pytest.mark.exhaustive
-def test_keys_and_the_pointer_move_to_the_nearest_point(opened):
+def test_page_keys_move_by_ten_points_and_the_pointer_to_the_nearest(opened):
   steps = opened.run("return positions")
   opened.run("document.getElementById('chart').focus()")
   opened.run("positions = Array.from({ length: 25 }, (_, k) => k + 1)")
@@ -129,8 +130,8 @@ def test_keys_and_the_pointer_move_to_the_nearest_point(opened):
   pressed = ["Home", "PageDown", "PageDown", "PageDown", "PageUp"]
   found = [opened.run(press, key, False) for key in pressed]
   assert found == [0, 10, 20, 24, 14]
-  assert opened.run(press, "Home", True) == 14
-  choose(opened, "range", "0")
+  assert opened.run(press, "Home", True) == 14  # Ctrl-Home is the browser's
+  choose(opened, "range", "0")  # draws the chart, with its own positions again
   left, top = opened.run(
     "const box = document.getElementById('chart').getBoundingClientRect();"
     "return [box.left, box.top]"

@@ -20,6 +20,7 @@ def test_the_pointer_reads_off_the_nearest_point(pointer, opened, directories):
   end = max(
     step for f in directories for step, *_ in points_of(f, "train_loss")
   )
+  # The axis begins at pixel 60, and step 20 is the point nearest to 21.
   opened.click(left + 60 + (right - 60) * 21 / end, top + 100, pointer)
   assert "At training step 20:" in text_of(opened, "status")
 
@@ -28,6 +29,11 @@ def test_the_pointer_reads_off_the_nearest_point(pointer, opened, directories):
   ("axis", "index"), [("training steps", 0), ("epochs", 0), ("seconds", 2)]
 )
 def test_the_curves_are_the_losses_to_scale(axis, index, opened, directories):
+  """`index` is the entry of a point (step, value, seconds) along the axis.
+
+  Both runs have one epoch, of equally many steps: epochs are proportional to
+  steps.
+  """
   choose(opened, "axis", axis)
   points, values = [], []
   names = ("train_loss", "val_loss")
@@ -178,7 +184,7 @@ def test_a_logarithmic_axis_has_numbers_wherever_it_lies(opened):
   assert opened.run(scale) is None  # 0 is on no logarithmic axis
 
 
-def test_the_cursor_stays_where_it_is_as_the_chart_changes(opened):
+def test_the_cursor_stays_while_a_point_is_drawn_at_it(opened):
   opened.run("document.getElementById('chart').focus()")
   opened.press("home", "right")
   before = text_of(opened, "status")
@@ -191,7 +197,7 @@ def test_the_cursor_stays_where_it_is_as_the_chart_changes(opened):
   opened.run("data.runs[1].curves.grad_norm.value[1] = 0")
   choose(opened, "scale", "vertical")
   assert text_of(opened, "status") != before  # nothing is drawn there
-  choose(opened, "axis", "epochs")
+  choose(opened, "axis", "epochs")  # other units: it goes to the end
   assert opened.run("return cursor === positions.length - 1")
 
 

@@ -72,7 +72,7 @@ def test_keys_read_off_the_losses_of_the_files(opened, directories):
 
 def test_a_run_is_hidden_and_shown_again(opened):
   box = "document.querySelector('#legend tr:nth-child(2) input')"
-  assert len(lines(opened)) == 4
+  assert len(lines(opened)) == 4  # two losses of each run
   opened.run(f"{box}.click()")
   assert len(lines(opened)) == 2
   assert table(opened, "#legend")[1][1:] == ["–", "–", "–"]
@@ -83,9 +83,9 @@ def test_a_run_is_hidden_and_shown_again(opened):
 
 def test_the_csv_has_every_value_of_the_files(opened, directories):
   text = opened.run("return csv()")
-  table = list(csv.DictReader(io.StringIO(text)))
+  records = list(csv.DictReader(io.StringIO(text)))
   for directory in directories:
-    rows = [row for row in table if row["run"] == directory.name]
+    rows = [row for row in records if row["run"] == directory.name]
     for name in ("train_loss", "val_loss", "lr", "grad_norm"):
       values = [
         (int(row["step"]), float(row[name])) for row in rows if row[name]
@@ -138,6 +138,7 @@ def test_a_phone_scrolls_in_one_direction_and_every_line_is_visible(
   opened.emulate(360, 740, scheme)
   opened.open(page)
   assert opened.run("return document.documentElement.scrollWidth") == 360
+  # The body has 12 pixels of padding on each side.
   assert opened.run("return document.querySelector('svg').clientWidth") <= 336
   cut = "return [...document.querySelectorAll('.scroll')].map((box) =>"
   assert opened.run(f"{cut} box.scrollWidth - box.clientWidth)") == [0, 0, 0]
@@ -179,7 +180,7 @@ def contrast_of(*colors):
   return high / low
 
 
-def test_everything_can_be_reached_by_keys_and_has_a_name(opened):
+def test_controls_have_names_and_tab_goes_through_them_to_the_chart(opened):
   unnamed = opened.run(
     """
     const all = "select, input, svg[role], [tabindex]";

@@ -13,6 +13,7 @@ def make_run(tmp_path_factory):
 
 @pytest.fixture
 def chromium(chromium):
+  """The browser with a wide window, in which a page must log no message."""
   chromium.emulate(1100, 900)
   chromium.errors()
   yield chromium

@@ -35,6 +35,7 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   )
   own = chromium.run("return [...(await text.signalOf(1, 'c')).levels]")
   assert unit == before[1]  # the unit stays
+  # "Thou art" has 8 characters, and the layer 11 units.
   assert pinned == own[8 * unit : 8 * (unit + 1)] and len(scale) == 11
   assert chromium.run("return lineOf[cursor]") == 0
 
@@ -164,7 +165,7 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
 
 
 @pytest.mark.exhaustive
-def test_a_text_that_cannot_be_read_is_said_and_can_be_typed_again(
+def test_a_failure_to_unpack_the_model_is_said_and_the_next_text_is_read(
   chromium, make_run
 ):
   chromium.open(page_of(make_run("gru")))
@@ -181,8 +182,9 @@ def test_a_text_that_cannot_be_read_is_said_and_can_be_typed_again(
 
 
 @pytest.mark.exhaustive
-def test_a_text_too_long_and_one_letter_are_read(chromium, make_run):
+def test_a_text_too_long_is_cut_and_one_letter_is_read(chromium, make_run):
   chromium.open(page_of(make_run("gru")))
+  # The model knows 2,400 of these 3,000 characters, and reads 2,000 at most.
   type_text(chromium, "art§ " * 600)
   assert chromium.run("return pieces.length") == 2000
   said = text_of(chromium, "score")

@@ -170,9 +170,10 @@ def planted(name):
       block = start[1]
     runs = name == block or name in USERS.get(block, ())
     result = RESULT.match(line)
-    if runs and result and result[1] != "0":
+    if runs and result and result[1] != "0":  # 1.01 times 0 is no error
       before, after = line[: result.start(1)], line[result.end(1) :]
       wrong = f"{before}1.01 * ({result[1]}){after}"
+      # Without the first line, "use strict".
       code = "\n".join([*lines[1:number], wrong, *lines[number + 1 :]])
       variants.append((line.strip(), code))
   return variants
@@ -192,6 +193,8 @@ def test_an_error_planted_in_a_backward_changes_the_gradient(
   )
   chromium.open(tmp_path / "page.html")
   type_text(chromium, TYPED.replace("§", ""))
+  # The norms for the prediction at token 40, over nine states, without an error
+  # and with each of them.
   own, *found = chromium.run("""
     const { cell } = data.model;
     return [BACKWARD, ...WRONG].map((backward) => {

@@ -53,6 +53,7 @@ def test_the_list_has_the_probabilities_at_the_settings(opened):
     "return [data.symbols.map(visibleSymbol), writing.track.tokens,"
     " writing.pending]"
   )
+  # At the end of the text, whose next token is pending, and within it.
   for t, actual in ((11, pending), (5, tokens[6])):
     if t < 11:
       opened.run("writing.moveTo(args[0])", t)
@@ -136,6 +137,7 @@ def test_keys_and_clicks_move_the_cursor_of_the_text(opened):
 
 
 def test_the_oldest_tokens_are_forgotten_a_block_at_a_time(opened):
+  """A block is 128 tokens: of 300, in room for two blocks, 172 are left."""
   written = opened.run("""
     $("prompt").value = ""; $("again").click(); writing.pause();
     writing.track.room = 2 * BLOCK;
@@ -194,7 +196,7 @@ def test_the_button_writes_at_the_speed_and_pauses(opened):
   assert text_of(opened, "speedShown") == "all it can"
   choose(opened, "speed", 3)
   assert text_of(opened, "speedShown") == "10"
-  # A tenth of a second passes with each frame.
+  # A tenth of a second passes with each frame, so that each writes a token.
   frames, written, labels = opened.run("""
     let time = 0, frames = 0;
     performance.now = () => time;
@@ -231,6 +233,8 @@ def test_a_new_prompt_or_seed_begins_the_text_anew(opened):
     writing.pause();
     return found;
   """
+  # The text is running and empty, before the prompt's "a". The seed is 1 until
+  # the button replaces it by 10,000 times the random number, 0.1234.
   assert opened.run(begun, "change") == [True, 0, "a", "1"]
   opened.run("while (writing.track.length < 9) writing.advance()")
   assert opened.run(begun, "click") == [True, 0, "a", "1234"]

@@ -125,6 +125,7 @@ def test_a_unit_is_chosen_by_menus_keys_and_buttons(opened, make_page):
 
 @pytest.mark.exhaustive
 def test_the_strip_of_the_legend_has_the_colors_of_its_ends(opened):
+  """The strip has every eighth of 130 colors, and so lacks the very last."""
   strip = opened.run("return getComputedStyle($('strip')).backgroundImage")
   colors = [
     [int(v) for v in color]

@@ -57,6 +57,7 @@ def test_a_token_is_drawn_as_the_library_draws_it(opened):
 
 
 def test_the_page_has_the_tokens_and_the_texts_of_both_tokenizers(opened):
+  # The vocabulary of words lacks "unknown".
   words = WordTokenizer.from_text(WORDY.replace("unknown", "end"), 1)
   characters = CharTokenizer.from_text(WORDY)
   for tokenizer in (words, characters):
@@ -124,8 +125,8 @@ def test_the_cursor_shows_a_unit_and_what_the_model_expected(opened, make_page):
   )
   opened.press("right", "n")
   tokens, unit, layer, signal = opened.run(
-    "return [writing.track.tokens, units().unit, units().layer,"
-    "  units().signalName]; function units() { return writing.units; }"
+    "const { units, track } = writing;"
+    "return [track.tokens, units.unit, units.layer, units.signalName];"
   )
   trained = load(make_page("lstm")[0])
   params = dequantize_params(quantize_params(trained.params))
@@ -189,7 +190,7 @@ def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
     "reading.text = 'more'.repeat(40); reading.suggest(['art', 'Thou']);"
     "return [...$('chips').children].map((chip) => chip.textContent.length)"
   )
-  assert chips == [163, 164]
+  assert chips == [163, 164]  # the word's 160 and those of the continuation
   assert chromium.run("return document.documentElement.scrollWidth") == 375
 
 
