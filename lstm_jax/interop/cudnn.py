@@ -37,8 +37,9 @@ def to_cudnn(layers: Layers) -> jax.Array:
     layers: params of `lstm`, or `Directions` of them; the lowest layer first.
 
   Raises:
-    ValueError: the layers are of another cell, or differ in size or directions;
-      or the weights of a layer do not fit each other.
+    ValueError: layers are empty, are of another cell, differ in size or
+      directions, or are not a list or tuple; or the weights of a layer do not
+      fit each other.
   """
   check_layers(layers)
   for layer in layers:

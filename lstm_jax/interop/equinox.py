@@ -38,8 +38,8 @@ def from_equinox(module: Any) -> tuple[Cell, Params]:
   Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
-    module: an eqx.nn.LSTMCell or GRUCell, or gradients of one. Whether a
-      subclass has the same equations is not checked.
+    module: an eqx.nn.LSTMCell or GRUCell, or gradients of one. A subclass is
+      accepted too: its equations are not checked.
 
   Raises:
     ValueError: module is another object; or an array is missing, has a shape

@@ -64,9 +64,10 @@ def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
 
   Raises:
     ValueError: weights are not such a mapping; there is no core of this name,
-      or it is the name of a layer inside a core; name is None, but there are
-      several modules; an array is missing, has a name or a shape that does not
-      fit the others, or holds no floats.
+      or it is the name of a layer inside a core; name is None, but weights do
+      not hold exactly one core; the parameters are those of another module; an
+      array is missing, has a name or a shape that does not fit the others, or
+      holds no floats.
   """
   core, layers = _one_core(weights, name)
   is_linear = "w" in layers.get("", ())
@@ -100,10 +101,10 @@ def to_haiku(
 
   Args:
     params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`, or
-      their gradients, with forget_bias=0. Params of `rnn` have the same type
-      as those of the last, but Haiku computes with relu, not tanh. In Haiku,
-      the gradients of the two biases of a VanillaRNN are equal; the second one
-      returned here is 0.
+      their gradients, with forget_bias=0. Params of the standard `rnn` are
+      accepted, since they have the same type as with RELU, but Haiku computes
+      with relu, not tanh. In Haiku, the gradients of the two biases of a
+      VanillaRNN are equal; the second one returned here is 0.
     name: the path of the core's module; None for "lstm", "gru" or
       "vanilla_rnn".
     forget_bias: what is subtracted from the forget gate's part of an LSTM's b;
@@ -155,7 +156,8 @@ def _one_core(
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
-    is_core = layer not in LINEAR or not core  # a GRU's path, not a layer's
+    # A core with arrays of its own, such as a GRU, rather than a core's layer.
+    is_core = layer not in LINEAR or not core
     if path == name or (name is None and is_core):
       core, layer = path, ""
     if name in (None, core):

@@ -41,11 +41,13 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
 
   Args:
     source: a module, or a mapping from names to tensors or arrays.
-    prefix: what the layer's names begin with, which is removed from them.
+    prefix: what the names of the layer's tensors begin with. It is removed
+      from the names.
 
   Returns:
     (arrays, nonlinearity): the arrays whose names begin with the prefix; and
-    the module's nonlinearity, None for a mapping or a module that has none.
+    the nonlinearity of the module at this prefix, None if that module has none
+    or the source is a mapping.
 
   Raises:
     ValueError: the source is neither a module nor a mapping; a name is not a
@@ -101,7 +103,7 @@ def as_array(name: str, x: Any) -> Array:
   elif not isinstance(x, jax.Array):
     try:
       x = np.asarray(x)
-    except ValueError as error:  # such as a list of arrays
+    except ValueError as error:  # such as rows of unequal lengths
       raise ValueError(f"{name} cannot be read as an array: {error}") from None
     if not x.dtype.isnative:  # JAX takes only the machine's byte order
       x = x.astype(x.dtype.newbyteorder("="))

@@ -43,7 +43,7 @@ HONOURED = {
   *("dtype", "param_dtype", "keep_rngs", "rngs"),
   # Of an RNN.
   *("cell", "time_major", "return_carry", "reverse", "keep_order"),
-  "state_axes",  # `is_plain_scan`
+  "state_axes",  # compared with STATE_AXES by `is_plain_scan`
 }
 MISSING = object()
 STATE_AXES: Any = {...: nnx.Carry}  # the default of nnx.RNN
@@ -106,8 +106,8 @@ class Call(NamedTuple):
 def fits(call: Call) -> bool:
   """Return whether the carry, inputs and lengths are as `unroll` needs them.
 
-  Their structure and shapes must be exact, where Flax would broadcast some, and
-  the lengths must be integers.
+  Their structure and shapes must match exactly, although Flax would broadcast
+  some of them, and the lengths must be integers.
   """
   cell, params, carry, xs, lengths, _ = call
   structure: Any = jax.tree.structure(carry)
@@ -138,7 +138,9 @@ def computed_dtype(call: Call) -> jnp.dtype:
 def has_flax_dtype(call: Call) -> bool:
   """Return whether weights and carry have the dtype that Flax computes in.
 
-  It must be float32 or float64. The inputs, of any dtype, are converted.
+  It must be float32 or float64. The inputs may have another dtype, and are then
+  converted. Without a dtype of its own, Flax's cell computes in the dtype of
+  the inputs if that is wider, and the result is False.
   """
   computed = computed_dtype(call)
   arrays = map(jnp.asarray, (*jax.tree.leaves(call.carry), *call.params))

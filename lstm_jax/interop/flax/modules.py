@@ -17,7 +17,8 @@ loop over time where all of this holds:
 - the options of Flax's scan have their defaults, and no `intercept_methods` is
   active;
 - weights and carry are all float32 or all float64, and so is the dtype that the
-  cell computes in; inputs may be narrower, or integers;
+  cell computes in; inputs may be narrower, or integers, and also wider if the
+  cell has a `dtype`;
 - there is at least one time step, and the carry and `seq_lengths` have exactly
   the shapes that belong to the inputs, where Flax would broadcast some others;
 - `seq_lengths` are integers.

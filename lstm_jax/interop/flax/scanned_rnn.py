@@ -47,6 +47,7 @@ TYPE_OF_CELL: dict[Cell, Any] = {
   lstm: linen.OptimizedLSTMCell,
   rnn: linen.SimpleCell,
 }
+# The functions of a cell that `scanned` and the resets of `unroll` need.
 PARTS = "init", "initial_state", "project", "recur", "recur_backward"
 
 

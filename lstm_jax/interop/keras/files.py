@@ -36,7 +36,7 @@ from lstm_jax.sequence.bidirectional import Directions
 Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
 LARGEST = 1 << 26  # bytes that a member of the zip may unpack to
-LARGEST_RATIO = 100  # or, for model.weights.h5, times the .keras file's bytes
+LARGEST_RATIO = 100  # model.weights.h5: also 100 times the .keras file's bytes
 TYPES = {"class_name": str, "units": int, "use_bias": bool, "reset_after": bool}
 KINDS = *GATES, "Bidirectional"
 MODELS = "Functional", "Sequential"
@@ -45,7 +45,7 @@ WORDS = re.compile("(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])")
 
 
 class Saved(NamedTuple):
-  """Where a file has a layer, and its settings."""
+  """Where a file has a layer, and the layer's settings."""
 
   group: str  # of the HDF5 file, such as "layers/lstm"
   kind: str  # the class: LSTM, GRU, SimpleRNN or Bidirectional
@@ -70,9 +70,9 @@ def load(
 
   Raises:
     ValueError: the file is not a .keras file of Keras 3, is damaged or unpacks
-      to far more than its size; it has no such layer, a layer has a setting or
-      an array that does not fit, a Bidirectional has layers that are not those
-      of Keras, or names are not a list of names.
+      to far more than its size; it has no recurrent layer or lacks a given one,
+      a setting or an array does not fit, a Bidirectional has layers that are
+      not those of Keras, or names are not a list of names.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package h5py is not installed.
   """
@@ -120,7 +120,7 @@ def load_weights(
     reset_after: the same.
 
   Raises:
-    ValueError: as `load`.
+    ValueError: as `load` for a .weights.h5 file, and as `from_keras`.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package h5py is not installed.
   """
@@ -187,7 +187,7 @@ def _layers(
 ) -> Iterator[tuple[str, Saved]]:
   """Yield (name, Saved) of a model's recurrent layers, from its config.
 
-  Keras numbers classes together if their names differ only in capitals: if a
+  Keras numbers classes together if their names are equal in snake case: if a
   user's own class Lstm takes the group lstm, the next LSTM is lstm_1.
   """
   counts: dict[str, int] = {}
@@ -227,7 +227,7 @@ def _configured(file: Any, saved: Saved, size: int) -> Layer:
       )
       for side, layer in zip(SIDES, inner, strict=True)
     ]
-    for layer in inner:  # other LSTMs may compute something else
+    for layer in inner:  # a user's LSTM may compute something else
       _check("the layer's module", _setting(layer, "module"), "keras.layers")
   arrays: dict[str, Any] = {}
   options = []

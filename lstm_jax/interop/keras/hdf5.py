@@ -42,7 +42,7 @@ def opened(path: Any, weights: BinaryIO) -> Iterator[Any]:
     weights: the HDF5 file.
 
   Raises:
-    ValueError: it cannot be read as HDF5.
+    ValueError: the file cannot be read as HDF5.
     ModuleNotFoundError: the package h5py is not installed.
   """
   h5py = import_h5py()
@@ -155,8 +155,8 @@ def cell_arrays(
 ) -> dict[str, np.ndarray]:
   """Return the arrays of a cell, after checks of their number and sizes.
 
-  A key is the path of the cell's group, from which `from_keras` recognizes the
-  direction, and the array's name: ".../forward_layer/cell/kernel".
+  A key consists of the path of the cell's group and the array's name, such as
+  ".../forward_layer/cell/kernel". `from_keras` recognizes the direction by it.
 
   Args:
     file: the HDF5 file.
@@ -214,8 +214,8 @@ def _text(member: Any, name: str) -> str | None:
   """
   if name not in member.attrs:
     return None
-  one = member.attrs.get_id(name).shape == ()
-  value = member.attrs[name] if one else None
+  is_scalar = member.attrs.get_id(name).shape == ()
+  value = member.attrs[name] if is_scalar else None
   if isinstance(value, bytes):  # HDF5's text of a fixed length
     return value.decode(errors="replace")
   if not isinstance(value, str):

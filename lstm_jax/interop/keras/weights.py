@@ -146,8 +146,8 @@ def to_keras(
 
   Raises:
     ValueError: the params are of a cell that Keras does not have, or do not fit
-      each other, or those of two directions are of different cells; or a bias
-      is not 0 though the layer has none.
+      each other, or those of two directions are of different cells; or bias is
+      False, and a bias is not 0.
   """
   if isinstance(params, Directions):
     names = [type(direction).__name__ for direction in params]

@@ -3,10 +3,11 @@
 For each direction, an operator lists the activations of the gates (f), of the
 candidate (g) and, in an LSTM, of the output (h). An RNN has only one. The
 arguments of `with_activations` have the same order. The attributes
-activation_alpha and activation_beta hold numbers for those activations of the
-list that have any: here HardSigmoid, whose alpha is the slope and whose beta is
-½. Attributes are float32; they are read as a short decimal or a simple fraction
-if either is the same in float32, so that slopes of 0.2 and ⅙ are read exactly.
+activation_alpha and activation_beta hold the parameters of those activations of
+the list that have any. Of the activations known here, only HardSigmoid has: its
+alpha is the slope, and its beta is ½. Attributes are float32; they are read as
+a short decimal or a simple fraction if either is the same in float32, so that
+slopes of 0.2 and ⅙ are read exactly.
 
 Both directions have one cell here, and so the same activations.
 """
@@ -130,7 +131,7 @@ def write_activations(
   """Return the attributes of a node with these activations.
 
   Raises:
-    ValueError: ONNX does not have one of them.
+    ValueError: one of them is neither in NAMES nor a hard sigmoid.
   """
   names, slopes = [], []
   for activation in activations:

@@ -3,9 +3,9 @@
   direction            forward, reverse or bidirectional
   layout               0 for [T, B, ...], 1 for [B, T, ...]
   hidden_size          H, which must be that of the weights
-  activations          those of `with_activations` (see `activations`)
+  activations          those of `with_activations` (see `onnx.activations`)
   linear_before_reset  1 for `gru`, 0 for `gru_reset_before`
-  input_forget         1 for `coupled_lstm` (see `weights`)
+  input_forget         1 for `coupled_lstm` (see `onnx.weights`)
 
 The input P makes an LSTM a `peephole_lstm`. A node with `clip` is refused.
 """

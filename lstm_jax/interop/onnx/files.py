@@ -50,7 +50,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   try:
     graph = onnx.load(path, format="protobuf").graph
     arrays = _constants(graph)
-  except ValueError as error:  # `load` too: a file of external data is short
+  except ValueError as error:  # `onnx.load` too, if external data is cut off
     raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
   for node in graph.node:
@@ -74,8 +74,9 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
 
 def _constants(graph: Any) -> dict[str, Array]:
-  """Return the initializers and Constant nodes of an onnx.GraphProto.
+  """Return the constant arrays of an onnx.GraphProto, by name.
 
+  They are its initializers and the values of its Constant nodes.
   PyTorch writes equal arrays once, with an Identity for each further name.
   """
   arrays = named_arrays(graph.initializer)

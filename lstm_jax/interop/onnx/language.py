@@ -6,8 +6,8 @@ The graph has the computation of `language.model`, with readable names:
   outputs   logits [T, B, V];  h_0_next, c_0_next, h_1_next …
 
 where h_k is the state of layer k, for any T and B ≥ 1. A program that generates
-text passes T = 1, and each `_next` as the state of the following call. The
-vocabulary is in the file's metadata.
+text passes T = 1, and each `_next` as the state of the following call. If a
+tokenizer is given, its vocabulary is in the file's metadata.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm

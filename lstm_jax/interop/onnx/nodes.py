@@ -56,7 +56,8 @@ class Layer(NamedTuple):
 
   Attributes:
     cell: of the layer.
-    params: its weights; `Directions`, for `unroll_both`, if it has two.
+    params: the layer's weights; `Directions` of them, for `unroll_both`, if the
+      layer is bidirectional.
     reverse: True if it runs from the last step to the first.
     time_major: False if inputs and outputs are [B, T, ...] (layout=1).
   """

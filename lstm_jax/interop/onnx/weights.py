@@ -6,7 +6,7 @@ ONNX stores the transposed weights of one direction as
   R [G·H, H]    w_hᵀ                      of R
   P [3·H]       peepholes i, o, f
 
-for D inputs, H hidden units and ONNX's G gates, in an order of its own:
+for D inputs, H hidden units and G gates. ONNX has the gates in its own order:
 
   cell              ours          ONNX          operator
   lstm              i, f, g, o    i, o, f, c    LSTM
@@ -166,7 +166,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
   check_weights(parts_of(cell), params)
 
   def reordered(x: np.ndarray) -> np.ndarray:
-    """Return an array [..., gates·H] of ours with ONNX's gates, [..., G·H]."""
+    """Return [..., G·H] in ONNX's order for our array [..., gates·H]."""
     gates = form.to_onnx(*np.split(x, form.gates, axis=-1))
     return np.concatenate(gates, axis=-1)
 
@@ -200,7 +200,7 @@ def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
   cell, _ = base_cell(cell)
 
   def reordered(x: np.ndarray) -> np.ndarray:
-    """Return an array [..., G·H] of ONNX's with our gates, [..., gates·H]."""
+    """Return [..., gates·H] in our order for ONNX's array [..., G·H]."""
     gates = np.split(x, GATES[form.op_type], axis=-1)
     return np.concatenate(form.from_onnx(*gates), axis=-1)
 

@@ -20,7 +20,7 @@ def load(
   prefix: str = "",
   nonlinearity: str | None = None,
 ) -> tuple[Cell, Layers]:
-  """Return the cell and the layers of a safetensors file, as `from_torch`.
+  """Return the cell and the layers that a safetensors file holds.
 
   Only the tensors whose names begin with the prefix are read.
 
@@ -30,9 +30,9 @@ def load(
     nonlinearity: as in `from_torch`.
 
   Raises:
-    ValueError: the file is not a safetensors file, or a tensor that is read has
-      a dtype that NumPy lacks, or the tensors are not those of an nn.LSTM,
-      nn.GRU or nn.RNN.
+    ValueError: the file is not a safetensors file, a tensor that is read has a
+      dtype that NumPy lacks, or `from_torch` refuses the tensors, the prefix or
+      the nonlinearity.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package safetensors is not installed.
   """
@@ -48,7 +48,7 @@ def load(
       }
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a safetensors file: {error}") from None
-  except (AttributeError, TypeError) as error:  # such as a dtype of 8 bits
+  except (AttributeError, TypeError) as error:  # such as a dtype float8
     raise ValueError(f"{path} cannot be read with NumPy: {error}") from None
   return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
 

@@ -156,13 +156,13 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
       either; the lowest layer first. b is written to bias_ih, and bias_hh is 0
       except for the b_n of a `gru`. In PyTorch's own gradients, bias_hh
-      equals bias_ih where it is 0 here.
+      equals bias_ih wherever `to_torch` writes 0.
     bias: False for a module that is made with bias=False.
 
   Raises:
-    ValueError: the params are of a cell that PyTorch does not have, do not fit
-      each other, or are of layers that cannot be in one module; or bias is
-      False, and a bias is not 0.
+    ValueError: layers are empty or not a list or tuple; the params are of a
+      cell that PyTorch does not have, do not fit each other, or are of layers
+      that cannot be in one module; or bias is False, and a bias is not 0.
   """
   check_one_module(layers)
   arrays = {name: np.array(x) for name, x in named_arrays(layers).items()}
@@ -248,7 +248,7 @@ def _pop_params(
 
 def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   """Return the tensors of one layer and direction, by PyTorch's names."""
-  numpy: Any = jnp if isinstance(params.b, jax.Array) else np  # keeps float64
+  numpy: Any = jnp if isinstance(params.b, jax.Array) else np  # JAX may round
   b_h = numpy.zeros_like(params.b)
   if isinstance(params, gru.GRUParams):
     b_h = numpy.concatenate([b_h[: -len(params.b_n)], params.b_n])
