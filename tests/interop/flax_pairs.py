@@ -28,7 +28,7 @@ def nnx_cell(name, **options):
 
 
 def inputs(key, dtype=jnp.float64):
-  """Return inputs [B, T, D]: Gaussian, their signs, or integers in [-8, 8]."""
+  """Return inputs [B, T, D]: Gaussian, or integers in [-8, 8], or bool."""
   xs = normal_like(key, np.zeros((B, T, D)))
   if dtype is bool:
     return xs > 0
@@ -75,13 +75,13 @@ def linen_difference(cell, xs, key, call=None, **fields):
 
 
 def nnx_difference(cell, xs, key, call=None, **options):
-  """Return the same difference for nnx.
+  """Return what `linen_difference` returns, for an nnx cell.
 
   Args:
     cell: an nnx cell.
     xs: inputs [B, T, D].
     key: draws the weights and the cotangents.
-    call: () -> further arguments of the call.
+    call: a function that returns further arguments of the call.
     options: further arguments of the RNN.
   """
 
@@ -104,7 +104,8 @@ def nnx_difference(cell, xs, key, call=None, **options):
 def value_and_grad(f, weights, xs):
   """Return f's value and its gradients by weights and by xs.
 
-  That by xs is left out if xs are not float64: it is rounded, or undefined.
+  The gradient by xs is left out if xs are not float64: it is rounded for other
+  floats, and undefined for integers.
   """
   wrt = (0, 1) if xs.dtype == jnp.float64 else (0,)
   return jax.jit(jax.value_and_grad(f, wrt))(weights, xs)

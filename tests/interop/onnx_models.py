@@ -19,7 +19,7 @@ from tests.draws import D, H, normal_like
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # by operator
 # A cell, its operator, and options of `random_node`.
 CELLS = {
   "lstm": (lstm, "LSTM", {}),
@@ -91,7 +91,19 @@ def random_node(
   direction="forward",
   **attributes,
 ):
-  """Return (node, initializers, inputs), with random values of all inputs."""
+  """Return (node, initializers, inputs), with random weights and inputs.
+
+  Args:
+    op_type: LSTM, GRU or RNN.
+    sizes: (T, B, D, H).
+    rng: NumPy's generator.
+    dtype: of the weights, X and the initial state.
+    peepholes: whether the node has P.
+    lengths: the values of sequence_lens; None for a node without them.
+    layout: 0 or 1, as in ONNX.
+    direction: as in ONNX.
+    **attributes: the node's other attributes.
+  """
   steps, batch, size, hidden = sizes
   count, rows = 1 + (direction == "bidirectional"), GATES[op_type] * hidden
 

@@ -37,7 +37,7 @@ def test_unroll_has_the_value_and_gradient_of_jax_reference_lstm(both, key):
   sizes = D, H, 2, both
 
   def reference(weights, xs):
-    zeros = jnp.zeros((4 if both else 2, B, H))
+    zeros = jnp.zeros((4 if both else 2, B, H))  # 2 layers × directions
     parts = rnn.unpack_lstm_weights(weights, *sizes)
     return rnn.lstm_ref(
       xs, zeros, zeros, *parts, jnp.asarray(LENGTHS), D, H, 2, 0.0, both
@@ -97,6 +97,7 @@ def test_weights_are_converted_inside_a_compiled_gradient(both, key):
 
 
 def test_weights_of_another_size_or_cell_are_refused(key):
+  # One layer with D = 3 and H = 5 has 4·5·(3 + 5 + 2) = 200 weights.
   for shape, found in ((7, r"\(7,\)"), ((200, 1), r"\(200, 1\)")):
     message = rf"^weights must be \[200\], got {found}$"
     with pytest.raises(ValueError, match=message):

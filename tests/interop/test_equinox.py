@@ -134,6 +134,7 @@ def test_a_cell_is_read_without_equinox(kind, key, monkeypatch):
     interop.to_equinox(params)
 
 
+# In tests.draws, D is 4 and H 6: so 3H is 18, and 4H is 24.
 @pytest.mark.parametrize(
   ("kind", "changes", "message"),
   [

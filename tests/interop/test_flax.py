@@ -51,7 +51,10 @@ def inputs(key, options):
 
 
 def valid(outputs, options):
-  """Return the outputs with 0 in the padding, where Flax has other values."""
+  """Return the outputs with 0 in the padding, where Flax has other values.
+
+  With lengths, they are returned time-major.
+  """
   if "seq_lengths" not in options:
     return outputs
   outputs = outputs if options.get("time_major") else outputs.swapaxes(0, 1)

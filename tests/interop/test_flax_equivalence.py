@@ -21,7 +21,7 @@ from tests.interop.flax_pairs import NNX64, inputs, linen_cell, nnx_cell
 
 pytestmark = pytest.mark.usefixtures("flax_promotion")
 
-BATCH = 2, B
+BATCH = 2, B  # the sizes of two batch axes
 
 
 def call(cell=gru, dtype=jnp.float32, **changes):
@@ -91,7 +91,7 @@ def test_weights_and_carry_have_the_dtype_that_flax_computes_in():
     ("dense_h", {"use_bias": False, "dtype": jnp.bfloat16}),
   ],
 )
-def test_a_cell_with_another_bias_or_dtype_has_no_equal(name, options):
+def test_a_cell_with_another_bias_or_dtype_has_no_equivalent(name, options):
   cell = nnx_cell("GRUCell")
   assert equivalence.equivalent_cell(cell) is gru
   sizes = D if name == "dense_i" else H, 3 * H
@@ -124,6 +124,7 @@ def test_an_option_of_a_call_takes_precedence_over_that_of_the_module():
 def test_outputs_of_any_batch_rank_are_reversed_within_their_lengths(
   monkeypatch,
 ):
+  # The outputs are the inputs, so that only their reversal is seen.
   def outputs_are_inputs(cell, params, state, xs, **options):
     return state, xs
 

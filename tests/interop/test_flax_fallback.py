@@ -33,7 +33,7 @@ class LaterNNXGRU(nnx.GRUCell):
     self.keep_rate = 1 - dropout
 
 
-def test_a_cell_whose_unknown_option_is_set_has_no_equal(monkeypatch):
+def test_a_cell_whose_unknown_option_is_set_has_no_equivalent(monkeypatch):
   monkeypatch.setitem(equivalence.CELL_OF_TYPE, LaterLinenGRU, gru)
   assert equivalence.equivalent_cell(LaterLinenGRU(H)) is gru
   assert equivalence.equivalent_cell(LaterLinenGRU(H, dropout=0.5)) is None

@@ -119,11 +119,11 @@ def test_what_would_run_in_flax_is_refused(key):
   shape = (
     "the shape or type of the inputs, the carry or seq_lengths needs Flax's"
   )
-  narrow = {"param_dtype": WIDE}
-  gru = linen_cell("GRUCell", **narrow)
+  in_float32 = {"param_dtype": WIDE}
+  gru = linen_cell("GRUCell", **in_float32)
   other, tanh = (
-    linen_cell("MGUCell", **narrow),
-    linen_cell("GRUCell", gate_fn=jnp.tanh, **narrow),
+    linen_cell("MGUCell", **in_float32),
+    linen_cell("GRUCell", gate_fn=jnp.tanh, **in_float32),
   )
   for module, call, cause in (
     (Linen(other), {}, "the cell MGUCell or one of its options needs Flax's"),
@@ -137,7 +137,7 @@ def test_what_would_run_in_flax_is_refused(key):
       module.init(key, xs, **call)
   with refuses(f"{text}{shape}"):
     Linen(gru).init(key, xs[:, :0])
-  cell = nnx_cell("GRUCell", dtype=WIDE, **narrow)
+  cell = nnx_cell("GRUCell", dtype=WIDE, **in_float32)
   for module, call, cause in (
     (NNX(cell, unroll=2), {}, "an option of the RNN, or an interceptor of"),
     (NNX(cell), {"seq_lengths": jnp.array([T])}, shape),

@@ -27,7 +27,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 
 
 @EXHAUSTIVE
-@pytest.mark.parametrize(  # all cells share the conversion: one has all dtypes
+@pytest.mark.parametrize(  # all dtypes for one cell: all share the conversion
   ("name", "dtype"),
   [
     *product(NAMES[:1], [int, bool, jnp.bfloat16, jnp.float32]),
@@ -72,7 +72,7 @@ def test_boxed_weights_are_unboxed_and_stay_boxed(
   boxes = jax.tree.leaves(
     variables, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata)
   )
-  assert boxes and all(isinstance(box, meta.AxisMetadata) for box in boxes)
+  assert boxes and all(isinstance(leaf, meta.AxisMetadata) for leaf in boxes)
   weights = variables["params"]["cell"]
   assert worst(from_linen(weights)[1], from_linen(meta.unbox(weights))[1]) == 0
 
@@ -171,7 +171,7 @@ def test_a_module_within_a_module_has_the_weights_of_flax(key):
 
 
 @EXHAUSTIVE
-def test_batches_of_any_rank(key, monkeypatch):
+def test_batches_of_any_rank_are_computed_by_unroll(key, monkeypatch):
   calls = count_unrolls(monkeypatch)
   xs = normal_like(key, np.zeros((2, B, T, D)))
   for x in (xs, xs[0, 0]):

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("flax_promotion")
 
 
 def test_weights_of_other_modules_are_refused(key):
+  # In tests.draws, D is 4 and H 6.
   xs = jnp.ones((B, D))
   with pytest.raises(ValueError, match=r"weights of an LSTMCell.*got kernel"):
     from_linen({"kernel": xs})

@@ -24,7 +24,8 @@ KINDS = {  # of a core: its class, its options, our cell and the params' module
   ),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
-# to_haiku subtracts 1 from the forget gate's bias, and from_haiku adds it.
+# to_haiku subtracts 1 from the forget gate's bias, and from_haiku adds it: both
+# round.
 ROUNDED = 1e-15
 
 
@@ -134,6 +135,7 @@ def test_a_round_trip_keeps_the_weights_of_haiku(kind, key, monkeypatch):
   params = draw(key, kind)
   for name in (None, "net/~/core", "linear"):
     weights = exported(kind, params, name=name)
+    # Other modules are ignored if the core is named.
     others = {"net/linear": {}, "net/~/core_1": {}} if name else {}
     cell, same = interop.from_haiku({**weights, **others}, name=name)
     assert cell is KINDS[kind][2] and worst(same, params) < ROUNDED

@@ -48,7 +48,7 @@ def as_keras():
   return stack
 
 
-# `__array__` of Keras's variables takes no `copy`.
+# NumPy warns that `__array__` of Keras's variables takes no `copy`.
 SAVED_BY_KERAS = pytest.mark.filterwarnings(
   "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
@@ -143,6 +143,8 @@ def test_a_saved_model_of_keras_is_read(keras, key, tmp_path):
   _, chosen = interop.load(tmp_path / "model.keras", names=[fourth])[fourth]
   assert worst(chosen, params[3]) == 0
   read = partial(interop.load_weights, tmp_path / "model.weights.h5")
+  # The groups of the layers 1, 2, 0, 3 and 4. The gru has no bias, by which
+  # `load_weights` could tell its reset_after.
   groups = "sequential/bidirectional", "gru", "lstm", "lstm_1", "simple_rnn"
   others = [name for name in groups if name != "gru"]
   found = read(names=others) | read(names=["gru"], reset_after=False)

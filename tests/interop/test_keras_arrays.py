@@ -31,6 +31,7 @@ def hard(a):
 
 def forward(kind, weights, xs):
   """Return a Keras layer's outputs, by its documented equations, in NumPy."""
+  # OPTIONS sets no other activations than hard_sigmoid for gates, and relu.
   options = from_options(kind)
   gate = hard if "recurrent_activation" in options else sigmoid
   act = partial(np.maximum, 0) if "activation" in options else np.tanh

@@ -156,7 +156,7 @@ def test_a_layer_whose_kernel_has_more_axes_is_left_out(tmp_path, key):
 def test_a_large_configuration_is_not_unpacked(tmp_path, monkeypatch):
   path = tmp_path / "model.keras"
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr("config.json", bytes(65 << 20))
+    archive.writestr("config.json", bytes(65 << 20))  # more than files.LARGEST
   monkeypatch.setattr(zipfile.ZipExtFile, "read", None)  # a call is an error
   with pytest.raises(
     ValueError,

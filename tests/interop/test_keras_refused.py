@@ -16,7 +16,8 @@ def test_directions_of_two_cells_are_refused(key):
     interop.to_keras(pair)
 
 
-# Kernels of a GRU and of an LSTM.
+# Kernels of a GRU and of an LSTM. In tests.draws, D is 4 and H 6: so 3H is 18,
+# and 4H is 24.
 G = np.ones((D, 3 * H)), np.ones((H, 3 * H))
 L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
 

@@ -39,7 +39,7 @@ def with_setting(**changes):
       "^layer a: go_backwards must be False, got True$",
     ),
     (
-      with_setting(units=9),
+      with_setting(units=9),  # the file has H = 6
       r"^layer a: recurrent_kernel must be \[9, 36\], got \(6, 24\)$",
     ),
     (

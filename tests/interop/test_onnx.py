@@ -156,7 +156,8 @@ def test_the_layers_of_a_file_are_read(key, tmp_path):
     interop.load(3)
   assert worst(layer.params, params) == 0
   graph = model.graph
-  # Weights may be nodes Constant. A node without a name has that of its output.
+  # Weights may be Constant nodes. A layer whose node has no name has the name
+  # of the node's first output.
   constants = [
     onnx.helper.make_node("Constant", [], [t.name], value=t)
     for t in graph.initializer

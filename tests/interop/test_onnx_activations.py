@@ -57,6 +57,7 @@ def test_alphas_belong_to_the_hard_sigmoids_in_their_order(key):
   default = make_hard_sigmoid(0.2)
   found = interop.from_onnx(node, tensors).cell
   assert found is lstm.with_activations(default, default)
+  # Each of the two directions has two hard sigmoids: the fifth number is wrong.
   more = onnx.helper.make_attribute("activation_beta", [0.5] * 5)
   node.attribute.append(more)
   message = "^activation_beta must have at most one number for .*, got 1 more$"

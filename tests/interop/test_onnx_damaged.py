@@ -13,6 +13,7 @@ REFERENCE = onnx.AttributeProto(name="clip", ref_attr_name="limit")
 NO_TYPE = onnx.AttributeProto(name="layout")
 
 
+# The name is that of an attribute, or of the input X, or of the tensor W.
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [
@@ -59,7 +60,10 @@ def test_a_damaged_node_is_refused_in_one_line(name, value, message, key):
 
 
 def save(path, key, **options):
-  """Write a file of one LSTM, whose X is an initializer."""
+  """Write a file of one LSTM, whose X is an initializer.
+
+  The options are those of `onnx.save`, and data_type, which replaces that of W.
+  """
   node, tensors = interop.to_onnx(lstm, layer_weights(lstm, key, False))
   xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
   if "data_type" in options:
@@ -131,13 +135,15 @@ def test_constants_that_a_layer_cannot_hold_are_found_by_their_names(key):
   assert worst(layer.params, params) == 0
   state[0, -1, -1] = 1  # one element
   of_a_state = "must be zero or not be a constant, .* has no initial state; "
-  for key, value, message in (
+  for input_name, value, message in (
     ("sequence_lens", np.ones(B, int), "must not be a constant, .* no lengths"),
     ("initial_h", state, of_a_state),
     ("initial_c", state, of_a_state),
   ):
-    name = names[key]
-    with pytest.raises(ValueError, match=rf"^{key} \('{name}'\) {message}"):
+    name = names[input_name]
+    with pytest.raises(
+      ValueError, match=rf"^{input_name} \('{name}'\) {message}"
+    ):
       interop.from_onnx(node, weights | {name: value})
 
 

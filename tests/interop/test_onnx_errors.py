@@ -52,7 +52,7 @@ from tests.interop.onnx_models import layer_weights, onnx
     ({"direction": "bidirectional"}, r"R \('R'\) must be \[2, any, any\], got"),
   ],
 )
-def test_a_node_without_an_equal_here_is_refused(change, message, key):
+def test_a_node_that_no_cell_computes_is_refused(change, message, key):
   node, tensors = interop.to_onnx(lstm, layer_weights(lstm, key, False))
   for name, value in change.items():
     if name in ("op_type", "domain"):
@@ -65,10 +65,10 @@ def test_a_node_without_an_equal_here_is_refused(change, message, key):
     interop.from_onnx(node, tensors)
 
 
-def test_what_onnxruntime_calls_an_invalid_graph_is_refused(key):
-  """Two values of an attribute; more inputs or outputs than an operator has."""
+def test_a_repeated_attribute_and_too_many_inputs_or_outputs_are_refused(key):
+  """To onnxruntime, a graph with such a node is invalid."""
   node, tensors = interop.to_onnx(gru, layer_weights(gru, key, False))
-  state = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  of_lstm = interop.to_onnx(lstm, layer_weights(lstm, key, False))
 
   def refused(message, node, tensors):
     with pytest.raises(ValueError, match=message):
@@ -86,8 +86,8 @@ def test_what_onnxruntime_calls_an_invalid_graph_is_refused(key):
     node,
     tensors,
   )
-  state[0].output.append("more")
-  refused("^outputs of LSTM must be at most 3, Y, Y_h, Y_c, got 4$", *state)
+  of_lstm[0].output.append("more")
+  refused("^outputs of LSTM must be at most 3, Y, Y_h, Y_c, got 4$", *of_lstm)
 
 
 def test_peepholes_and_coupled_gates_need_the_standard_activations(key):
@@ -101,6 +101,7 @@ def test_peepholes_and_coupled_gates_need_the_standard_activations(key):
 
 
 def test_tensors_that_do_not_fit_are_refused(key):
+  # In tests.draws, D is 4 and H 6: so 3H is 18, 4H is 24, and 8H is 48.
   params = layer_weights(peephole_lstm, key, False)
   node, initializers = interop.to_onnx(peephole_lstm, params, prefix="a.")
   good = {t.name: onnx.numpy_helper.to_array(t) for t in initializers}
@@ -153,7 +154,7 @@ def test_inputs_that_do_not_fit_are_refused(key):
   )
   refused(r"initial_c \('initial_c'\) is missing, got X, in", initial_c=None)
   expected = "inputs must be among X, sequence_lens, initial_h, initial_c, got"
-  refused(f"{expected} 'intial_h'", intial_h=state)
+  refused(f"{expected} 'intial_h'", intial_h=state)  # a misspelt name
   refused(f"{expected} 'W'", W=np.zeros((1, 24, D), np.float32))
   for length in (-1, T + 1):
     refused(

@@ -77,7 +77,8 @@ def make(cell, key, dtype, tied, layers=2):
   )
   model = language_model(config, V)
   params = normal_like(key, jax.eval_shape(model.init, key))
-  return model, jax.tree.map(lambda x: x / 4, params)  # not chaotic
+  # Weights so small that rounding errors do not grow over time.
+  return model, jax.tree.map(lambda x: x / 4, params)
 
 
 def named(state):

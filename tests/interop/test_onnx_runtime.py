@@ -13,6 +13,7 @@ from tests.interop import onnx_models
 from tests.interop.onnx_models import CELLS, layer_weights, onnx
 
 HARD = make_hard_sigmoid(0.3)
+# A cell with other activations, its operator, and ONNX's names of these.
 OTHERS = {
   "lstm": (
     lstm.with_activations(HARD, TANH, RELU),
@@ -117,7 +118,7 @@ def test_onnxruntime_computes_the_same_with_other_activations(name, both, key):
 def test_the_evaluator_of_onnx_computes_the_same_in_float64(
   name, direction, layout
 ):
-  """Without lengths, which it ignores, as it ignores input_forget."""
+  """Without lengths, which the evaluator ignores, as it does input_forget."""
   cell, op_type, options = CELLS[name]
   node, initializers, inputs = onnx_models.random_node(
     op_type,
@@ -138,9 +139,9 @@ def test_the_evaluator_of_onnx_computes_the_same_in_float64(
     time_major=layer.time_major,
     inputs={k: k for k in inputs},
   )
-  models = [
-    written
-  ]  # the rows of i and of f are in it, also for a `coupled_lstm`
+  # Our node of a `coupled_lstm` has the rows of i and of f, which then need no
+  # input_forget. The random node's rows of f are unrelated to those of i.
+  models = [written]
   if cell is not coupled_lstm:
     models.append((node, initializers))
   for model in models:

@@ -1,4 +1,4 @@
-"""The dtypes of arrays from other libraries."""
+"""The dtypes of arrays from and for other libraries."""
 
 from types import SimpleNamespace
 
@@ -25,6 +25,7 @@ def from_linen(weights):
   return flax.from_linen(weights)
 
 
+# For each library, a function that reads weights, and an LSTM's weights for it.
 CALLS = {
   "cudnn": (
     lambda weights: from_cudnn(weights, D, H),
@@ -70,6 +71,7 @@ def test_without_jax_enable_x64_float64_becomes_float32(library):
   read, weights = CALLS[library]
   for enabled, dtype in ((True, jnp.float64), (False, jnp.float32)):
     with jax.enable_x64(enabled):
+      # Without the cell, which some functions return beside the weights.
       leaves = [
         x for x in jax.tree.leaves(read(weights)) if hasattr(x, "dtype")
       ]

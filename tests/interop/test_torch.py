@@ -119,6 +119,7 @@ def test_two_biases_are_added_and_a_missing_bias_is_zero(kind, key):
 
 
 def test_invalid_state_dicts_layers_and_files_are_refused(key, tmp_path):
+  # In tests.draws, D is 4 and H 6: so 4H is 24.
   good = interop.to_torch(stack(lstm, key, both=False))
 
   def refused(match, **changes):
@@ -143,7 +144,7 @@ def test_invalid_state_dicts_layers_and_files_are_refused(key, tmp_path):
   refused("not tensors of .*: weight_hr_l1", weight_hr_l1=np.ones((2, H)))
   refused("bias_ih_l0 must hold floats", bias_ih_l0=np.ones(24, int))
   refused("weight_ih_l1 must have 6 inputs", weight_ih_l1=np.ones((24, 9)))
-  projected = {
+  projected = {  # 10 rows are not 4H for any H
     "weight_ih_l0": np.ones((10, 4)),
     "weight_hh_l0": np.ones((10, 3)),
     "weight_hr_l0": np.ones((3, 2)),

@@ -40,7 +40,7 @@ def test_a_missing_input_matrix_is_named(suffix, key):
 
 @pytest.mark.parametrize("cell", [lstm, projected_lstm, gru])
 @pytest.mark.parametrize("nonlinearity", ["relu", "gelu"])
-def test_a_nonlinearity_is_refused_where_there_is_none(cell, nonlinearity, key):
+def test_a_nonlinearity_of_an_lstm_or_gru_is_refused(cell, nonlinearity, key):
   weights = interop.to_torch(stack(cell, key, both=False))
   message = (
     "^nonlinearity must be None for an nn.LSTM or nn.GRU, "
@@ -58,6 +58,7 @@ def with_float8(key, tmp_path):
   arrays = interop.to_torch(layers)
   path = tmp_path / "weights.safetensors"
   save_file({f"rnn.{k}": x.copy() for k, x in arrays.items()}, path)
+  # The format: the header's length in 8 bytes, the header as JSON, the data.
   content = path.read_bytes()
   start = 8 + int.from_bytes(content[:8], "little")
   header, data = json.loads(content[8:start]), content[start:]
@@ -123,9 +124,9 @@ def test_bias_false_keeps_the_dtype_and_refuses_a_nonzero_bias(cell, key):
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(found)}
   assert dtypes == {jnp.dtype(jnp.float32)}
   first = layers[0]
-  last = first._fields[-1]  # b, or b_n of a GRU
-  one = getattr(first, last).at[-1].set(0.5)
-  layers = (first._replace(**{last: one}), *layers[1:])
+  field = first._fields[-1]  # b, or b_n of a GRU
+  bias = getattr(first, field).at[-1].set(0.5)
+  layers = (first._replace(**{field: bias}), *layers[1:])
   message = r"^bias_.h_l0 must be 0 with bias=False, got .* of up to 0\.5$"
   with pytest.raises(ValueError, match=message):
     interop.to_torch(layers, bias=False)

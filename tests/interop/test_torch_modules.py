@@ -105,7 +105,11 @@ def test_a_tensor_without_readable_values_is_refused(attributes, message, key):
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", ["GRU", "projected"])
 def test_later_changes_of_the_tensors_do_not_reach_the_params(kind, key):
-  """Some transposes are contiguous, and could share the tensor's memory."""
+  """The transpose of a matrix with one row or column is contiguous.
+
+  So the params could share the tensor's memory. D is 1, and so is the size of
+  the projection.
+  """
   cell = CELLS[kind]
   options = {"projection_size": 1} if kind == "projected" else {}
   layers = (cell.init(key, 1, 64, jnp.float64, **options),)
@@ -116,7 +120,7 @@ def test_later_changes_of_the_tensors_do_not_reach_the_params(kind, key):
   assert worst(found, layers) == 0
 
 
-def test_torch_modules_with_a_prefix_without_biases_and_in_bfloat16(key):
+def test_modules_without_biases_in_bfloat16_are_read_by_prefix(key):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   torch.manual_seed(0)
   for kind in ("LSTM", "GRU", "RNN"):
@@ -131,7 +135,7 @@ def test_torch_modules_with_a_prefix_without_biases_and_in_bfloat16(key):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_a_cell_of_torch_is_read_once_its_names_end_in_l0(kind, key):
+def test_a_cell_of_torch_is_read_if_l0_is_added_to_its_names(kind, key):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   torch.manual_seed(0)
   module = getattr(torch.nn, f"{kind}Cell")(D, H, dtype=torch.float64)

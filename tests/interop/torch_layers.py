@@ -33,6 +33,7 @@ def make(torch, kind, **options):
   if kind == "RNN relu":
     kind, options = "RNN", {"nonlinearity": "relu", **options}
   if kind == "projected":
+    # The default size of `projected_lstm.init`.
     kind, options = "LSTM", {"proj_size": (H + 1) // 2, **options}
   return getattr(torch.nn, kind)(D, H, num_layers=2, **options)
 

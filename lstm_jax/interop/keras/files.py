@@ -36,7 +36,7 @@ from lstm_jax.sequence.bidirectional import Directions
 Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
 LARGEST = 1 << 26  # bytes that a member of the zip may unpack to
-LARGEST_RATIO = 100  # model.weights.h5: also 100 times the .keras file's bytes
+LARGEST_RATIO = 100  # or, for model.weights.h5, so many times the .keras file
 TYPES = {"class_name": str, "units": int, "use_bias": bool, "reset_after": bool}
 KINDS = *GATES, "Bidirectional"
 MODELS = "Functional", "Sequential"

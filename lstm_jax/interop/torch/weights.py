@@ -248,7 +248,7 @@ def _pop_params(
 
 def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   """Return the tensors of one layer and direction, by PyTorch's names."""
-  numpy: Any = jnp if isinstance(params.b, jax.Array) else np  # JAX may round
+  numpy: Any = jnp if isinstance(params.b, jax.Array) else np  # keeps float64
   b_h = numpy.zeros_like(params.b)
   if isinstance(params, gru.GRUParams):
     b_h = numpy.concatenate([b_h[: -len(params.b_n)], params.b_n])
