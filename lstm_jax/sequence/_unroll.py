@@ -73,7 +73,7 @@ NO_FORWARD_MODE = (
 class UnrollOptions(TypedDict, total=False):
   """The options of `unroll` that `unroll_both` and `unroll_stack` also take.
 
-  Both pass these on to every direction or layer. `unroll` documents them.
+  They hold for every direction or layer. `unroll` documents them.
   """
 
   mask: jax.Array | None
@@ -168,7 +168,8 @@ def unroll(
       state_dropout is one number; adjoint is none of the three; compute_dtype
       is not a floating-point dtype; implementation is not one of those above,
       or cannot run here or with these arguments.
-    TypeError: forward mode is used with an adjoint other than `Autodiff`.
+    TypeError: forward mode is used with an adjoint other than `Autodiff`, or
+      the gradient of the kernels is differentiated again.
   """
   check_adjoint(adjoint)
   check_implementation(implementation)
@@ -200,7 +201,7 @@ def unroll(
     wrapped, extras = _with_features(
       cell, initial, step_shape, mask, reset, zoneout, state_dropout
     )
-    if extras:  # the wrapped cell calls `recur` of this one
+    if extras:  # the wrappers call the cell's `recur`
       check_functions(cell, ("recur",))
     elif not isinstance(adjoint, Explicit):
       is_step = isinstance(adjoint, Step)

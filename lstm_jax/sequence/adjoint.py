@@ -9,7 +9,8 @@
 
 All compute the same numbers, up to rounding. They differ in speed, in memory,
 and in what they support: only with `Autodiff` does `unroll` have a forward mode
-(`jax.jvp`). Forward mode over a gradient (`jax.hessian`) works with each.
+(`jax.jvp`). Forward mode over a gradient (`jax.hessian`) works with each, but
+not with the GPU kernels (`implementation`).
 
   >>> Explicit(residuals="recompute", chunk=32)
   Explicit(residuals='recompute', chunk=32)

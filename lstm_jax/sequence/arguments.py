@@ -66,7 +66,7 @@ def check_steps(shape: tuple[int, ...], steps: int, name: str = "xs") -> None:
 
 
 def check_cell(cell: Any) -> None:
-  """Raise ValueError unless a sequence can be computed with this cell."""
+  """Raise ValueError unless this is a cell, not wrapped, and hashable."""
   missing = [f for f in NEEDED if not callable(getattr(cell, f, None))]
   if missing:
     raise ValueError(
@@ -90,7 +90,7 @@ def check_cell(cell: Any) -> None:
 def check_functions(
   cell: Cell, names: tuple[str, ...], instead: str = ""
 ) -> None:
-  """Raise ValueError if the cell lacks a function, such as its backward.
+  """Raise ValueError if the cell lacks one of these functions.
 
   Args:
     cell: the cell.

@@ -51,7 +51,10 @@ def _jvp(primals, tangents, *, axis, count):
 
 
 def _batch(operands, mapped_axes, *, axis, count):
-  """Move the mapped axis of the first `count` operands, or repeat them."""
+  """Move the mapped axis of each of the first `count` operands to `axis`.
+
+  An operand without a mapped axis is repeated along a new one.
+  """
   mapped = zip(operands, mapped_axes, strict=True)
   size = next(x.shape[n] for x, n in mapped if n is not None)
 

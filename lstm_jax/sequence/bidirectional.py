@@ -143,9 +143,11 @@ def check_options(function: str, options: Mapping[str, Any]) -> None:
 
 
 def _pair(name: str, pair: Any) -> tuple[Any, Any]:
-  """Return the value of each direction; raise ValueError unless there are two.
+  """Return the value of each direction; None for both if the pair is None.
 
-  Without a pair, the value of both directions is None.
+  Raises:
+    ValueError: the pair is neither None nor two values; its name begins the
+      message.
   """
   if pair is None:
     return None, None
@@ -161,7 +163,7 @@ def _pair(name: str, pair: Any) -> tuple[Any, Any]:
 
 @partial(compiled, num_static=0)
 def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Return, for each step, whether the next unmasked one is reset, [T, ...].
+  """Return for each step whether the next unmasked step is reset, [T, ...].
 
   Args:
     reset: bool [T, ...].

@@ -35,8 +35,8 @@ and read again step by step, and so are the cotangents daₜ of the gates'
 pre-activations. Where they are larger than the cache, a chunk at a time is
 faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
 and adds a chunk's da to the weights' gradients right after them. All residuals
-are saved, as without chunks. A chunk of at most 4 steps needs no loop (the
-module `in_place`). For outputs alone, a loop over single steps is faster.
+are saved, as without chunks. A chunk of at most 4 steps needs no loop (module
+`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
 make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC

@@ -36,7 +36,7 @@ class FusedResiduals(NamedTuple):
   params: Params
   state: State  # before the first step
   xs: jax.Array  # [T, B, D] or tokens [T, B]
-  flags: jax.Array | None  # [T, B]
+  flags: jax.Array | None  # those of `step_flags`, [T, B]
   hs: jax.Array  # [T, B, H]
   saved: Any  # what the forward kernel returns for the backward kernel
 
@@ -62,8 +62,8 @@ def scan_fused(
     flags: those of `step_flags`, [T, ...], or None.
 
   Returns:
-    (state, hs): the last state, and the outputs [T, ..., H], which repeat the
-    state where a step is masked.
+    (state, hs): the last state, and the outputs [T, ..., H]. A masked step
+    repeats the h before it.
   """
   *batch, size = state.h.shape
   count = math.prod(batch)
@@ -92,7 +92,9 @@ def scan_fused(
 def step_flags(
   mask: jax.Array | None, reset: jax.Array | None
 ) -> jax.Array | None:
-  """Return MASKED, RESET or STEP for each step, float32 [T, ...], or None.
+  """Return MASKED, RESET or STEP of `states` for each step, float32 [T, ...].
+
+  Without a mask and resets, return None.
 
   Args:
     mask: bool [T, ...], or None.

@@ -62,7 +62,8 @@ def check_kernel(
     compute_dtype: the dtype of the products' operands; None for that of the
       weights.
     adjoint: as in `unroll`.
-    others: options of `unroll` by name, which must be None.
+    others: the options of `unroll` that the kernels lack, by name; each must
+      be None.
 
   Raises:
     ValueError: the kernels cannot run here, or do not take an argument.
@@ -108,7 +109,8 @@ def _check_device() -> None:
       "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
       f"got a {target}: leave implementation out here"
     )
-  if target == "gpu":  # of JAX; for `traced_for("cuda")` there is no device
+  # Within `traced_for("cuda")`, the target is "cuda", and there is no device.
+  if target == "gpu":
     device: Any = default_device()
     if isinstance(device, str | None):
       device = jax.devices(target)[0]
@@ -117,8 +119,8 @@ def _check_device() -> None:
         "implementation='mosaic_gpu' needs an H100 or H200 (compute capability "
         f"9.0), got {device.device_kind} ({device.compute_capability})"
       )
-  first, last = VERSIONS
-  if not first <= jax.__version_info__ < last:
+  first, end = VERSIONS
+  if not first <= jax.__version_info__ < end:
     raise ValueError(
       f"implementation='mosaic_gpu' needs jax {VERSIONS_TEXT}, "
       f"got {jax.__version__}"

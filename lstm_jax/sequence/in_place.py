@@ -8,8 +8,8 @@ pass. How it does so depends on the device (`cells.platform`).
 Its derivative, for the gradient of a gradient, is that of `lax.scan`. In
 reverse mode, the derivative of a loop that carries zs would add an array
 [T, ...] at every step, in a time that grows as T². In forward mode over a
-gradient that loop would be faster by a third, but a rule cannot know whether
-its result will be transposed.
+gradient that loop would be faster by a third, but a JVP rule cannot know
+whether its result will be transposed.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from lstm_jax.cells.platform import is_cpu
 from lstm_jax.sequence.batch_axes import aligned
 
 GPU_STEPS = 4  # time steps of one iteration of a GPU's loop
-MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
+MOST_UNROLLED = 4  # time steps that a CPU runs without a loop, at most
 
 
 def scan_in_place(
@@ -77,14 +77,17 @@ def scan_in_place(
       )
 
     # The values are those of `run`, not of `plain`: under `vmap`, JAX takes the
-    # batch axes of both rules to be the same (`batch_axes`).
+    # batch axes of the body and of this rule to be the same (`batch_axes`).
     return run(*primals), jax.jvp(plain, primals, tangents)[1]
 
   return run(operands, carry, zs, xs)
 
 
 def _scan_plainly(f, carry, zs, xs, reverse, joins):
-  """Scan as `scan_in_place` does, by `lax.scan`, whose derivative is O(T)."""
+  """Scan as `scan_in_place` does, by `lax.scan`, whose derivative is O(T).
+
+  With `joins`, ys are `Joined`, as those of `_scan_with_few_kernels` are.
+  """
 
   def body(carry, inputs):
     carry, z, y = f(carry, *inputs)

@@ -12,9 +12,9 @@ per sequence, of shape [T, B, H] at each time step. A rate must be a concrete
 number in [0, 1), not traced; all functions here refuse others. The same key
 draws the same noise; a rate of 0 draws nothing and changes nothing. Except in
 zoneout, what is not dropped is divided by 1 − rate, so that the expectation
-stays the same. Dropping multiplies by 0, so that NaN and infinity do not become
-0. Zoneout needs no rescaling: at evaluation, pass the rates themselves as
-`zoneout`, and each step updates the state by its expectation.
+stays the same. Dropping multiplies by 0, so that a dropped NaN or infinity
+becomes NaN. Zoneout needs no rescaling: at evaluation, pass the rates
+themselves as `zoneout`, and each step updates the state by its expectation.
 
   >>> import jax, jax.numpy as jnp
   >>> hs = locked_dropout(jax.random.key(0), jnp.ones((3, 1, 100)), 0.5)

@@ -78,7 +78,7 @@ class SequenceResiduals(NamedTuple):
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   gates: jax.Array  # [T, ..., G·H], or local gradients
-  hs_and_residuals: Any  # (hs, those of `recur`), [T, ...], or a `Joined`
+  hs_and_residuals: Any  # (hs, residuals of `recur`), [T, ...], or a `Joined`
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -122,7 +122,7 @@ def num_rows(state: State, xs: jax.Array) -> int | None:
 def _projects_first(state: State, xs: jax.Array) -> bool:
   """Return whether outputs alone are faster if x W_x comes before the loop.
 
-  They are on a CPU, with jax 0.12 or later, vector inputs and few rows. With
+  They are so on a CPU, with jax 0.12 or later, vector inputs and few rows. With
   more than MANY_ROWS rows, x W_x would be the program's largest array. With
   tokens, to read a row of W_x at each step is faster than to read all rows
   first. In jax 0.10, XLA fuses a GRU's time step to one loop that is not
@@ -176,9 +176,9 @@ def backward(
   saved: SequenceResiduals,
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any, None]:
-  """Return the cotangents of params, the first state, xs, and None for extras.
+  """Return the cotangents of params, the initial state and xs, and None.
 
-  Extras are constants.
+  The None is for the extras, which are constants.
   """
   d_params, d_state, dxs = backward_sums(cell, options, saved, cotangents)
   like = saved.params, saved.state
@@ -191,7 +191,7 @@ def backward_sums(
   saved: SequenceResiduals,
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, jax.Array | None]:
-  """Return the cotangents of params, the first state, and xs.
+  """Return the cotangents of params, the initial state, and xs.
 
   The first two are still in the accumulation dtype.
   """

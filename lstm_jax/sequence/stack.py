@@ -198,7 +198,7 @@ def initial_stack_state(
   Args:
     cell: the cell of every layer, or a sequence of one cell per layer.
     params: the weights of each layer.
-    batch_shape: the batch axes.
+    batch_shape: the sizes of the batch axes.
 
   Raises:
     ValueError: params is not a list or tuple, or is empty; there is not one
@@ -272,7 +272,7 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
   """Return one cell per layer."""
   if _is_cell(cell):
     return [cell] * num_layers  # type: ignore[list-item]
-  check_layers(cell, "cell")  # `_per_layer` takes None for one None per layer
+  check_layers(cell, "cell")  # first: `_per_layer` would accept None
   return _per_layer("cell", cell, num_layers)
 
 

@@ -187,8 +187,8 @@ def state_dropout(cell: Cell) -> Cell:
 def saving_h(cell: Cell) -> Cell:
   """Return a cell that also saves the h that it multiplies by W_h.
 
-  The gradient of W_h is Σ hᵀ da. Without this wrapper, `unroll` takes its h to
-  be that of the state after the previous step. A reset or state dropout changes
+  The gradient of W_h is Σ hᵀ da. Without this wrapper, `unroll` takes for h the
+  h of the state after the previous step. A reset or state dropout changes
   that h before the cell multiplies it, so the changed h must be saved.
   """
 
@@ -226,6 +226,11 @@ def _wrapped(
   parameter_gradients: Callable | None = None,
   num_extras: int = 1,
 ) -> Wrapped:
+  """Return a cell with these functions, and the others of the given cell.
+
+  `num_extras` is how many arguments the wrapper adds to a step. Without
+  `parameter_gradients`, the cell keeps its own.
+  """
   own: Any = getattr(cell, "parameter_gradients", None)
   backward: Any = recur_backward
   gradients = parameter_gradients or own
