@@ -34,7 +34,7 @@ def scratch(
 
   Args:
     plan: how the layer is divided.
-    num_sent: the number of vectors.
+    num_sent: the number of vectors that are sent at each time step.
     num_multiplied: how many of them, from the first on, are operands of
       products.
     dtype: that of the products' operands.

@@ -63,7 +63,7 @@ def forward_kernel(
     weights, loaded = scratch.pop("weights"), scratch.pop("loaded")
     start_loading(plan, w_h, weights, loaded)
     share = find_share(plan)
-    others = exchange.Exchange(plan, share, **scratch)
+    exchanged = exchange.Exchange(plan, share, **scratch)
     biases = [
       registers.read_units(b.at[k, share.units]) for k in range(b.shape[0])
     ]
@@ -86,13 +86,14 @@ def forward_kernel(
       return None if memory is None else memory.at[turn % 2, share.sequences]
 
     def send(state, flag, turn):
+      # If step `turn` resets, it multiplies an h of 0.
       h = [blocks.h for blocks in states.unless_reset(state, flag)]
-      others.send([h], turn, between_blocks(turn))
+      exchanged.send([h], turn, between_blocks(turn))
 
     def multiply(turn):
       def products(*totals):
         def part(k, _):
-          h = others.operand(0, k, turn)
+          h = exchanged.operand(0, k, turn)
           columns = pl.ds(k * UNITS, UNITS)
           for gate, total in enumerate(totals):
             w = weights.at[gate, share.units_of_block, columns]
@@ -125,13 +126,13 @@ def forward_kernel(
         for tile, saved_j in zip(share.tiles, residuals, strict=True):
           for ref, block in zip(saved, saved_j, strict=True):
             registers.write(ref.at[place(t), tile, share.units, :], block)
-      others.receive(between_blocks(t + 1))
+      exchanged.receive(between_blocks(t + 1))
       return after, *ahead
 
     state = states.read_state(first, share)
     ax, flag = read_inputs(0)
     send(state, flag, 0)
-    others.receive(between_blocks(0))
+    exchanged.receive(between_blocks(0))
     plgpu.barrier_wait(loaded)
     state, _, _ = lax.fori_loop(0, length, step, (state, ax, flag))
     states.write_state(last, state, share)

@@ -5,8 +5,8 @@ for all time steps, and works on N sequences of the batch, independently of the
 blocks with other sequences. Where H is at most 256 and the weights of all H
 units fit into shared memory, one block computes all units, with a warpgroup
 (128 threads) for every 64. Otherwise each block computes 64 units, and the H/64
-blocks with the same sequences form a cluster, which exchanges the new state at
-every time step.
+blocks with the same sequences form a cluster, which exchanges h (in the
+backward, its cotangents da) at every time step.
 
 Shared memory holds the recurrent weights of a block's U units, and the vectors
 that warpgroups exchange, all in the dtype of the products' operands. The table
@@ -66,8 +66,9 @@ def divide(
 ) -> Plan | None:
   """Return how to divide a layer, or None if H is too large.
 
-  One block is preferred to a cluster. N is the smallest with which all
-  sequences are computed at the same time, or else the largest.
+  One block is preferred to a cluster. N, the sequences of a block, is the
+  smallest with which all B are computed at the same time, or else the largest
+  for which a block has memory and registers.
 
   Args:
     counts: of the cell, such as `LSTM`.

@@ -94,9 +94,10 @@ def sigmoid(a: Block) -> Block:
 
 
 def stored(dtype: jnp.dtype) -> jnp.dtype:
-  """Return the dtype of saved gates, if products have operands of this dtype.
+  """Return the dtype of saved gates and local gradients.
 
-  Gates lie between -1 and 1, where float16 is 8 times as precise as bfloat16.
+  The argument is the dtype of the products' operands. Gates lie between −1 and
+  1, where float16 is 8 times as precise as bfloat16.
   """
   return jnp.dtype(jnp.float16 if dtype.itemsize == 2 else jnp.float32)
 
@@ -108,10 +109,10 @@ def pack_gate(y: Block) -> Block:
   float16 has steps of 2⁻¹¹: a product of gates over time would accumulate this
   error.
   """
-  # Not saved as 0, which means y = 0: a gate of 1 becomes 1 − 2⁻²⁴.
+  # A gate of 1 becomes 1 − 2⁻²⁴, since a saved 0 means y = 0.
   return jnp.where(y > 0.5, jnp.minimum(y - 1, -(2.0**-24)), y)
 
 
 def unpack_gate(packed: Block) -> Block:
-  """Return the gate that `pack_gate` was given."""
+  """Return the gate that `pack_gate` was given; for 1, return 1 − 2⁻²⁴."""
   return jnp.where(packed < 0, 1 + packed, packed)

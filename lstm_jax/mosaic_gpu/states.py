@@ -4,7 +4,8 @@ A state is a list of trees of blocks, one tree for each 8 sequences of the
 thread block. A block is transposed, [64 units, 8 sequences], so that its
 columns are rows of an array [B, H]. The flag of a sequence at a time step is
 one of `MASKED`, `STEP` and `RESET`, stored in a float32 array [T, B]; a masked
-step does not reset. Flags are None where all are `STEP`, and then cost nothing.
+step does not reset. Without a mask and resets, the flags are None, and cost
+nothing.
 """
 
 from typing import Any

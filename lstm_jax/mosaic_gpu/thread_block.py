@@ -1,7 +1,8 @@
 """What both kernels have in common: their launch, and who computes what.
 
-The grid has a thread block for every N sequences, or a cluster of them. Inside
-a kernel, every warpgroup asks `find_share` for its units and its sequences.
+For every N sequences, the grid has one thread block, or one cluster of thread
+blocks. Inside a kernel, every warpgroup asks `find_share` for its units and its
+sequences.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,14 @@ def find_share(plan: Plan) -> Share:
 
 
 def start_loading(plan: Plan, w_h: Ref, weights: Ref, loaded: Ref) -> None:
-  """Start to copy the block's rows of w_h [G, H, H] to shared memory."""
+  """Start to copy the block's rows of w_h to shared memory.
+
+  Args:
+    plan: how the layer is divided.
+    w_h: [G, H, H], in the GPU's memory.
+    weights: the shared memory, [G, units of the block, H].
+    loaded: the barrier at which to wait for the copies.
+  """
 
   @pl.when(lax.axis_index("warpgroup") == 0)
   def _():
