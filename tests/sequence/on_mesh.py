@@ -51,13 +51,13 @@ def adjoints(cell):
 
 
 def draw(cell, key):
-  """Return params, and a batch: xs, tokens, lengths, resets, cotangents."""
+  """Return params, and a batch: (xs, tokens, lengths, reset, cotangents)."""
   keys = jax.random.split(key, 4)
   params = jax.eval_shape(lambda: cell.init(key, D, H, jnp.float64))
   params = gaussian(key, cell, params)
   xs = jax.random.normal(keys[0], (T, B, D), jnp.float64)
   tokens = jax.random.randint(keys[1], (T, B), 0, D)
-  lengths = jnp.array([[5, 0, 3, 4]])
+  lengths = jnp.array([[5, 0, 3, 4]])  # [1, B], which `ROWS` can divide
   reset = jax.random.bernoulli(keys[2], 0.3, (T, B))
   cotangents = jax.random.normal(keys[3], (T, B, H), jnp.float64)
   return params, (xs, tokens, lengths, reset, cotangents)
@@ -159,7 +159,7 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
 
 def divided_steps(params, xs, explicit):
   """Return the error where the mesh divides the time steps, not the rows."""
-  xs, steps = xs[: T - 1], PartitionSpec("data")
+  xs, steps = xs[: T - 1], PartitionSpec("data")  # 4 steps: 2 on each device
 
   @jax.jit
   @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)

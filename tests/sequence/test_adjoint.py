@@ -36,7 +36,8 @@ def test_a_chunk_is_a_whole_number_of_steps(chunk):
   message = f"^chunk must be an integer ≥ 1, got {chunk!r}$"
   with pytest.raises(ValueError, match=message):
     Explicit(chunk=chunk)
-  assert type(Explicit(chunk=np.int8(100)).chunk) is int  # 2 · 100 overflows
+  # An int8 would overflow where the chunk is multiplied, such as at 2 · 100.
+  assert type(Explicit(chunk=np.int8(100)).chunk) is int
 
 
 @pytest.mark.parametrize("wrong", ["autodiff", Explicit, None, 3])

@@ -57,7 +57,7 @@ def test_an_error_about_a_dtype_does_not_name_time_major():
     message = rf"^{name} must be .*, got float\d+ \([\d, ]+\)$"
     with pytest.raises(ValueError, match=message):
       unroll(lstm, params, None, xs, **{name: value})
-  # An exchange of axes does, also with two batch axes.
+  # An error about exchanged axes names it, also with two batch axes.
   two_axes, mask = jnp.ones((T, B, 2, D)), jnp.ones((B, T, 2), bool)
   message = r"^mask must be bool \[5, 3, 2\], got bool \(3, 5, 2\)" + ORDER
   with pytest.raises(ValueError, match=message):
@@ -83,6 +83,7 @@ def test_errors_about_batch_first_arguments_give_the_callers_shapes():
       run(None, xs[:, :0], time_major=False)
 
 
+# [T, D], the same with T = D, and tokens [T].
 @pytest.mark.parametrize("xs", [XS[:, 0], XS[:D, 0], jnp.ones(T, jnp.int32)])
 def test_batch_first_needs_a_batch(xs):
   params = lstm.init(KEY, D, H)

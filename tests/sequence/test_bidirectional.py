@@ -113,6 +113,7 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
     for layer, (weights, state) in enumerate(zip(params, states, strict=True)):
       inputs = drops[locked](keys[layer], hs, 0.5) if layer else hs
       _, outputs = unroll(lstm, weights, state, inputs)
+      # Only layer 1 has outputs of the size of its inputs.
       hs = hs + outputs if skip and layer == 1 else outputs
     found = run(dropout=0.5, key=key, locked=locked, skip=skip)[1]
     assert worst(found, hs) < 1e-15

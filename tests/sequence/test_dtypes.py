@@ -40,7 +40,7 @@ def test_outputs_have_the_dtype_of_the_state(cell, adjoint, key):
 def test_every_product_takes_the_compute_dtype_and_gives_float32(
   cell, adjoint, projects_first, key, monkeypatch
 ):
-  # Where outputs alone are computed: x W_x before the loop, or in each step.
+  # Programs of outputs alone compute x W_x before the loop, or in each step.
   monkeypatch.setattr(scan, "_projects_first", lambda *_: projects_first)
   params, state, xs = jax.tree.map(
     lambda x: x.astype(jnp.float32), arguments(cell, key)

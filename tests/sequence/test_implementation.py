@@ -122,7 +122,7 @@ def test_another_version_of_jax_is_refused(version, monkeypatch):
 
 @pytest.mark.parametrize("stated", [None, "gpu", "cuda", "device"])
 def test_another_gpu_is_refused(stated, monkeypatch):
-  """Also where `jax.default_device` states it."""
+  """Also where `jax.default_device` is the GPU, or the name of a platform."""
   device = SimpleNamespace(
     platform="gpu", compute_capability="8.0", device_kind="NVIDIA A100"
   )
@@ -130,7 +130,7 @@ def test_another_gpu_is_refused(stated, monkeypatch):
   for module in (platform, implementation):
     monkeypatch.setattr(module, "default_device", lambda: default)
   devices = {} if default is device else {"gpu": [device]}
-  monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+  monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))  # has the kernels
   monkeypatch.setattr(jax, "devices", devices.get)
   backend = "cpu" if default else "gpu"
   monkeypatch.setattr(jax, "default_backend", lambda: backend)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("traced_anew")
 
 @pytest.fixture
 def large(monkeypatch):
-  """Take every sequence for a large one, and two time steps for a chunk."""
+  """Take T·B rows for many, any x W_x for large, and two steps for a chunk."""
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
   monkeypatch.setattr(checkpointing, "MANY_BYTES", 0)
   monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
@@ -107,7 +107,7 @@ def test_chunks_of_tokens_have_the_gradient_of_autodiff(key):
 
 @pytest.mark.usefixtures("looped")
 def test_a_small_batch_is_one_chunk(monkeypatch):
-  assert loops() == 2
+  assert loops() == 2  # over time steps, forward and backward
   clear_programs()
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B)
   monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
@@ -117,10 +117,11 @@ def test_a_small_batch_is_one_chunk(monkeypatch):
 
 def test_a_linear_recurrence_has_chunks_if_its_products_are_large(monkeypatch):
   monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
-  monkeypatch.setattr(checkpointing, "MANY_BYTES", 4 * T * B * 2 * H)
+  size = 4 * T * B * 2 * H  # bytes of x W_x, [T, B, 2H] in float32
+  monkeypatch.setattr(checkpointing, "MANY_BYTES", size)
   assert loops(min_gru) == 2
   clear_programs()
-  monkeypatch.setattr(checkpointing, "MANY_BYTES", 4 * T * B * 2 * H - 1)
+  monkeypatch.setattr(checkpointing, "MANY_BYTES", size - 1)
   assert loops(min_gru) > 2
 
 

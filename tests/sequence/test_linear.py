@@ -183,7 +183,7 @@ def test_a_reset_and_a_mask_hide_nan(key):
 
 
 def test_bfloat16_states_are_summed_in_float32(key):
-  """1,000 steps of weight 1 − 1/1000: bfloat16 would stop at 0.5, not 0.63."""
+  """1,000 steps of 0.999 h + 0.001: bfloat16 would stop at 0.5, not at 0.63."""
   params = jax.tree.map(
     lambda x: jnp.zeros_like(x, jnp.bfloat16), min_gru.init(key, D, H)
   )

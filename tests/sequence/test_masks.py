@@ -26,7 +26,7 @@ def loop(cell, params, state, xs, mask, reset, zeros, kept=None, factors=None):
     xs: [T, B, D].
     mask: [T, B].
     reset: [T, B].
-    zeros: a state of one row.
+    zeros: the zero state of one row.
     kept: which units zoneout keeps, a state of [T, B, ...].
     factors: of the dropout of h, [T, B, H].
   """

@@ -123,7 +123,7 @@ def test_chunks_save_the_states_of_the_table(residuals, chunk):
   weights = sum(x.size for x in jax.tree.leaves(lstm.init(KEY, D, H)))
   starts = -(-T // chunk)
   states = starts if residuals == "gates" else starts + T
-  expected = weights + T * B * D + 2 * states * B * H
+  expected = weights + T * B * D + 2 * states * B * H  # 2: h and c
   assert saved(adjoint=Explicit(residuals, chunk)) == expected
 
 
@@ -140,15 +140,19 @@ def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
 @NAMES
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_chunks_stay_within_their_bound(name, residuals):
-  """Below the sum of what `checkpointing` says, outputs, weights' gradients."""
+  """The bound, in floats, is the sum of what a gradient must hold.
+
+  These are the states and the chunk in the table of `checkpointing`, the
+  outputs, and the weights' gradients.
+  """
   cell, chunk = TABLE[name].cell, 8
   params, state = shapes_of(cell)
   weights, unit = (
     sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, state)
   )  # unit is S·B·H
-  saved = unit * (T if residuals == "recompute" else T // chunk)
+  saved_states = unit * (T if residuals == "recompute" else T // chunk)
   of_chunk = B * H * TEMPORARY[name][0] * chunk
-  bound = saved + of_chunk + 4 * weights
+  bound = saved_states + of_chunk + 4 * weights
   if residuals == "gates":  # else the outputs are among the states
     bound += T * state.h.size
   compiled = compiled_gradient(
@@ -215,8 +219,8 @@ def test_recompute_saves_the_outputs_once():
     return hs, pullback((jax.tree.map(jnp.zeros_like, last), dhs))
 
   compiled = jax.jit(both).lower(params, xs, xs).compile()
-  states = 4 * steps * batch * hidden
-  assert compiled.memory_analysis().temp_size_in_bytes < 1.7 * states
+  of_c = 4 * steps * batch * hidden  # bytes; h as well would need twice as many
+  assert compiled.memory_analysis().temp_size_in_bytes < 1.7 * of_c
 
 
 @pytest.mark.exhaustive

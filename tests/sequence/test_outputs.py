@@ -80,5 +80,5 @@ def test_outputs_of_a_long_sequence_need_little_memory(batch):
   steps, hidden = 65_536 // batch, 16
   program = lowered(steps, batch, hidden, hidden).compile()
   reserved = program.memory_analysis().temp_size_in_bytes
-  products = 4 * steps * batch * 4 * hidden
+  products = 4 * steps * batch * 4 * hidden  # bytes of x W_x, four gates
   assert reserved < products / 2  # one copy of hs is a quarter

@@ -34,7 +34,7 @@ def test_locked_dropout_is_the_same_at_every_step(key):
 def test_drop_connect_drops_recurrent_weights_only(cell, key):
   params, _, _ = arguments(cell, key)
   dropped = regularize.drop_connect(key, params, RATE)
-  assert worst(dropped[::2], params[::2]) == 0
+  assert worst(dropped[::2], params[::2]) == 0  # w_x and b
   zero = dropped.w_h == 0
   assert 0 < zero.mean() < 1 and not (zero == zero[:1]).all()
   assert worst(dropped.w_h, jnp.where(zero, 0, params.w_h / (1 - RATE))) < 1e-12
@@ -65,6 +65,7 @@ def test_zoneout_draws_at_each_rate_and_step(key):
   kept = regularize.zoneout(key, state, 30, lstm.LSTMState(0.1, 0.5))
   for found, rate in zip(kept, (0.1, 0.5), strict=True):
     assert found.shape == (30, 40, 50) and found.dtype == bool
+    # The share of 30 · 40 · 50 draws; 5 standard deviations are allowed.
     assert abs(found.mean() - rate) < 5 * (rate * (1 - rate) / 60_000) ** 0.5
     assert not (found == found[:1]).all()
   kept = regularize.zoneout(key, state, 30, lstm.LSTMState(0.5, 0.5))

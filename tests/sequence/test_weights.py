@@ -101,7 +101,7 @@ def test_weights_are_arrays(field, value, message):
       call()
 
 
-def test_a_cell_without_a_backward_is_not_checked():
+def test_weights_of_a_cell_without_a_backward_are_accepted():
   forward_only = lstm_with(recur_backward=None, parameter_gradients=None)
   params = lstm.init(KEY, D, H)
   expected = unroll(lstm, params, None, XS)

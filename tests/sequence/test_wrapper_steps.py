@@ -69,7 +69,7 @@ def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
       partial(run, lambda *a, w=wrapped: w.forward(*a)[0], extra),
       args,
       key,
-      max_coordinates=0,
+      max_coordinates=0,  # no central differences
       num_directions=0,
     )
     assert (

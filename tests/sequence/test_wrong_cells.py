@@ -14,7 +14,7 @@ from lstm_jax.sequence import state_cotangents, wrappers
 from tests.draws import B, D, H, T, arguments, normal_like, worst
 from tests.sequence.test_other_cells import CellOfFunctions
 
-FIELDS = CellOfFunctions._fields[:6]
+FIELDS = CellOfFunctions._fields[:6]  # from `init` to `parameter_gradients`
 XS = jnp.ones((T, B, D), jnp.float32)
 WEIGHTS = f"w_x [{D}, {4 * H}], w_h [{H}, {4 * H}], b [{4 * H}]"
 WRONG = f"weights do not fit each other, or the cell is wrong: {WEIGHTS}; "
@@ -32,6 +32,7 @@ def weights(dtype=jnp.float32):
 
 
 def assert_refused(message, *calls):
+  """Assert that each call raises ValueError, with this as its first line."""
   for call in calls:
     with pytest.raises(ValueError) as error:
       call()
@@ -208,12 +209,12 @@ def test_weights_without_w_x_are_refused():
 
 
 def test_a_sequence_needs_only_what_its_adjoint_calls(key):
-  def no_step(*args):
+  def not_called(*args):
     raise NotImplementedError
 
   args = arguments(lstm, key)
-  by_forward = lstm_with()._replace(step=None, recur=no_step)
-  by_step = lstm_with()._replace(forward=None, recur=no_step)
+  by_forward = lstm_with()._replace(step=None, recur=not_called)
+  by_step = lstm_with()._replace(forward=None, recur=not_called)
   for cell, adjoint in ((by_forward, Autodiff()), (by_step, Step())):
     cell = cell._replace(recur_backward=None, parameter_gradients=None)
     found = unroll(cell, *args, adjoint=adjoint)

@@ -44,12 +44,12 @@ def leaky_cell():
   def project(params, x):
     return x
 
-  halves = project, recur, recur_backward, parameter_gradients
-  steps = one_step(initial_state, *halves)
+  parts = project, recur, recur_backward, parameter_gradients
+  steps = one_step(initial_state, *parts)
   return CellOfFunctions(
     None,
     initial_state,
-    *halves,
+    *parts,
     *steps,
     takes_tokens=False,
     linear_recurrence=True,
