@@ -1,8 +1,9 @@
 """The kernels, interpreted, compute what the scan does: values and gradients.
 
 Each case is a shape, a dtype and features of `unroll`. Together they have every
-feature, and each cell with masks, lengths, resets, reversal, every dtype, and
-blocks of one and of several warpgroups, clusters, few and many sequences.
+feature that the kernels take, and each cell with masks, lengths, resets,
+reversal, every dtype, and blocks of one and of several warpgroups, clusters,
+few and many sequences.
 """
 
 from typing import NamedTuple

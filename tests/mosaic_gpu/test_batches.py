@@ -50,7 +50,7 @@ def loss_of(cell, implementation):
 
 
 @ALL_CELLS
-def test_outputs_without_a_gradient(name):
+def test_outputs_without_a_gradient_equal_the_scan(name):
   hidden = 130 if name == "gru" else 40  # a GRU of 130 takes a cluster
   arguments = draw(CELLS[name], hidden=hidden)
 
@@ -63,7 +63,7 @@ def test_outputs_without_a_gradient(name):
 
 
 @ALL_CELLS
-def test_vmap_of_grad_over_the_batch(name):
+def test_vmap_of_grad_over_the_batch_equals_the_scan(name):
   def each(implementation):
     gradient = jax.grad(loss_of(CELLS[name], implementation), ARGNUMS)
     return jax.vmap(gradient, (None, 0, 1))
@@ -72,7 +72,7 @@ def test_vmap_of_grad_over_the_batch(name):
 
 
 @ALL_CELLS
-def test_vmap_over_the_weights_of_an_ensemble(name):
+def test_vmap_of_grad_over_an_ensemble_equals_the_scan(name):
   def each(implementation):
     gradient = jax.grad(loss_of(CELLS[name], implementation), ARGNUMS)
     return jax.vmap(gradient, (0, 0, None))
@@ -83,7 +83,7 @@ def test_vmap_over_the_weights_of_an_ensemble(name):
 
 
 @ALL_CELLS
-def test_shard_map_over_two_devices(name, monkeypatch):
+def test_grad_of_shard_map_over_two_devices_equals_the_scan(name, monkeypatch):
   from jax._src.pallas.mosaic_gpu.interpret import shared_memory
 
   # The interpreter asserts at the end of a kernel that no device has a barrier

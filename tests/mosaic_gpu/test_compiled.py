@@ -129,6 +129,7 @@ def test_no_register_is_spilled(
   registers = find(r"Used (\d+) registers", report)
   shared = find(r"smem_scratch_bytes=(\d+)", report)
   assert len(registers) == len(shared) == 2
+  # The registers of a block's threads are at most those of a multiprocessor.
   assert max(registers) * plan.warpgroups * 128 <= 65_536
   assert max(shared) == limits.shared_bytes(counts, plan, dtype.itemsize)
 

@@ -22,7 +22,7 @@ from tests.mosaic_gpu.layers import (
 
 pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
-# As `lstm_jax.testing.terms` names them. From "da[0]" on, they are of the
+# As `lstm_jax.testing.terms` names them. From "dan#2" on, they are of the
 # products after the kernel, which the LSTM and the RNN leave to their cells.
 TERMS = {
   "lstm": ("dc_sum[0]", "dc_sum[1]", "dai", "daf", "dag", "dao", "dc"),

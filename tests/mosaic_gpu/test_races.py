@@ -14,6 +14,7 @@ pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 PRODUCTS = {"compute_dtype": jnp.bfloat16}
 TWO = {"lstm": 128, "gru": 128, "rnn": 128}  # two warpgroups, in bfloat16
+# 64 units more than one thread block can have.
 CLUSTER = {"lstm": 192, "gru": 192, "rnn": 320}
 
 

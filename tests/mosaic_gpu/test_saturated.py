@@ -72,7 +72,7 @@ def test_a_packed_gate_in_float32_is_the_gate_but_for_1():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("bias", [-6, 6, 20])
 @pytest.mark.parametrize(("name", "gates"), [("lstm", "ifo"), ("gru", "z")])
-def test_the_gradient_of_each_saturated_gate(name, gates, bias):
+def test_gradients_of_saturated_gates_equal_the_scan(name, gates, bias):
   arguments = saturated(name, dict.fromkeys(gates, bias), 4)
   found = split(name, kernel_results(CELLS[name], arguments, **PRODUCTS))
   expected = split(name, results(None, CELLS[name], arguments, **PRODUCTS))
@@ -83,7 +83,7 @@ def test_the_gradient_of_each_saturated_gate(name, gates, bias):
 @pytest.mark.parametrize(
   ("name", "biases"), [("lstm", {"i": -2, "f": 8.4}), ("gru", {"z": 8.4})]
 )
-def test_the_gradients_of_a_long_memory(name, biases):
+def test_gradients_of_a_long_memory_equal_the_scan(name, biases):
   """A gate of σ(8.4) = 1 − 1/4448 keeps a state for thousands of time steps."""
   arguments = saturated(name, biases, 192)
   found = kernel_results(CELLS[name], arguments, **PRODUCTS)
