@@ -48,6 +48,8 @@ runtime_version { major: 13 minor: 1 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+# The thunks that are launches, and the number of iterations of a loop in the
+# text of a compiled program.
 KERNEL = re.compile(r"k(CustomKernel|Kernel|Gemm|CublasLtMatmul|Copy)\b")
 ITERATIONS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 

@@ -173,7 +173,7 @@ def original_part(rounds: int, num_steps: int = 64) -> Results:
   One JAX program makes one training step per call, another makes `num_steps`.
 
   Args:
-    rounds: a program is timed 10 · rounds times, since these steps are short.
+    rounds: each program is timed 10 · rounds times, since its steps are short.
     num_steps: training steps per call of the second program.
   """
   makers = {

@@ -101,7 +101,10 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-  """Return how many cores this process may use, and their model."""
+  """Return how many cores this process may use, and their model.
+
+  Where /proc/cpuinfo does not name the model, return what Python knows.
+  """
   path = Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
   names = [line.split(":")[1].strip() for line in lines if "model name" in line]

@@ -17,7 +17,7 @@ from experiments.trainer.config import CELLS
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 
-# The reason to skip a kernel, or a case that is nothing without it.
+# Why a kernel is left out, or a case that needs its kernels is skipped.
 ENDED = "a case with its kernel has crashed or hung"
 Programs = dict[str, Any]  # compiled programs by name
 
@@ -34,7 +34,8 @@ class Prepared(NamedTuple):
   """A case whose programs are not yet compiled."""
 
   lowered: dict[str, Any]  # by name, as `jax.jit(f).lower(...)` returns them
-  finish: Callable[[Programs, dict[str, str]], Result]  # (programs, errors)
+  # (compiled programs, messages of those that do not compile), each by name
+  finish: Callable[[Programs, dict[str, str]], Result]
 
 
 class Case(Protocol):
@@ -101,7 +102,7 @@ class LayerCase:
     """Return the entries of a row that identify the layer.
 
     Args:
-      part: of the benchmark.
+      part: the entry "part" of the row, such as "gpu layer".
       mode: "forward" or "gradient".
     """
     return {
@@ -143,7 +144,11 @@ def operands_of(dtype: str) -> str:
 
 
 def reason(error: Exception) -> str:
-  """Return an error as one line; raise DeviceLost if the device is gone."""
+  """Return an error's class and the first line of its message.
+
+  Raises:
+    DeviceLost: the error is JAX's, and the device no longer answers.
+  """
   lines = str(error).strip().splitlines()
   text = f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
   if isinstance(error, jax.errors.JaxRuntimeError):

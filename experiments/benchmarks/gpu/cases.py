@@ -1,10 +1,10 @@
 """The cases of --part=gpu, the most important first.
 
-`until` is when a section's last case should have ended: a batch of cases does
-not begin if it would end later, assuming that it takes as long as the one
-before. Most of a case's time is spent in the compiler. Nobody has measured that
-time on a device yet, so the last cases of a section may have to be left out;
-the output names them.
+`until` is the time, in seconds since the start, at which a section's last case
+should have ended. A batch of cases does not begin if it would end later,
+assuming that it takes as long as the one before. Most of a case's time is spent
+in the compiler. Nobody has measured that time on a device yet, so the last
+cases of a section may have to be left out; the output names them.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,16 @@ from experiments.benchmarks.gpu.training_step import TrainingStep
 from experiments.benchmarks.peers.proof import is_installed
 from experiments.benchmarks.tables import Row
 
-SECONDS = 460.0  # in all: with the start and the picture, below 8 minutes
+# For all sections; with the program's start and the figure, below 8 minutes.
+SECONDS = 460.0
 SEQ_LEN = 128
-LAYER_SIZES = "hidden_size", "seq_len", "batch_size"  # that may be given
+LAYER_SIZES = "hidden_size", "seq_len", "batch_size"  # that a user may give
 HIDDEN_SIZES = 64, 128, 256, 512, 1024
 BATCH_SIZES = 16, 128, 1024, 4096
 TOO_LARGE = 1024, 4096  # (H, B): some libraries need more than 80 GB
 
+# (cell, H, dtype) of layers whose units one thread block computes, and of those
+# whose units are divided over a cluster of blocks (see `mosaic_gpu.limits`).
 ONE_BLOCK = [
   ("lstm", 128, "bfloat16"),
   ("gru", 128, "bfloat16"),
@@ -43,8 +46,8 @@ CLUSTERS = [
   ("rnn", 512, "float32"),
   ("lstm", 384, "bfloat16"),
 ]
-# Batches so large that a block has 16 or 32 sequences, not 8; and sizes that
-# are padded.
+# (cell, H, T, B, dtype): batches so large that a block has 16 or 32 sequences,
+# not 8; and, in the last two, sizes that are padded.
 SHAPES = [
   Check("lstm", 128, 24, 1100, "bfloat16"),
   Check("gru", 128, 24, 2200, "bfloat16", with_mask_and_reset=True),
@@ -120,8 +123,8 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
 
   Args:
     sizes: hidden_size, seq_len and batch_size of one layer, measured for each
-      cell in place of the grid of the sections pytorch and layers. A size that
-      is not given is 128, 128 or 1024. Empty for the grid.
+      cell in place of the grid of the sections pytorch and layers. Those that
+      are not given are 128, 128 and 1024. Empty for the grid.
     rounds: measurements of each program.
   """
   policies = [
@@ -181,5 +184,5 @@ def layer_sizes(sizes: Row) -> list[tuple[str, int, int]]:
     cell, hidden_size, batch_size = case
     return kernel_kind(cell, hidden_size, batch_size, "bfloat16") is None
 
-  grid.sort(key=has_no_kernel)
+  grid.sort(key=has_no_kernel)  # the layers that have a kernel come first
   return [*AGAINST_ALL, *(case for case in grid if case not in AGAINST_ALL)]

@@ -68,8 +68,8 @@ def layer_floor(
     hidden_size: H, and D.
     seq_len: T.
     batch_size: B.
-    number_bytes: of each number in memory that is not one of hs.
-    hs_bytes: of each number of hs.
+    number_bytes: bytes of each number in memory, except those of hs.
+    hs_bytes: bytes of each number of hs.
   """
   gates = GATES[cell]
   products = gates * hidden_size * 2 * hidden_size
@@ -97,10 +97,10 @@ def training_step_floor(
   """Return the floor of one time step of a model's Adam step, in microseconds.
 
   The operations are those of the recurrent products and of the readout, three
-  times each. The input product is not counted: it has only V rows. The bytes
-  are those of hs and its cotangent, each written once and read once, and those
-  of Adam, which reads each parameter, its gradient and its two averages, and
-  writes all but the gradient.
+  times each. The input product is not counted: for a small V it has only V
+  rows. The bytes are those of hs and its cotangent, each written once and read
+  once, and those of Adam, which reads each parameter, its gradient and its two
+  averages, and writes all but the gradient.
   """
   per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
   operations = 3 * 2 * seq_len * batch_size * per_token

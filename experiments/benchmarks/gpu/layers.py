@@ -73,7 +73,7 @@ class Layer(LayerCase):
     """Raise Unsupported if a peer's package or kernel cannot be used.
 
     Args:
-      peer: its name.
+      peer: the peer's name.
       left_out: kinds of kernels that are not to run.
     """
     if not is_installed(PEERS[peer].package):
@@ -82,7 +82,7 @@ class Layer(LayerCase):
       raise Unsupported(ENDED)
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
-    """Return two programs for each library, and that of the expected values."""
+    """Return two programs for each peer, and one of the expected results."""
     rng = np.random.default_rng(0)
     weights = random_params(self.cell, self.hidden_size, self.hidden_size, rng)
     if self.cell == "gru":  # not all libraries have b_n
@@ -148,7 +148,7 @@ class Layer(LayerCase):
               wanted = layer.convert(d_weights), dxs
             check_equal(call(), wanted, TOLERANCE[PEERS[peer].dtype])
             checked[mode] = call
-        except Exception as error:  # such as out of memory, or of a kernel
+        except Exception as error:  # such as a kernel's, or too little memory
           skip(peer, error)
           continue
         for mode, call in checked.items():

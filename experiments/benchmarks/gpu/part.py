@@ -35,7 +35,8 @@ def run(
   """Check and time the kernels on this machine's GPU.
 
   Args:
-    sizes: as `cases.sections` takes them.
+    sizes: hidden_size, seq_len and batch_size of one layer, timed in place of
+      the grid of layers; empty for the grid.
     rounds: measurements of each program.
     console: where to print.
     save: called with the record after every section.
@@ -89,7 +90,18 @@ def run_sections(
   console: Console,
   save: Callable[[Record], None],
 ) -> Record:
-  """Run the sections and print each case; arguments as in `run`."""
+  """Run the sections, and print what each case finds.
+
+  Args:
+    sections: run in this order.
+    supervisor: runs their cases.
+    environment: of a worker, as `Supervisor.environment` returns it.
+    console: where to print.
+    save: called with the record after every section.
+
+  Returns:
+    The record, as `run` returns it.
+  """
   console.print(environment)
   device = find_device(str(environment.get("device")))
   console.print(f"floors are those of an {device.name}")
@@ -131,7 +143,14 @@ def run_sections(
 def print_result(
   result: Result, printed: set[tuple[str, str]], console: Console
 ) -> None:
-  """Print what a case found; a reason to skip something only once."""
+  """Print what a case found; a reason to skip something only once.
+
+  Args:
+    result: what the case found.
+    printed: the (what, why) of what earlier cases skipped; those of this case
+      are added.
+    console: where to print.
+  """
 
   def line(text):
     console.print(text, soft_wrap=True, markup=False, highlight=False)

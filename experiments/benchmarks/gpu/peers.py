@@ -1,9 +1,9 @@
 """The programs of one layer that are timed, by name.
 
 Our programs also run with products in bfloat16, as does the Flax cell with
-resets.
-The libraries' layers cannot reset the state inside a sequence: for cases with
-resets, a hand-written scan over the library's cell sets the state to zero.
+resets. The libraries' layers cannot reset the state inside a sequence: for
+cases with resets, a hand-written scan over the library's cell sets the state to
+zero.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Peer(NamedTuple):
   operands: str  # of its products, for tables
   dtype: str = "float32"  # of these operands
   kernel: bool = False  # whether it is the GPU kernel
-  hs_bytes: int = 4  # of each number of its outputs
+  hs_bytes: int = 4  # bytes of each number of its outputs
   ours: bool = False  # whether its gradient is derived by hand
 
 

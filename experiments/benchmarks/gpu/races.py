@@ -42,7 +42,7 @@ class Race(KernelCase):
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return the kernel's program, and the one that compares its outputs."""
-    del left_out
+    del left_out  # the supervisor skips a case whose kernel is in it
     inputs = jax.device_put(
       random_inputs(self.cell, *self.sizes, self.with_mask_and_reset, 0)
     )
@@ -68,7 +68,7 @@ class Race(KernelCase):
     return Prepared(lowered, finish)
 
   def _problems(self, outputs: Any, differ: np.ndarray) -> list[str]:
-    """Return a text for each problem; differ is [repeats, arrays]."""
+    """Return a text for each problem; differ is bool [repeats, arrays]."""
     problems = []
     leaves = jax.tree.leaves_with_path(outputs)
     for (path, leaf), count in zip(leaves, differ.sum(0).tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The tables at the end: the kernels beside the scans and other libraries."""
+"""The last tables of --part=gpu: kernels beside scans and other libraries."""
 
 from collections.abc import Callable, Iterator
 
@@ -74,7 +74,10 @@ def _times_floor(row: Row) -> str:
 def _joined(
   peers: dict[str, Row], names: tuple[str, ...], text: Callable[[Row], str]
 ) -> str:
-  """Return a text for each of some peers, with – for one that has none."""
+  """Return the texts of the named peers, joined by "/".
+
+  The text of a peer that was not timed is "–". If none was, all is empty.
+  """
   if not any(name in peers for name in names):
     return ""
   return "/".join(text(peers[n]) if n in peers else "–" for n in names)

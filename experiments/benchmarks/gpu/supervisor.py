@@ -128,7 +128,7 @@ class Supervisor:
     self._batch_begin = 0.0  # seconds since the start, once a worker runs
     self._worker: Worker | None = None
     self._jax_on_cpu = False
-    self.left_out: frozenset[str] = frozenset()
+    self.left_out: frozenset[str] = frozenset()  # kinds of kernels
 
   def elapsed(self) -> float:
     """Return the seconds since the start."""

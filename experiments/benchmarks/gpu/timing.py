@@ -49,7 +49,7 @@ def time_calls(
   rounds: int,
   seq_len: int,
 ) -> dict[str, Row]:
-  """Return the microseconds per time step of each call, by name.
+  """Return the median and quartiles of each call's µs per time step, by name.
 
   Args:
     calls: functions that start a computation and return its result.

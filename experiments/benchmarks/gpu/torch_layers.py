@@ -31,7 +31,7 @@ from experiments.benchmarks.tables import Row
 
 PROOF = 8, 5  # T and B of the proof
 # (dtype of everything, whether products may be in TF32, relative tolerance).
-# cuDNN's states are bfloat16 too, so that their errors add up.
+# In bfloat16, cuDNN's states are bfloat16 too, so that their errors add up.
 VARIANTS = {
   "pytorch bfloat16": ("bfloat16", False, 5e-2),
   "pytorch TF32": ("float32", True, 1e-2),
@@ -179,8 +179,8 @@ def expected_results(cell: str, hidden_size: int) -> tuple[Any, ...]:
 def prove(cell: str, hidden_size: int, name: str) -> None:
   """Check a layer's outputs and gradients for a short sequence.
 
-  The gradient of bias_hh is not compared: our cells have only one bias, and our
-  GRU has b_n too.
+  The gradient of bias_hh is not compared: our LSTM and RNN have no such bias,
+  and our GRU has only a part of it, b_n.
 
   Raises:
     ValueError: they differ from those of our scan.

@@ -1,7 +1,8 @@
 """The training step of a language model, with scans and with kernels.
 
 The model is the benchmark's: an embedding, one layer and a readout, trained by
-Adam. Its loss and gradient must first be those of the scan in float32.
+Adam. Before it is timed, its loss and gradient must be those of the scan in
+float32, to the tolerances of `gpu.layers`.
 """
 
 from collections.abc import Callable
@@ -109,7 +110,7 @@ class TrainingStep(KernelCase):
             raise ValueError(problem[0])
           found = programs[f"{name}: gradient"](params, *batch)
           check_equal(found, wanted, TOLERANCE[self.dtype])
-        except Exception as error:  # a kernel's, or of memory
+        except Exception as error:  # such as a kernel's, or too little memory
           skip(name, error)
           continue
         state = jax.tree.map(jnp.copy, (params, opt_state))

@@ -35,7 +35,7 @@ THREADS = min(12, os.cpu_count() or 1)
 #   "compiling"
 #   "running"    index
 #   "result"     index, Result
-#   "lost"       index, None if none runs yet; text: the process ends
+#   "lost"       index, or None if no case runs yet; why. The process then ends.
 #   "done"       ready for more cases
 Message = tuple[str, int | None, Any]
 
@@ -97,6 +97,9 @@ def compile_all(
   Returns:
     For each case its (programs, errors): two dicts whose keys are the names of
     the programs.
+
+  Raises:
+    DeviceLost: the device no longer answers after an error.
   """
 
   def attempt(lowered):
