@@ -1,9 +1,9 @@
 """One recurrent layer in each JAX library, used as its documentation shows.
 
-Each function takes the name of a cell and our weights, and returns a `Layer`:
-the library's weights, the layer as a function of them, and the conversion of
-our gradients to the library's. It raises `Unsupported` where the library has no
-such cell, or cannot be used here.
+Each function in LAYERS takes the name of a cell and our weights, and returns a
+`Layer`: the library's weights, the layer as a function of them, and the
+conversion of our gradients to the library's. It raises `Unsupported` where the
+library has no such cell, or cannot be used here.
 """
 
 import os
@@ -72,7 +72,7 @@ def flax_linen(cell: str, weights: Any) -> Layer:
 
 
 def flax_nnx(cell: str, weights: Any) -> Layer:
-  """Return Flax nnx's RNN over the same cells."""
+  """Return Flax nnx's RNN over one of its cells."""
   from flax import nnx
 
   cell_class = getattr(nnx, FLAX_CELLS[cell])
@@ -112,7 +112,8 @@ def haiku(cell: str, weights: Any) -> Layer:
     core = hk.LSTM(weights.w_h.shape[0])
     return hk.dynamic_unroll(core, xs, core.initial_state(xs.shape[1]))[0]
 
-  def convert(w):  # gradients: the forget bias of hk.LSTM does not shift them
+  # w holds gradients, which the forget bias of hk.LSTM does not shift.
+  def convert(w):
     return to_haiku(w, forget_bias=0)
 
   return Layer(to_haiku(weights), layer.apply, convert)
@@ -172,7 +173,8 @@ def keras(cell: str, weights: Any) -> Layer:
   layer.build((None, None, weights.w_x.shape[0]))
   rest = [v.value for v in layer.non_trainable_variables]
 
-  def convert(w):  # gradients: those of both biases of r and z are equal
+  # w holds gradients. Those of the two biases of r are equal, and so for z.
+  def convert(w):
     w_x, w_h, b = to_keras(w)
     if cell == "gru":
       b[1, : -len(w.b_n)] = b[0, : -len(w.b_n)]
@@ -206,13 +208,13 @@ def cudnn(cell: str, weights: Any) -> Layer:
       params,
       lengths,
       *sizes,
-      1,
-      0.0,
-      False,
+      1,  # layer
+      0.0,  # dropout
+      False,  # not bidirectional
     )
     return jnp.swapaxes(hs, 0, 1)
 
-  def convert(w):  # gradients: those of the two biases are equal
+  def convert(w):  # w holds gradients: those of the two biases are equal
     return to_cudnn((w,)).at[-w.b.size :].set(w.b)
 
   return Layer(to_cudnn((weights,)), apply, convert)

@@ -38,7 +38,8 @@ def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
     try:
       size = in_a_process(torch_peak, sizes)
       rows.append({"peer": "pytorch", "bytes": size})
-    except (ImportError, OSError) as error:  # as in `make_peers`
+    # PyTorch is broken, its process was killed, or /proc cannot be read.
+    except (ImportError, OSError) as error:
       skipped["pytorch"] = f"its peak memory cannot be measured: {error}"
   return rows, skipped
 
@@ -81,7 +82,7 @@ def _send(sender: Connection, function: Callable, *arguments: Any) -> None:
 
 
 def torch_peak(sizes: dict[str, int]) -> int:
-  """Return by how many bytes memory grows while the gradients are computed."""
+  """Return by how many bytes memory grows at most during the gradients."""
   import torch
 
   layer = torch.nn.LSTM(sizes["hidden_size"], sizes["hidden_size"])

@@ -1,11 +1,12 @@
 """A language model's training step with each library's recurrent layers.
 
 It is a whole Adam step of embedding, layers, readout and cross-entropy. With
-JAX it is compiled, and donates its state. `lstm_jax` and `autodiff` are our
-whole `language_model`: if V is small, its lowest layer reads rows of the table
-W_e W_x; `lstm_jax` computes the readout's gradient with the loss. The other
-JAX libraries provide only layers: around these, embedding and readout are the
-same few lines of jax.numpy. "lstm_jax layer" is our `unroll` in these lines.
+JAX it is compiled, and its weights and optimizer state are donated. `lstm_jax`
+and `autodiff` are our whole `language_model`: if V is small, its lowest layer
+reads rows of the table W_e W_x (see `reads_table`); `lstm_jax` computes the
+readout's gradient with the loss. The other JAX libraries provide only layers:
+around these, embedding and readout are the same few lines of jax.numpy.
+"lstm_jax layer" is our `unroll` in these lines.
 PyTorch runs eagerly. `products_alone` has only our step's matrix products.
 """
 
@@ -55,8 +56,8 @@ class Problem(NamedTuple):
   params: LanguageParams
   tokens: np.ndarray  # [T, B]
   targets: np.ndarray  # [T, B]
-  loss: float
-  gradient: LanguageParams
+  loss: float  # of our model in float32, also if its products are in bfloat16
+  gradient: LanguageParams  # likewise
 
 
 def make_problem(
@@ -98,7 +99,7 @@ def our_loss(model: LanguageModel) -> Callable:
 def lstm_jax(
   problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
 ) -> Peer:
-  """Our model, with the gradient of `adjoint`."""
+  """Return the peer of our model, with the gradient of `adjoint`."""
   sizes = problem.config, problem.vocabulary_size
   loss = our_loss(language_model(*sizes, adjoint=adjoint))
   name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
@@ -106,7 +107,7 @@ def lstm_jax(
 
 
 def autodiff(problem: Problem, devices: int = 1) -> Peer:
-  """The same forward as ours, differentiated by JAX."""
+  """Return the peer of our model's forward pass, differentiated by JAX."""
   return lstm_jax(problem, devices, Autodiff())
 
 
@@ -202,7 +203,7 @@ def _make_peer(
 
 
 def pytorch(problem: Problem) -> Peer:
-  """PyTorch, eager: nn.Embedding, nn.LSTM, nn.Linear and fused Adam."""
+  """Return the peer of eager nn.Embedding, nn.LSTM, nn.Linear and fused Adam."""
   import torch
   from torch import nn
 
@@ -262,7 +263,7 @@ def pytorch(problem: Problem) -> Peer:
 
 
 def products_alone(problem: Problem) -> Peer:
-  """The matrix products of our training step alone."""
+  """Return the peer that has only our training step's matrix products."""
   vocabulary_size, shape = problem.vocabulary_size, problem.tokens.shape
   return make_products(problem.config, vocabulary_size, *shape)
 

@@ -99,7 +99,10 @@ def loss_and_gradient(weights, state, tokens, targets):
 
 
 def adagrad(weights, gradient, squares):
-  """Clip the gradient and take one Adagrad step, in place."""
+  """Take one Adagrad step with the clipped gradient, in place.
+
+  squares holds the sums of the squares of all clipped gradients so far.
+  """
   for w, g, s in zip(weights, gradient, squares, strict=True):
     g = np.clip(g, -CLIP, CLIP)
     s += g * g

@@ -113,8 +113,8 @@ def flax_layer(
   Args:
     cell: lstm, gru or rnn.
     weights: ours.
-    starts: bool [T, B].
-    dtype: as in `scanned_rnn`.
+    starts: where the carry is set to zero, bool [T, B].
+    dtype: in which Flax computes; None for the dtype of weights and inputs.
   """
   scanned = scanned_rnn(cell, dtype)()
   size = weights.w_h.shape[0]

@@ -71,13 +71,13 @@ def _ours(
 
 
 def our_sampler(problem: Problem) -> Peer:
-  """Our `sample`."""
+  """Return the peer of our `sample`."""
   model, params, num_samples, length, _ = problem
   return Peer(lambda: _ours(model, params, num_samples, length))
 
 
 def flax_loop(problem: Problem) -> Peer:
-  """Flax linen's cell in a compiled scan that samples."""
+  """Return the peer of Flax linen's cell in a compiled scan that samples."""
   from flax import linen as nn
 
   embedding, (weights,), readout, bias = problem.params
@@ -111,7 +111,10 @@ def flax_loop(problem: Problem) -> Peer:
 
 
 def pytorch_loop(problem: Problem) -> Peer:
-  """PyTorch's layer, called once per character under inference_mode."""
+  """Return the peer of PyTorch's layer, called once per character.
+
+  It runs under inference_mode.
+  """
   import torch
 
   embedding, layers, readout, bias = problem.params
@@ -137,7 +140,14 @@ def pytorch_loop(problem: Problem) -> Peer:
 
 
 def onnxruntime_loop(problem: Problem) -> Peer:
-  """Our model as an ONNX file, run once per character on the CPU."""
+  """Return the peer of our model as an ONNX file, run once per character.
+
+  It runs on the CPU.
+
+  Raises:
+    Unsupported: JAX runs on another device.
+    ValueError: it writes other samples than ours at temperature 0.
+  """
   import onnxruntime
 
   if jax.default_backend() != "cpu":

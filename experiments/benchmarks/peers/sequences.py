@@ -86,7 +86,7 @@ def layer_gradient(layer: Layer) -> Callable:
 def jax_peer(
   name: str, make_layer: Callable[[str, Any], Layer]
 ) -> Callable[[Problem], Peer]:
-  """Return the maker of a JAX library's peer, as `Makers` has it.
+  """Return the function (problem) -> the peer of a JAX library's layer.
 
   Args:
     name: of the peer.
@@ -115,7 +115,10 @@ def make_peer(name: str, layer: Layer, problem: Problem) -> Peer:
 
 
 def pytorch(problem: Problem) -> Peer:
-  """PyTorch's layer, eager; under no_grad if only outputs are timed."""
+  """Return the peer of PyTorch's layer, run eagerly.
+
+  If only outputs are timed, it runs under no_grad.
+  """
   import torch
 
   layer = torch_layer(problem.cell, (problem.weights,))
