@@ -136,7 +136,8 @@ class PolicyConfig:
     "turns with an update of the same network in Flax; 0 for no timing.",
     bounds="[0, inf)",
   )
-  # Only --devices is a flag of this program. The devices share the seeds.
+  # Of the flags of JobConfig, this program has only --devices: the devices
+  # share the seeds.
   job: JobConfig = only(JobConfig(), "devices")
   ppo: PPOConfig = PPOConfig()
 

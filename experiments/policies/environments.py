@@ -27,8 +27,8 @@ import jax.numpy as jnp
 
 FORWARD, LEFT, RIGHT = 0, 1, 2  # actions in the T-maze
 BUMP = -0.1  # reward of an action that does not move
-SYMBOLS = 4  # of repeat-previous
-ANSWERS = 32  # of an episode of repeat-previous
+SYMBOLS = 4  # that repeat-previous may show
+ANSWERS = 32  # rewarded steps in an episode of repeat-previous
 
 
 class Environment(NamedTuple):
@@ -123,7 +123,7 @@ def repeat_previous(delay: int) -> Environment:
   Each observation is one of SYMBOLS symbols, drawn at random. An episode has
   ANSWERS steps at which a symbol can be known, each rewarded by 1 / ANSWERS if
   the action names it, else by −1 / ANSWERS; `delay` steps without reward come
-  before. The return is 1 with memory, and −0.5 by guessing.
+  before. The return is 1 with memory, and −0.5 on average by guessing.
 
   Args:
     delay: in steps.

@@ -74,9 +74,9 @@ def make_network(
 
   Args:
     name: of a cell, as in `find_cell`, or FEED_FORWARD.
-    observation_size: of an observation vector.
+    observation_size: the size of an observation vector.
     hidden_size: H, of encoder and core.
-    num_actions: from which the actor chooses.
+    num_actions: number of actions from which the actor chooses.
   """
   core = (
     _feed_forward() if name == FEED_FORWARD else _recurrent(find_cell(name))

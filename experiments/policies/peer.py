@@ -1,11 +1,11 @@
 """The network of `networks` in Flax, with the ScannedRNN of other JAX code.
 
-`ScannedRNN`, which JAX code for reinforcement learning usually contains, is
-Flax's cell under `nn.scan`, which sets the carry to zero by `where` at each
-start. `flax_network` puts it, or `scanned(cell)` of this library, between an
-encoder and heads in Flax, with the equations and the shapes of those in
-`networks`, so that PPO trains it like any other network. `race` times both, and
-the network of `networks` itself.
+JAX code for reinforcement learning usually contains a class `ScannedRNN`: it
+runs Flax's cell under `nn.scan`, and sets the carry to zero by `where` at the
+start of each episode. `flax_network` puts this class, or `scanned(cell)` of
+this library, between an encoder and heads in Flax. These have the equations and
+the shapes of those in `networks`, so that PPO trains the whole like any other
+network. `race` times an update of both networks, and of the one in `networks`.
 """
 
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def to_flax(name: str, params: PolicyParams) -> dict[str, Any]:
 def racers(
   name: str, environment: Environment, hidden_size: int
 ) -> dict[str, Network]:
-  """Return the networks of a race, ours first."""
+  """Return the networks that `race` times, ours first."""
   sizes = environment.observation_size, hidden_size, environment.num_actions
   return {
     "unroll": make_network(name, *sizes),
@@ -126,7 +126,7 @@ def check_equal(
   PPO's loss with respect to every weight.
 
   Raises:
-    ValueError: they differ by more than rounding.
+    ValueError: an array's relative error is above `tolerance()`.
   """
   ppo, found = config.ppo, racers(name, environment, config.hidden_size)
   key, draw_key, actor_key = jax.random.split(key, 3)

@@ -62,7 +62,7 @@ class Actor(NamedTuple):
   environments: Any  # their states, [B, ...]
   inputs: Inputs  # of the next step, [B, ...]
   state: Any  # of the network before the next step, [B, ...]
-  past_state: Any  # the same K steps earlier
+  past_state: Any  # of the network K steps earlier, [B, ...]
   past_inputs: Inputs  # of these K steps, [K, B, ...]
   total: jax.Array  # rewards of the present episodes so far, [B]
 

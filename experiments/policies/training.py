@@ -48,8 +48,8 @@ def train(
     environment: the task.
     config: the settings.
     keys: a PRNG key for each seed, [S].
-    on_update: called after each update with its number, from 1, and the return,
-      a mean over the seeds; None if no episode ended in it.
+    on_update: called after each update with its number, from 1, and the mean
+      return over the seeds in which an episode ended; None if there is none.
 
   Returns:
     A record: `num_parameters` of one network; `compile_s`, the seconds to
@@ -58,7 +58,7 @@ def train(
     none did; and `episodes`, how many did.
 
   Raises:
-    ValueError: there is no such network.
+    ValueError: there is no such network, or --devices is more than there are.
     Diverged: a loss is NaN or infinite.
   """
   network = make_network(
