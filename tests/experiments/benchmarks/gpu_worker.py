@@ -14,7 +14,7 @@ class Ended(BaseException):
 
 
 def end_slowly(connection, errors, jax_on_cpu):
-  """End as a process does whose core is dumped: its connection ends first."""
+  """End as a process whose core is dumped: the connection ends before it."""
   connection.close()
   time.sleep(0.5)
   os._exit(3)

@@ -100,6 +100,7 @@ def test_a_large_layer_on_an_h100_is_bound_by_its_products(monkeypatch):
 
 def test_a_training_step_moves_the_optimizer_state():
   sizes = {"num_params": 1000, "vocabulary_size": 11, **SIZES}
+  # Adam moves 7 numbers for each parameter; hs and dhs are written and read.
   floor = training_step_floor(SLOW_MEMORY, "rnn", "TF32", **sizes)
   assert floor == pytest.approx(4 * (7 * 1000 + 4 * 350) / 7)
   # A time step: 5 sequences × (10 × 10 of the state, 10 × 11 of the readout).

@@ -31,6 +31,7 @@ from tests.experiments.benchmarks.gpu_worker import InProcess
 from tests.interpreting import NEEDS_KERNELS, interpreted
 
 SIZES = 64, 3, 8  # H, T, B
+# The peers of the sections layers and policies.
 LAYER = "kernel bfloat16", "scan bfloat16", "scan", "flax linen", "flax nnx"
 POLICY = "kernel bfloat16", "scan bfloat16", "flax bfloat16", "flax linen"
 SECTIONS = [
@@ -43,6 +44,7 @@ SECTIONS = [
   Section("pytorch", [TorchLayer("rnn", *SIZES, 2)], 1e9, jax_on_cpu=True),
   Section("layers", [Layer("rnn", *SIZES, LAYER, rounds=2)], 1e9),
 ]
+# (part, peer) of the programs that run everywhere, and of the kernels.
 TIMED = {
   ("gpu policy", "scan bfloat16"),
   ("gpu policy", "flax bfloat16"),
@@ -121,22 +123,23 @@ def test_the_other_programs_are_timed_where_the_kernels_fail(console, tmp_path):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("part", ["outputs", "gradient"])
+@pytest.mark.parametrize("wrong", ["outputs", "gradient"])
 def test_a_kernel_that_computes_something_else_is_not_timed(
-  part, console, monkeypatch
+  wrong, console, monkeypatch
 ):
-  def wrong(cell, weights, starts):
+  def make(cell, weights, starts):
     layer = PEERS["scan"].make(cell, weights, starts)
 
     def apply(params, xs):
       hs = layer.apply(params, xs)
-      if part == "outputs":
+      if wrong == "outputs":
         return 1.1 * hs
+      # The values of hs, with 1.1 times the gradient.
       return 1.1 * hs - 0.1 * jax.lax.stop_gradient(hs)
 
     return layer._replace(apply=apply)
 
-  peer = PEERS["kernel bfloat16"]._replace(make=wrong)
+  peer = PEERS["kernel bfloat16"]._replace(make=make)
   monkeypatch.setitem(PEERS, "kernel bfloat16", peer)
   case = Layer("rnn", *SIZES, ("kernel bfloat16", "scan"), rounds=1)
   section = Section("layers", [case], 1e9)
@@ -201,6 +204,7 @@ def test_sizes_replace_the_grid_of_layers():
       (case.cell, case.hidden_size, case.seq_len, case.batch_size, case.rounds)
       for case in section.cases
     ]
+    # B is not given, so that it is 1024.
     assert found == [(cell, 7, 9, 1024, 3) for cell in ("lstm", "gru", "rnn")]
   assert {*cases.LIBRARIES} < {*layers.cases[0].peers}
   _, _, policies, models, *_ = cases.sections({}, 3)
@@ -228,7 +232,7 @@ def without_memory(weights, xs, starts):
     ("scan", without_memory, 0),
   ],
 )
-def test_another_result_is_a_failure_of_our_scan_and_no_memory_is_none(
+def test_a_wrong_scan_is_a_failure_but_one_without_enough_memory_is_not(
   peer, forward, fails
 ):
   """Other peers that compute something else are only skipped."""
@@ -254,7 +258,7 @@ def test_a_size_that_only_the_part_model_takes_is_refused(console):
     part.run({"hidden_size": 7, "num_layers": 2}, 3, console)
 
 
-def test_the_grid_has_every_size_once_and_its_parts_have_their_time():
+def test_the_grid_has_every_size_once_and_the_sections_end_in_time():
   grid = cases.layer_sizes({})
   # 3 cells, 5 sizes H and 4 batch sizes, but for one pair that is too large.
   assert len(set(grid)) == len(grid) == 3 * (5 * 4 - 1)

@@ -45,8 +45,8 @@ def test_a_measurement_takes_five_milliseconds_or_one_call(
   seconds, count, monkeypatch
 ):
   clock = iter((10.0, 10.0 + seconds))
-  stopped = SimpleNamespace(perf_counter=lambda: next(clock))
-  monkeypatch.setattr(timing, "time", stopped)
+  fake_time = SimpleNamespace(perf_counter=lambda: next(clock))
+  monkeypatch.setattr(timing, "time", fake_time)
   assert count_calls(lambda: None, lambda result: None) == count
 
 
@@ -63,6 +63,7 @@ def test_a_time_is_that_of_a_time_step_in_microseconds(monkeypatch):
   monkeypatch.setattr(timing, "count_calls", lambda call, wait: next(counts))
   monkeypatch.setattr(timing, "measure", measure)
   calls = {name: lambda name=name: called.append(name) for name in seconds}
+  # Seconds, divided by 4 or 10 calls of 1000 time steps each.
   assert time_calls(calls, lambda result: None, 5, 1000) == {
     "a": {"us_per_step": 750.0, "quartiles_us": [500.0, 1000.0]},
     "b": {"us_per_step": 600.0, "quartiles_us": [600.0, 600.0]},

@@ -20,7 +20,7 @@ from tests.experiments.benchmarks.gpu_worker import (
 )
 from tests.forking import FORKING
 
-A, B = frozenset(["a"]), frozenset(["b"])
+A, B = frozenset(["a"]), frozenset(["b"])  # kinds of kernels
 
 
 @pytest.fixture
@@ -176,6 +176,7 @@ def test_a_case_of_several_libraries_runs_again_without_its_kernel(supervisor):
 def test_a_case_that_ends_a_worker_without_a_kernel_runs_once(supervisor):
   bad = Fake("bad", needs_kernels=False, does="abort")
   section = Section("fakes", [bad], until=1000.0)
+  # At most two results, since a case that always ran again would never end.
   ((_, result),) = islice(supervisor.run(section), 2)
   assert len(result.failures) == 1
 
@@ -195,7 +196,7 @@ def test_a_section_of_another_library_has_a_worker_of_its_own():
 
 
 @pytest.mark.parametrize("does", ["abort", "lose"])
-def test_the_case_that_ends_a_compiler_is_found_among_several(does, supervisor):
+def test_the_case_that_ends_a_worker_before_any_runs_is_found(does, supervisor):
   bad = Fake("bad", A, does=does, when="prepare")
   found = run(supervisor, Fake("good", B), bad, Fake("other"), together=3)
   assert names(found) == ["good", "bad", "other"]

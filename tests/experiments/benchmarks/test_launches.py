@@ -18,6 +18,9 @@ IN_TABLE = {  # launches of a time step: forward, backward
   ("gru", "float32"): (3.25, 4),
   ("gru", "bfloat16"): (3.5, 4),
 }
+# Three loops, after a copy and before a reduction outside of them. A command
+# buffer holds all of the first body, nothing of the second, and a part of the
+# third.
 THUNKS = """\
 000: kCommandBuffer [source       | next=002 (1)]
     001: kCopy         [source | sink] kCopy

@@ -1,3 +1,5 @@
+"""Peers compute what ours do; those that do not are refused."""
+
 import sys
 from types import SimpleNamespace
 
@@ -81,7 +83,7 @@ def test_pytorch_computes_where_jax_does(monkeypatch):
 
 
 def test_the_memory_of_a_donated_argument_is_counted_once():
-  x = jnp.ones(10_000, jnp.float32)
+  x = jnp.ones(10_000, jnp.float32)  # 40,000 bytes, and as many for the result
   for donate, size in (((), 80_000), ((0,), 40_000)):
     program, seconds, found = compile_program(jnp.sin, x, donate=donate)
     assert size <= found < size + 10_000 and seconds > 0
@@ -144,6 +146,8 @@ def test_an_episode_has_32_steps_on_average():
 def test_a_peer_with_one_wrong_gradient_is_refused():
   problem = models.make_problem(**MODEL)
   gradient = problem.gradient._replace(bias=1.01 * problem.gradient.bias)
+  # The bias is the last array, after the loss, the embedding, three arrays for
+  # each of two layers, and the readout.
   with pytest.raises(ValueError, match="array 9 has a relative error of"):
     models.autodiff(problem._replace(gradient=gradient))
 
@@ -177,6 +181,7 @@ def test_the_products_have_the_rows_that_our_model_multiplies(
 
   monkeypatch.setattr(products, "compile_program", compile_program)
   config = ModelConfig(embedding_size=2, hidden_size=5)
+  # T 4 and B 3: without a table, each of the 12 tokens is a row.
   products.make_products(config, vocabulary_size, 4, 3)
   assert shapes == [(rows, 2), (2, 20), (rows, 2), (2, 20)]
 
@@ -211,14 +216,14 @@ def test_our_layer_is_a_peer_in_the_libraries_model():
 
 
 def test_a_sampler_with_other_samples_is_refused():
-  problem = samplers.make_problem(5, 2, 3)
+  problem = samplers.make_problem(5, 2, 3)  # H, samples, their length
   with pytest.raises(ValueError, match=r"flax linen .* place 1 of sample 0"):
     samplers.flax_loop(with_other_samples(problem))
 
 
 def with_other_samples(problem):
   others = problem.greedy_samples.copy()
-  others[:, 1] = (others[:, 1] + 1) % 65
+  others[:, 1] = (others[:, 1] + 1) % samplers.VOCABULARY_SIZE
   return problem._replace(greedy_samples=others)
 
 
@@ -231,7 +236,7 @@ def test_a_sampler_of_one_text_in_place_of_two_is_refused():
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", samplers.samplers())
-def test_what_is_timed_of_a_sampler_is_all_of_its_random_samples(name):
+def test_a_timed_sampler_draws_all_of_its_samples_at_random(name):
   make, package = samplers.samplers()[name]
   pytest.importorskip(package)
   problem = samplers.make_problem(5, 2, 3)
@@ -240,7 +245,7 @@ def test_what_is_timed_of_a_sampler_is_all_of_its_random_samples(name):
   assert (found != problem.greedy_samples[:, :3]).any()
 
 
-def test_onnxruntime_writes_the_same_text():
+def test_onnxruntime_with_other_samples_is_refused():
   pytest.importorskip("onnxruntime")
   problem = samplers.make_problem(5, 2, 3)
   with pytest.raises(ValueError, match=r"onnxruntime .* place 1 of sample 0"):

@@ -20,7 +20,7 @@ from experiments.policies.environments import (
 )
 
 LENGTH, DELAY = 3, 2
-LIMIT = 20  # the most steps of an episode in a maze of this length
+LIMIT = 20  # 4 (LENGTH + 2), the most steps of an episode in the maze
 MAZE, REPEAT = tmaze(LENGTH), repeat_previous(DELAY)
 ENVIRONMENTS = pytest.mark.parametrize(
   "environment", [MAZE, REPEAT], ids=["tmaze", "repeat_previous"]
@@ -91,7 +91,10 @@ def test_the_maze_is_what_its_docstring_says(key, actions):
 
 @pytest.mark.parametrize(("action", "bumps"), [(LEFT, 20), (FORWARD, 17)])
 def test_an_episode_without_a_turn_ends_at_the_limit(action, bumps, key):
-  """Its return is the sum of the costs of actions that did not move."""
+  """Its return is the sum of the costs of actions that did not move.
+
+  FORWARD moves LENGTH times, to the junction; LEFT never moves.
+  """
   _, rewards, dones = play(MAZE, key, np.full(2 * LIMIT, action))
   assert np.flatnonzero(dones).tolist() == [LIMIT - 1, 2 * LIMIT - 1]
   assert np.abs(rewards[:LIMIT].sum() - bumps * BUMP) < 1e-5  # float32
@@ -127,7 +130,7 @@ def test_repeat_previous_rewards_the_symbol_shown_a_delay_ago(key):
   assert (rewards[~early] == -1 / ANSWERS).all()
 
 
-def test_without_memory_every_answer_is_as_good():
+def test_guessing_has_the_mean_return_of_a_uniform_answer():
   assert MAZE.guessing == 0  # one side of two
   assert REPEAT.guessing == 1 / SYMBOLS - (SYMBOLS - 1) / SYMBOLS
 

@@ -72,7 +72,7 @@ def acted():
 
 def act_twice(config):
   """Return (network, params, two rollouts in a row, their mean returns)."""
-  network = make_network("gru", 4, H, 3)
+  network = make_network("gru", 4, H, 3)  # the maze: 4 observations, 3 actions
 
   @jax.jit
   def act(init_key, actor_key, keys):
@@ -176,6 +176,7 @@ def test_the_loss_is_that_of_numpy():
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   log_prob = np.take_along_axis(log_probs, actions[..., None], -1)[..., 0]
   old = log_prob - 0.2 * rng.standard_normal((T, B))
+  # Its params are its outputs: the logits and the values that are drawn above.
   network = make_network("gru", 1, 1, 3)._replace(
     unroll=lambda params, state, *inputs: (state, *params)
   )
@@ -270,7 +271,7 @@ def test_a_minibatch_is_all_time_steps_of_some_environments(acted):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("burn_in", [0, 3])
-def test_training_improves_only_a_network_with_memory(burn_in, key):
+def test_training_solves_the_maze_only_with_memory(burn_in, key):
   config = PPOConfig(
     num_envs=64,
     rollout_steps=16,
