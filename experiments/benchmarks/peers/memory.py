@@ -23,6 +23,10 @@ def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
 
   Args:
     sizes: hidden_size, seq_len and batch_size.
+
+  Raises:
+    ValueError: a library computes a different result from ours.
+    RuntimeError: PyTorch's process fails with an unexpected error.
   """
   problem = sequences.make_problem("lstm", True, **sizes)
   peers, skipped = make_peers(sequences.jax_peers(), problem)

@@ -203,7 +203,7 @@ def _make_peer(
 
 
 def pytorch(problem: Problem) -> Peer:
-  """Return the peer of eager nn.Embedding, nn.LSTM, nn.Linear and fused Adam."""
+  """Return PyTorch's peer: eager nn.Embedding, LSTM, Linear and fused Adam."""
   import torch
   from torch import nn
 
