@@ -11,11 +11,12 @@ A cell is a module that holds one time step, with the equations of its forward
 and backward passes. The cells are `lstm`, `gru` and `rnn`; their variants
 `layernorm_lstm`, `projected_lstm`, `peephole_lstm`, `coupled_lstm`,
 `mogrifier_lstm`, `slstm` and `gru_reset_before`; and `min_gru`, `min_lstm` and
-`lru`, whose time steps are computed all at once. `rnn.with_activation`,
-`lstm.with_activations` and `gru.with_activations` return cells with other
-activations. `unroll` applies a cell over time, `unroll_both` in both
-directions, and `unroll_stack` in layers. `Explicit`, `Step` and `Autodiff`
-choose how the gradient is computed. `regularize` draws dropout and zoneout.
+`lru`, whose time steps `unroll` computes all at once with `Explicit`, its
+default. `rnn.with_activation`, `lstm.with_activations` and
+`gru.with_activations` return cells with other activations. `unroll` applies a
+cell over time, `unroll_both` in both directions, and `unroll_stack` in layers.
+`Explicit`, `Step` and `Autodiff` choose how the gradient is computed.
+`regularize` draws dropout and zoneout.
 `gradcheck` compares a gradient with autodiff and with finite differences.
 `lstm_jax.language` and `lstm_jax.training` hold a language model and its
 training.

@@ -51,7 +51,7 @@ from lstm_jax.cells.rnn import RNNState as RNNState
 from lstm_jax.cells.slstm import SLSTMParams as SLSTMParams
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 
-# So that every cell imported above can be pickled.
+# Give the cells imported above a type of module that can be pickled.
 for _value in [*globals().values()]:
   if isinstance(_value, ModuleType) and hasattr(_value, "recur"):
     _value.__class__ = CellModule

@@ -63,7 +63,7 @@ def drelu(y: jax.Array) -> jax.Array:
 
 
 def hard_sigmoid(a: jax.Array, slope: float) -> jax.Array:
-  """Return clip(slope·a + ½, 0, 1), a line in place of σ."""
+  """Return clip(slope·a + ½, 0, 1), piecewise linear in place of σ."""
   y = slope * a + 0.5  # at a kink, autodiff of `clip` is half the slope
   return jnp.where(y <= 0, 0, jnp.where(y >= 1, 1, y))
 

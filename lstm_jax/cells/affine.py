@@ -12,8 +12,8 @@ token (a scatter).
 
 Precision: the operands of a product are cast to the dtype of its weights, and
 the product accumulates in float32 or wider. All results have that accumulation
-dtype, gradients included, and the caller casts them to the dtypes of their
-primals. Only `linear` has a gradient that is cast already.
+dtype, gradients included, and the caller casts gradients to the dtypes of their
+primals. Only the gradient of `linear` is cast already.
 """
 
 import math
@@ -177,7 +177,7 @@ def _linear(compute_dtype, x, w, b):
 
 
 def _linear_forward(compute_dtype, x, w, b):
-  # `affine`, not `_linear`, has a forward mode, which `jax.hessian` needs.
+  # Not `_linear`: only `affine` has a forward mode, which `jax.hessian` needs.
   return affine(x, cast_matrices(w, compute_dtype), b), (x, w, b)
 
 

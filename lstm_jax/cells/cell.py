@@ -55,7 +55,8 @@ class Cell(Protocol[ParamsT, StateT]):
   the cell has the attribute `takes_tokens = True`. If the next state is
   λ ⊙ state + u in each of its arrays, where neither λ nor u depends on the
   state and |λ| ≤ 1, the cell may have the attribute `linear_recurrence = True`;
-  `unroll` then computes all time steps at once (`sequence.linear`).
+  with `Explicit`, `unroll` then computes all time steps at once
+  (`sequence.linear`).
   """
 
   def __hash__(self) -> int:
@@ -234,8 +235,9 @@ def one_step(
       The state after, with the shapes and dtypes of the one before.
 
     Raises:
-      ValueError: params are of another cell or do not fit each other, or the
-        state and x do not fit the weights or each other.
+      ValueError: params are of another cell or do not fit each other, the state
+        and x do not fit the weights or each other, or x holds tokens and the
+        cell takes none.
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
     x = jnp.asarray(x)

@@ -18,9 +18,9 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
 
   Args:
     project: the cell's `project`. The type is the annotation of its first
-      argument. Any type is accepted if this annotation is not a class or is a
-      `Protocol`, or if it is a string and one of the annotations of `project`
-      cannot be evaluated.
+      argument. Any type is accepted if this annotation is missing, `Any`, a
+      `Protocol` or not a class, or if it is a string and one of the annotations
+      of `project` cannot be evaluated.
     params: the weights.
   """
   try:
@@ -187,9 +187,10 @@ def check_inputs(
     name: the name of x in the error message.
     initial_state: the cell's `initial_state`.
     params: the weights.
-    state: must have the type and the shapes of the initial state for the batch
-      axes of state.h, [*B, H], and hold floats.
-    x: must be real, [*leading, *B, D], or integer tokens [*leading, *B].
+    state: the state. Its batch axes are those of state.h, [*B, H]. It must have
+      the type and the shapes of the initial state for them, and hold floats.
+    x: the inputs. They must be real, [*leading, *B, D], or integer tokens,
+      [*leading, *B].
     leading: the sizes of the axes of x before the batch: (T,), or ().
   """
   h: Any = getattr(state, "h", None)

@@ -17,7 +17,8 @@ Backward, from dh'
                                               dbₙ  = Σ ds
 
 with aᵣ, a_z and aₙ the pre-activations of r, z and n. A prime marks the value
-after the step. Of the step's values, only the five local gradients are saved.
+after the step, and dX is the gradient of the loss with respect to X. Of the
+values computed on the way to h', only the five local gradients are saved.
 
 The reset gate multiplies *after* the recurrent product, so that h W_h is one
 product for all three gates, as in PyTorch and cuDNN. The input's part and the

@@ -17,8 +17,9 @@ Backward, from dh'
   dh  = dh' ⊙ z + dm ⊙ r + [daᵣ, da_z] W_rzᵀ  db    = Σ da
 
 with aᵣ, a_z and aₙ the pre-activations of r, z and n, da = [daᵣ, da_z, daₙ],
-and W_h = [W_rz, Wₙ]. A prime marks the value after the step. Of the step's
-values, only the five local gradients are saved.
+and W_h = [W_rz, Wₙ]. A prime marks the value after the step, and dX is the
+gradient of the loss with respect to X. Of the values computed on the way to h',
+only the five local gradients are saved.
 
 This is the GRU as it was published. Its time step has two recurrent products,
 and the second has to wait for the first; `gru` multiplies by r after the

@@ -84,7 +84,7 @@ def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:
 
 
 def _per_gate(draw, key, shape, gates, dtype):
-  # In float32 or wider, because bfloat16 has no QR decomposition.
+  # Drawn in float32 or wider: JAX has no QR decomposition in bfloat16.
   keys = jax.random.split(key, gates)
   blocks = [draw(k, shape, accumulation_dtype(dtype)) for k in keys]
   return jnp.concatenate(blocks, axis=1).astype(dtype)

@@ -22,9 +22,10 @@ Backward, from dh' and dc'
   N'(dû) = (dû − mean dû − û mean(dû ⊙ û)) / √(var u + ε)
 
 with ∂ the local gradients [∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g, ∂h'/∂aₒ], and û and var
-u in N' those of the vector that N normalised in the forward pass. The backward
-scan returns dy for every time step beside da. `parameter_gradients` recomputes
-x̂: one more product, and T·B·4H fewer numbers to save.
+u in N' those of the vector that N normalised in the forward pass. The notation
+is that of `lstm`. The backward scan returns dy for every time step beside da.
+`parameter_gradients` recomputes x̂: one more product, and T·B·4H fewer numbers
+to save.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -101,7 +102,8 @@ def recur(
   """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, residuals): the next state, and i, f, g, o, [..., 4H].
+    (state, gates, residuals): the next state; i, f, g, o, [..., 4H]; and the
+    other arrays that the backward needs.
   """
   u, u_scale = normalise(product(state.h, params.w_h))
   a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
@@ -153,7 +155,7 @@ def parameter_gradients(
   da: jax.Array,
   dy: jax.Array,
 ) -> tuple[LayerNormLSTMParams, jax.Array | None]:
-  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da and dy."""
   du = _through_norm(params, residuals, da)
   dw_h = outer(h, du, params.w_h.dtype)
   normal, scale = _normalised_input(params, x)

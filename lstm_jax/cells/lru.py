@@ -17,8 +17,8 @@ variance 1 after many steps. `recur_backward` returns the terms of the sum dν
 beside da.
 
 The outputs are linear in the inputs. In a network, put a nonlinear layer after
-each LRU. As the recurrence is linear in h, `unroll` computes all time
-steps at once (`sequence.linear`).
+each LRU. As the recurrence is linear in h, `unroll` with `Explicit` computes
+all time steps at once (`sequence.linear`).
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -143,7 +143,8 @@ def init(
   """Return initial weights, as in `initializers`; biases 0, random decays.
 
   λ² is uniform between 0 and 0.999², as in the paper, where the complex λ are
-  uniform on a disk: a tenth of the units remember more than 20 time steps.
+  uniform on a disk. About a tenth of the units have a λ above 0.95, a memory of
+  more than 1 / (1 − λ) = 20 time steps.
 
   Args:
     key: a typed PRNG key.
@@ -157,6 +158,7 @@ def init(
   check_init(input_size, hidden_size, dtype)
   key_x, key_nu = jax.random.split(key)
   b = jnp.zeros((hidden_size,), dtype)
+  # At least 1e-6: at λ = 0, ν would be infinite.
   square = jax.random.uniform(
     key_nu, b.shape, accumulation_dtype(b.dtype), 1e-6, LARGEST_DECAY**2
   )

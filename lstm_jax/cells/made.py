@@ -3,9 +3,10 @@
 `rnn.with_activation(RELU)` has the equations of `rnn` with another activation.
 It is an object with the same functions, and not a module. Calls with equal
 arguments return the same object, and so do pickle and copy: configurations that
-name such a cell stay equal, and no program is compiled twice. (For pickle, the
-functions of an activation of your own must be at the top level of a module, and
-not returned by `jax.jit`, as `jnp.tanh` and most of `jax.nn` are.)
+name such a cell stay equal, and no program is compiled twice. (To pickle a cell
+with an activation of your own, define its functions at the top level of a
+module, without `jax.jit`. `jnp.tanh` and most functions of `jax.nn` are results
+of `jax.jit`.)
 
   >>> from lstm_jax.cells import RELU, rnn
   >>> cell = rnn.with_activation(RELU)
@@ -29,7 +30,8 @@ class MadeCell:
   """A cell made by a function (`rnn.with_activation`); see the `Cell` protocol.
 
   Attributes:
-    maker: that function. It must return the same object for equal arguments.
+    maker: the function that made it. It must return the same object for equal
+      arguments.
     arguments: the arguments of the maker.
     takes_tokens: as in the `Cell` protocol.
   """
@@ -75,14 +77,15 @@ class MadeCell:
 def made_cell(
   maker: Callable[..., Any], arguments: tuple, *names: str, **keywords: Any
 ) -> Any:
-  """Return the cell of `maker(*arguments)`, the same for equal arguments.
+  """Make the cell that `maker(*arguments)` returns, once for equal arguments.
 
   Args:
     maker: as in `MadeCell`. A copy of its module (`testing.plant`) has another
       maker, which returns other cells.
     arguments: the arguments of the maker.
-    names: the functions of the maker's module that take the keywords.
-    keywords: the arguments bound in these functions.
+    names: the names of the functions in the maker's module that take the
+      keywords.
+    keywords: the arguments to bind in these functions.
   """
   functions = {name: maker.__globals__[name] for name in names}
   bound = {

@@ -13,8 +13,8 @@ Backward, from dh'
 with a = [a_z, aₙ] along its last axis. A prime marks the value after the step.
 Neither z nor the candidate aₙ depends on h, and there is no W_h. The state is a
 mean of the initial state and all candidates so far, weighted by the gates. As
-its recurrence is linear in h, `unroll` computes all time steps at once
-(`sequence.linear`).
+its recurrence is linear in h, `unroll` with `Explicit` computes all time steps
+at once (`sequence.linear`).
 
 z is the share of the *candidate*, as in the paper; in `gru` it is that of the
 state before.

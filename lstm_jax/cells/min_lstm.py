@@ -22,7 +22,8 @@ computed as
   p = σ(s),   s = log f − log i = softplus(−aᵢ) − softplus(−a_f)
 
 No gate depends on h, and there is no W_h and no output gate. As the recurrence
-is linear in h, `unroll` computes all time steps at once (`sequence.linear`).
+is linear in h, `unroll` with `Explicit` computes all time steps at once
+(`sequence.linear`).
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)

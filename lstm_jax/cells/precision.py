@@ -1,4 +1,4 @@
-"""Dtypes: states and parameters keep theirs, sums are float32 or wider.
+"""Dtypes: states and parameters keep their own, sums are float32 or wider.
 
 The accumulation dtype of an array is float32, or its own where that is wider.
 Sums and derivatives are computed in it. Matrix products are accumulated in it,

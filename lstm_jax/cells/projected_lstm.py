@@ -20,7 +20,8 @@ Backward, from dh' and dc'
 The output h has P units and the cell state c has H, so the recurrent weights
 are [P, 4H] and [H, P] instead of [H, 4H]: fewer if P < 4H/5. The backward scan
 returns dh' for every time step beside da, so that dW_r is one product as well.
-PyTorch's `nn.LSTM` with `proj_size` is this cell.
+The notation is that of `lstm`. PyTorch's `nn.LSTM` with `proj_size` is this
+cell.
 
   >>> import jax, jax.numpy as jnp
   >>> key = jax.random.key(0)
@@ -139,7 +140,7 @@ def parameter_gradients(
   da: jax.Array,
   dh_next: jax.Array,
 ) -> tuple[ProjectedLSTMParams, jax.Array | None]:
-  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da and dh'."""
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   dw_r = outer(residuals.m, dh_next, params.w_r.dtype)

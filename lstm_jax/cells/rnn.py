@@ -8,8 +8,9 @@ Forward                              Backward, from dh'
                                        dW_h = Σ hᵀ da
                                        db  = Σ da
 
-`with_activation` returns a cell with another activation in place of tanh, and
-its derivative in place of 1 − h'².
+A prime marks the value after the step, and dX is the gradient of the loss with
+respect to X. `with_activation` returns a cell with another activation in place
+of tanh, and the derivative of that activation in place of 1 − h'².
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)

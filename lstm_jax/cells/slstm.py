@@ -15,7 +15,7 @@ Forward                              Local gradients
   y  = c' / n'
   h' = o ⊙ y
 
-Backward, from dh', dc', dn' and dm'
+Backward, from dh', dc', dn' and dm' (dc₊, dn₊: whole cotangents, see `lstm`)
   daₒ  = dh' ⊙ y ⊙ o ⊙ (1 − o)         dp   = dq + w ⊙ dm'
   dy   = dh' ⊙ o                       daᵢ  = (1 − w) ⊙ dm' − dq
   dc₊  = dc' + dy / n'                 da_f = dp ⊙ ∂p/∂a_f
@@ -74,7 +74,7 @@ from lstm_jax.cells.platform import computed_once, is_cpu
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
-HEADS = 4  # the default is the largest divisor of H up to this
+HEADS = 4  # the default num_heads is the largest divisor of H up to this
 
 
 @serializable
@@ -286,7 +286,7 @@ def initial_state(
 ) -> SLSTMState:
   """Return the zero state: h in the weights' dtype, others in float32 or wider.
 
-  Each is an array of its own, so that a state can be donated.
+  Each is an array of its own, so that the state can be donated.
   """
   heads, size, _ = params.w_h.shape
   shape, dtype = state_shape(batch_shape, heads * size), params.w_h.dtype
