@@ -39,17 +39,17 @@ from jax.flatten_util import ravel_pytree
 
 from lstm_jax.cells.checks import check_count
 
-BATCH = 64  # differences evaluated in one batch
-LARGEST = 1 << 22  # elements of a batch of directions, each of the size of x
+BATCH = 64  # most directions evaluated in one batch
+LARGEST = 1 << 22  # most elements of a batch of directions, each as large as x
 
 
 class Error(NamedTuple):
   """The largest error over some coordinates, or over some directions."""
 
-  coordinates: int  # number compared
+  coordinates: int  # how many coordinates, or directions, were compared
   absolute: float
   relative: float
-  where: tuple[int, ...]  # index of the largest relative error
+  where: tuple[int, ...]  # of `relative`: index in the tensor, or (direction,)
 
 
 class TensorReport(NamedTuple):
@@ -60,7 +60,7 @@ class TensorReport(NamedTuple):
   autodiff say how exact the differences are; `passes` does not read them.
   """
 
-  name: str
+  name: str  # its path in x, such as "params.w_x"; "" if x is one array
   size: int
   explicit_autodiff: Error
   explicit_central: Error
@@ -155,8 +155,8 @@ def gradcheck(
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
-  # JAX traces a new `partial` once, and takes nothing from its cache: the code
-  # that f calls may have changed since the last check.
+  # JAX's cache has no trace of a new `partial`, so that f is traced anew: the
+  # code that f calls may have changed since the last check.
   explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
@@ -271,7 +271,7 @@ def _units(draw, tensors, count, flat):
 
 
 def _evaluate(f, xs, size):
-  """Return f of every row of xs, in batches; `size` is that of x."""
+  """Return f of every row of xs, in batches; x has `size` elements."""
   batch = max(1, min(BATCH, LARGEST // max(1, size)))
   batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=batch))
   return np.asarray(batched(jnp.asarray(xs))) if len(xs) else np.zeros(0)

@@ -11,7 +11,8 @@ a new module; the cell itself needs no support for this. A gradient check of the
 copy must fail, unless the term is 0 for its inputs.
 
 The terms of a `MadeCell`, such as `rnn.with_activation(RELU)`, are those of its
-module. Its copy is what the same function of the module's copy returns.
+module `rnn`. `plant` copies this module, and calls `with_activation` of the
+copy.
 
 A *term* is what a backward assigns to a variable whose name begins with d
 (`dc`), or one part of it: a summand or a subtrahend of the whole expression
@@ -116,10 +117,10 @@ def plant(
     name for name, value in vars(module).items() if inspect.isclass(value)
   }
   tree.body = [node for node in tree.body if not _makes_type(node, types)]
-  # Named __main__, the copy would run the script, which may plant again.
+  # A copy named __main__ would run the script, which may plant again.
   name = "planted" if module.__name__ == "__main__" else module.__name__
   planted = ModuleType(name, module.__doc__)
-  # Relative imports need the module's package, and data beside it its path.
+  # Relative imports need __spec__; code that reads files beside it, __file__.
   planted.__spec__, planted.__file__ = module.__spec__, module.__file__
   planted.__dict__.update({name: getattr(module, name) for name in types})
   planted.__dict__["__scale__"] = scale
@@ -197,7 +198,7 @@ def _call(value, *place):
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
-  """Yield (term, variable, assignment), as ("du#1", "du", …), without parts."""
+  """Yield (term, variable, assignment), such as ("du#1", "du", …); no parts."""
   assignments = sorted(_assignments(tree), key=lambda node: node.lineno)
   found = [
     (name, assignment)
@@ -212,8 +213,9 @@ def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
 
 
 def _assignments(tree):
-  """Return the assignments in every function that a backward calls."""
-  functions: dict[str, list] = {}  # each wrapper has its own recur_backward
+  """Return the assignments of terms in `ROOTS` and the functions they call."""
+  # Lists, because each wrapper of `sequence.wrappers` has its recur_backward.
+  functions: dict[str, list] = {}
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
       functions.setdefault(node.name, []).append(node)
