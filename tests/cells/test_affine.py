@@ -47,7 +47,8 @@ def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("rows", [D, 1025])  # fewer than T·B tokens, and more
+# Fewer rows than the T·B tokens: db is computed from dW. More: from da.
+@pytest.mark.parametrize("rows", [D, 1025])
 def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   w, b = draw_weights(key, rows)
   tokens = jax.random.randint(key, (T, B), 0, rows).at[0, 0].set(rows - 1)
@@ -108,7 +109,7 @@ def test_linear_multiplies_in_the_compute_dtype(key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])  # few: up to half of W's 5
 def test_product_transposed_is_right_for_few_and_for_many_rows(rows, key):
   keys = jax.random.split(key)
   x = jax.random.normal(keys[0], (rows, 7))

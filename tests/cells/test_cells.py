@@ -77,6 +77,7 @@ def test_equals_flax_in_value_and_gradient(row, key):
 
   def flax(params, state, x):
     module = row.flax(H, param_dtype=jnp.float64)
+    # Flax's carry is (c, h), or h alone.
     carry = state[::-1] if len(state) == 2 else state[0]
     variables = row.to_flax(params)
     carry, _ = module.apply(variables, carry, x)
@@ -176,7 +177,7 @@ def test_variants_without_their_additions_are_the_lstm(key):
   expected = unroll(lstm, params, state, xs)
   blind = peephole_lstm.PeepholeLSTMParams(*params, jnp.zeros(3 * H))
   assert worst(unroll(peephole_lstm, blind, state, xs), expected) < 1e-14
-  zeros = jnp.zeros((3, H, D)), jnp.zeros((2, D, H))
+  zeros = jnp.zeros((3, H, D)), jnp.zeros((2, D, H))  # Q and R of 5 rounds
   unmodulated = mogrifier_lstm.MogrifierLSTMParams(*params, *zeros)
   found = unroll(mogrifier_lstm, unmodulated, state, xs)
   assert worst(found, expected) < 1e-14
@@ -199,6 +200,7 @@ def test_a_coupled_lstm_equals_an_lstm_with_tied_gates(key):
 def test_layer_norm_is_invariant_to_the_scale_of_weights(key):
   """The normalization N has N(k u) = N(u), except for ε under its root."""
   params, state, xs = arguments(layernorm_lstm, key)
+  # Beside products with weights of 1e6, ε is negligible.
   scaled = params._replace(w_x=1e6 * params.w_x, w_h=1e6 * params.w_h)
   larger = scaled._replace(w_x=10 * scaled.w_x, w_h=10 * scaled.w_h)
   a, b = (unroll(layernorm_lstm, p, state, xs) for p in (scaled, larger))
@@ -227,7 +229,7 @@ def test_a_minimal_lstm_whose_gates_both_underflow_shares_equally(key):
   assert (d_state.h == 1 / 2).all()
 
 
-def test_a_minimal_lstm_keeps_a_share_of_its_state_that_is_small(key):
+def test_a_minimal_lstm_does_not_round_a_small_share_of_its_state_to_0(key):
   """p = f / (f + i) is ∂h'/∂h, also where 1 − p is 1 in float32."""
   forget = np.array([-5.0, -10, -15, -20, -40, -80])  # a_f of each unit
   params = jax.tree.map(jnp.zeros_like, min_lstm.init(key, D, len(forget)))

@@ -25,7 +25,8 @@ def test_initial_weights_and_states_can_be_donated(row, key):
 
 
 @ROWS
-def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
+def test_init_has_unit_scale_orthogonal_recurrence_and_right_biases(row, key):
+  """Biases are 0, but 1 for the gate that `row.forget` names."""
   hidden, size = 32, 500
   params = row.cell.init(key, size, hidden)
   gates = params.w_x.shape[1] // hidden

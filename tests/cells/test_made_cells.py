@@ -83,7 +83,8 @@ ORACLES = {
 @EACH_MODULE
 def test_hard_gates_equal_numpy_and_have_the_gradient_of_autodiff(module, key):
   cell = module.with_activations(HARD, RELU)
-  # Four times as large: they reach both flat sides of a gate, and its slope.
+  # With arguments four times as large as elsewhere, pre-activations reach both
+  # flat sides of a gate, and its slope.
   args = params, state, xs = jax.tree.map(lambda x: 4 * x, arguments(cell, key))
   arrays = type(params)(*map(np.asarray, params))
   expected, hs = tuple(map(np.asarray, state)), []
@@ -208,8 +209,12 @@ def test_a_stack_and_a_language_model_take_made_cells(key):
 @pytest.mark.exhaustive
 @EACH_MODULE
 def test_bfloat16_products_of_hard_gates_have_a_small_error(module, key):
-  """Those of the other cells are tested in tests/sequence/test_unroll.py."""
+  """The error is above that of float32: the products are rounded.
+
+  tests/sequence/test_unroll.py tests the other cells.
+  """
   cell = module.with_activations(HARD)
+  # Divided by 8, so that no gate saturates.
   exact = jax.tree.map(
     lambda x: np.asarray(x) / 8, arguments(cell, key, steps=31, hidden=48)
   )

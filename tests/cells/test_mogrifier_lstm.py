@@ -55,7 +55,7 @@ def test_rounds_and_ranks_have_the_gradient_of_autodiff(rounds, rank, key):
 
 @pytest.mark.exhaustive
 def test_low_rank_factors_compute_what_their_product_does(key):
-  params, state, xs = arguments(key, 5, 2)
+  params, state, xs = arguments(key, rounds=5, rank=2)
   assert params.q.left.shape == (3, H, 2) and params.r.right.shape == (2, 2, H)
   q, r = (jnp.einsum("nik,nkj->nij", *factors) for factors in params[-2:])
   found = unroll(mogrifier_lstm, params, state, xs)
@@ -81,7 +81,9 @@ def test_each_initial_matrix_keeps_the_scale_of_its_input():
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("term", terms(low_rank))
 def test_every_error_planted_in_low_rank_is_caught(term, key, monkeypatch):
-  params, state, xs = arguments(key, 2, None if term == "dw" else 2)
+  # Only the gradient of a whole matrix, without low rank, has the term dw.
+  rank = None if term == "dw" else 2
+  params, state, xs = arguments(key, rounds=2, rank=rank)
 
   def gradient(step):
     gradient = jax.jit(jax.grad(weighed(step, key), (0, 1, 2)))
@@ -103,7 +105,7 @@ def test_rounds_and_rank_must_be_positive_integers(name, value, key):
 
 
 def test_a_step_of_tokens_is_an_error(key):
-  params, state, _ = arguments(key, 2, None)
+  params, state, _ = arguments(key, rounds=2, rank=None)
   message = r"^x must be floats, since .* takes no tokens, got int64(\n|$)"
   with pytest.raises(ValueError, match=message):
     mogrifier_lstm.step(params, state, jnp.zeros(B, int))

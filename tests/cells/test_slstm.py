@@ -90,7 +90,7 @@ def test_an_invalid_number_of_heads_is_an_error(num_heads, expected, key):
 def test_a_constant_in_the_input_gate_changes_nothing_from_zero(
   addend, dtype, key
 ):
-  """It multiplies exp(m) c and exp(m) n by the same number, of any size."""
+  """From the zero state, it multiplies exp(m) c and exp(m) n by one number."""
   params, _, xs = arguments(slstm, key)
   params, xs = jax.tree.map(lambda x: x.astype(dtype), (params, xs))
 

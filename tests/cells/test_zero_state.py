@@ -14,7 +14,7 @@ from tests.draws import B, D, H, arguments, weighed, worst
 def assert_none_is_zero(cell, key, params, zeros, x, *extras):
   """Check that a state of None gives the value and gradient of zeros.
 
-  Both for `step` and for `forward`, which JAX differentiates.
+  This checks `step`, and `forward`, which JAX differentiates.
   """
   steps = cell.step, lambda *args: cell.forward(*args)[0]
   losses = [weighed(lambda p, s, f=f: f(p, s, x, *extras), key) for f in steps]
@@ -69,7 +69,7 @@ def test_a_step_without_a_state_checks_its_other_arguments(key):
   for weights, x, message in (
     (gru.init(key, D, H), xs[0], "^params must be LSTMParams, got GRUParams$"),
     (params._replace(w_h=params.b), xs[0], "^weights do not fit each other"),
-    (params, xs[0, 0, 0], r"^x must be inputs \[4\], got \(\)"),
+    (params, xs[0, 0, 0], rf"^x must be inputs \[{D}\], got \(\)"),
   ):
     with pytest.raises(ValueError, match=message):
       lstm.step(weights, None, x)
