@@ -31,7 +31,7 @@ def test_coordinates_near_zero_raise_no_alarm(key):
   assert not wrong.passes()
 
 
-def test_an_error_is_measured_by_its_tensor_unless_that_is_tiny(key):
+def test_an_error_is_relative_to_its_tensor_unless_that_is_tiny(key):
   """Errors of 1 % in gradients of 1e-2 and of 1e-6, beside a gradient of 1."""
   none = {"max_coordinates": 0, "num_directions": 0}
 
@@ -42,6 +42,7 @@ def test_an_error_is_measured_by_its_tensor_unless_that_is_tiny(key):
   found = [t.explicit_autodiff.relative for t in report.tensors]
   rms = np.sqrt((1 + 1e-4 + 1e-12) / 3)
   np.testing.assert_allclose(found, [0, 0.01 / 1.01, 1e-8 / (1e-3 * rms)])
+  # If all gradients are 0, an error of 0 is not divided by 0.
   zero = gradcheck(jnp.zeros_like, jnp.zeros_like, jnp.ones(2), key, **none)
   assert zero.passes()
 
@@ -212,7 +213,7 @@ def test_the_default_tolerances_are_refused_to_other_dtypes_than_float64(key):
     with pytest.raises(ValueError, match=message.format("float32")):
       report.passes(**given)
   assert report.passes(autodiff=0.0, differences=1.0)
-  assert report.passes(autodiff=1e-12, differences=1e-1)  # a default, but given
+  assert report.passes(autodiff=1e-12, differences=1e-1)  # the default, passed
   assert not report.passes(autodiff=0.0, differences=0.0)
   with pytest.raises(ValueError, match=message.format("float32, float64")):
     both.passes()
@@ -252,7 +253,10 @@ def test_a_number_is_a_tensor(key):
 
 
 def test_cotangents_are_not_drawn_as_the_arguments_are(key):
-  """If one stream drew both, the first arrays would equal their cotangents."""
+  """`tests.draws` draws both, but not from one stream of random numbers.
+
+  Otherwise the first arrays would equal their cotangents.
+  """
   zeros = tuple(np.zeros(shape) for shape in ((D, H), (H,)))
   cotangents = jax.grad(weighed(lambda x: x, key))(zeros)
   for drawn, cotangent in zip(normal_like(key, zeros), cotangents, strict=True):
@@ -264,7 +268,7 @@ def test_cotangents_are_not_drawn_as_the_arguments_are(key):
 def test_a_batch_holds_few_copies_of_a_large_x(key, monkeypatch):
   batches = []
 
-  def recorded(f, xs, *, batch_size):
+  def recorded(f, xs, *, batch_size):  # in place of the evaluation of slopes
     batches.append(batch_size)
     return jnp.zeros(len(xs))
 

@@ -28,6 +28,7 @@ def test_an_unknown_term_is_an_error_that_lists_the_terms():
 
 
 def module_of(tmp_path, name, source):
+  """Return a module of this source, imported: `plant` reads its file."""
   (tmp_path / f"{name}.py").write_text(source)
   with pytest.MonkeyPatch.context() as monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)

@@ -84,7 +84,7 @@ def test_a_planted_error_in_the_readout_is_caught(term, key):
   report = gradcheck(
     lambda x: planted.linear(*x), lambda x: planted.affine(*x), x, key
   )
-  wrong = {"dx": "0", "dw": "1", "db": "2"}[term]
+  wrong = {"dx": "0", "dw": "1", "db": "2"}[term]  # the place in x
   assert_error_is_in(wrong, report)
 
 
@@ -99,14 +99,14 @@ def assert_error_is_in(wrong, report):
 def test_a_planted_error_in_the_lookup_of_tokens_is_caught(term, key):
   planted = plant(affine, term)
   w, b = normal_like(key, (np.zeros((D, H)), np.zeros(H)))
-  tokens = jnp.array([0, 3, 1])  # fewer than D: db is not the sum of dW
+  tokens = jnp.array([0, 3, 1])  # fewer than D: db is not computed from dW
   report = gradcheck(
     lambda x: planted.linear(tokens, *x),
     lambda x: planted.affine(tokens, *x),
     (w, b),
     key,
   )
-  wrong = {"dw_tokens": "0", "db_tokens": "1"}[term]
+  wrong = {"dw_tokens": "0", "db_tokens": "1"}[term]  # the place in (w, b)
   assert_error_is_in(wrong, report)
 
 
