@@ -11,15 +11,13 @@ from pathlib import Path
 # tests on what a user's program compiles to; .ci/run does both.
 flags = (
   "--xla_backend_optimization_level=0"
-  " --xla_cpu_parallel_codegen_split_count=1"  # one core a worker
+  " --xla_cpu_parallel_codegen_split_count=1"  # each worker has one core
   # No autotuning: there is no H100 here to time its programs on. They have the
   # same launches and buffers without it, and compile in half the time.
   " --xla_gpu_autotune_level=0"
 )
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-  flags += (
-    " --xla_cpu_use_fusion_emitters=false"  # later ones know no such flag
-  )
+  flags += " --xla_cpu_use_fusion_emitters=false"  # unknown to later versions
 os.environ.setdefault("XLA_FLAGS", flags)
 
 # A training run of the tests waits longer for its files to reach the disk than
@@ -121,7 +119,7 @@ def pick(count, cases):
 
 
 def pytest_collection_finish():
-  """Collect garbage seldom, and skip the modules: it took 6 % of a run."""
+  """Collect garbage seldom, and skip modules: collections took 6 % of a run."""
   gc.freeze()
   gc.set_threshold(20_000, 20, 50)
 

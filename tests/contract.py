@@ -32,6 +32,8 @@ from tests import oracles
 
 
 class Row(NamedTuple):
+  """A cell, and the implementations that it is compared with."""
+
   cell: object
   oracle: object  # the same in NumPy, of `oracles`
   forget: int | None = None  # index of the gate whose initial bias is 1
@@ -154,9 +156,10 @@ def each_cell(names, points, *, others, everyday=None):
 
   Args:
     names: the names of the parameters besides `cell`, as pytest takes them.
-    points: those of the LSTM: values, or tuples of values for several names.
-    others: those of every other cell.
-    everyday: the points that are not exhaustive; None for all.
+    points: the LSTM's points: values, or tuples of values for several names.
+    others: the points of every other cell.
+    everyday: the points at which the EVERYDAY cells run by default; None for
+      all.
   """
   names = (names,) if isinstance(names, str) else tuple(names)
   cases = []

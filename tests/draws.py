@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 T, B, D, H = 5, 3, 4, 6  # all different
-COTANGENTS = 1  # appended to a seed, so that cotangents are other numbers
+COTANGENTS = 1  # appended to a seed: else cotangents would equal arguments
 
 
 def normal_like(key, tree):

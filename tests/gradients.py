@@ -54,7 +54,8 @@ def planted_error(cell, planted, key):
   args = arguments(cell, key, steps=3)
   value, expected = value_and_gradient(cell, args, adjoint=Autodiff())
   with jax.disable_jit():
-    f = weighed(partial(unroll, planted), jax.random.key(0))  # as `_compiled`
+    # With the cotangents of `_compiled`.
+    f = weighed(partial(unroll, planted), jax.random.key(0))
     found_value, found = jax.value_and_grad(f, (0, 1, 2))(*args)
   # The forward is unchanged, except that of a linear recurrence: `unroll` gets
   # its λ from `recur_backward`, where an error may be planted.

@@ -144,11 +144,11 @@ def slstm(params, x, h, c, n, m):
     )
     memory = _sigmoid(f) * math.exp(m[unit]) * c[unit]
     memory += math.exp(i) * math.tanh(g)
-    weight = _sigmoid(f) * math.exp(m[unit]) * n[unit] + math.exp(i)
-    h_next[unit] = _sigmoid(o) * memory / weight
+    normaliser = _sigmoid(f) * math.exp(m[unit]) * n[unit] + math.exp(i)
+    h_next[unit] = _sigmoid(o) * memory / normaliser
     m_next[unit] = max(math.log(_sigmoid(f)) + m[unit], i)
     c_next[unit] = memory / math.exp(m_next[unit])
-    n_next[unit] = weight / math.exp(m_next[unit])
+    n_next[unit] = normaliser / math.exp(m_next[unit])
   return h_next, c_next, n_next, m_next
 
 
@@ -171,12 +171,12 @@ def gru_reset_before(params, x, h):
   a = [
     _pre_activations(params, x, h, u, hidden, gates=2) for u in range(hidden)
   ]
-  reset = np.array(
+  reset_h = np.array(
     [_sigmoid(a_r) * v for (a_r, _), v in zip(a, h, strict=True)]
   )
   for unit, (_, a_z) in enumerate(a):
     w_x, w_h, b = _column(params, 2, unit, hidden)
-    n = math.tanh(float(x @ w_x + reset @ w_h + b))
+    n = math.tanh(float(x @ w_x + reset_h @ w_h + b))
     h_next[unit] = (1 - _sigmoid(a_z)) * n + _sigmoid(a_z) * h[unit]
   return (h_next,)
 

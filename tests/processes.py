@@ -22,7 +22,7 @@ def environment(*, cached=True):
 
 
 def start(module, *arguments, devices=1):
-  """Start `python -m module` on `devices` CPU devices; None: it decides."""
+  """Start `python -m module` on `devices` CPU devices; None lets it choose."""
   flags = os.environ.get("XLA_FLAGS", "")
   if devices:
     flags += f" --xla_force_host_platform_device_count={devices}"

@@ -134,6 +134,7 @@ def test_x_has_the_size_of_h(module, key):
 def test_the_programs_that_are_timed_agree_with_torch(module, capsys):
   """The code of the page asserts that; without PyTorch, it leaves that out."""
   del module  # the fixture: TIMES imports the file that it writes
+  # Two small sizes replace those of the page, which the # comments out.
   assert "SIZES = (2, 1024), " in TIMES
   code = TIMES.replace("SIZES = (2, 1024), ", "SIZES = (2, 6), (1, 2)  # ")
   run(code, {})

@@ -27,7 +27,7 @@ from tests.sequence.test_other_cells import CellOfFunctions
 from tests.test_docs import DOCS, code_blocks, run
 
 FILE, *BLOCKS = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
-V = 7
+V = 7  # the size of the vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_language_model_trains_on_it(cell, key):
   assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12
 
 
-def test_a_cell_may_leave_out_annotations_and_save_a_number_a_step(cell, key):
+def test_a_cell_may_leave_out_annotations_and_save_scalars(cell, key):
   """Also on a GPU, whose loop joins what a time step saves."""
 
   def recur(params, state, ax):
@@ -161,7 +161,7 @@ def test_a_cell_may_leave_out_annotations_and_save_a_number_a_step(cell, key):
   assert worst(found, expected) < 1e-12
 
 
-def test_what_needs_w_h_or_tokens_says_so(cell, key):
+def test_tokens_drop_connect_and_params_of_another_cell_are_refused(cell, key):
   params, _, xs = arguments(cell, key)
   message = "xs must be floats, since this cell takes no tokens, got int"
   with pytest.raises(ValueError, match=message):
@@ -171,7 +171,8 @@ def test_what_needs_w_h_or_tokens_says_so(cell, key):
     jax.numpy_dtype_promotion("standard"),
     pytest.raises(ValueError, match=message.replace("xs", "x")),
   ):
-    cell.step(params, state, jnp.zeros(D, int))  # as many as W_x has rows
+    # D tokens: as if they were one vector, they could be multiplied by W_x.
+    cell.step(params, state, jnp.zeros(D, int))
   message = "drop_connect needs a cell with a matrix w_h, got DiagonalLSTMPara"
   with pytest.raises(ValueError, match=message):
     regularize.drop_connect(key, params, 0.5)
