@@ -71,9 +71,8 @@ def test_the_table_and_rows_of_w_e_have_the_gradient_of_autodiff(
 
 
 @pytest.mark.exhaustive
-def test_products_of_embeddings_and_w_x_are_not_rounded_to_bfloat16(
-  lookup, key, monkeypatch
-):
+@pytest.mark.usefixtures("lookup")
+def test_products_of_embeddings_and_w_x_are_not_rounded_to_bfloat16(key):
   """Products of bfloat16 weights are summed in float32, as in h W_h."""
   memories = []
   for dtype in (jnp.bfloat16, jnp.float32):
