@@ -75,11 +75,11 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   """Train the recipe and each change, and print the table.
 
   Raises:
-    ValueError: a change is malformed, the same as another under another name,
-      or can have no directory of its own; --run is not given or is a run, or it
-      holds the results or runs of another recipe or corpus, or of changes that
-      --overwrite does not name; the corpus is a pipe, which can be read only
-      once; or as `train.run`, for any of the runs and before the first.
+    ValueError: a change is malformed, has no effect, changes the corpus or its
+      splits, equals another change, or can have no directory of its own; --run
+      is not given or is a run, or holds the results or runs of another recipe
+      or corpus, or of changes that --overwrite does not name; the corpus is a
+      pipe, which can be read only once; or as in `train.run`.
     Diverged: the recipe itself diverges.
   """
   job = config.job
@@ -111,7 +111,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     if not results.has(name):
       _check_models(replace(changed, run=str(_directory(job, name))))
   if job.overwrite and path.parent.is_dir():
-    results.write(path)  # or an interruption would leave old rows or runs
+    results.write(path)  # else an interruption would keep old rows and runs
   rows = results.rows
   if rows:
     console.print(f"results kept in {path}: {len(rows)}", soft_wrap=True)
@@ -137,7 +137,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       stopped_by = result.signalled
     if path.exists():  # another process may have added a row meanwhile
       rows[:] = read_ablations(path, recipe, sha256).rows
-    if not results.has(name):  # it may have measured the same run
+    if not results.has(name):  # that process may have measured the same run
       rows.append({"change": name} | row)
     results.write(path)
     if stopped_by:
@@ -184,7 +184,8 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
   """Return the configuration with the values of NAME=VALUE[,NAME=VALUE ...].
 
   Raises:
-    ValueError: a name is not a flag's, or a value is not of its kind.
+    ValueError: a name is not that of a training flag, is one of JOB_FLAGS, or
+      is given twice; or a value is not of the flag's kind or out of its range.
   """
   known = {leaf.name: leaf for leaf in leaves(config)}
   values: dict[str, Any] = {}
@@ -231,7 +232,7 @@ def _check(configs: dict[str, TrainConfig]) -> str:
 def _check_models(config: TrainConfig) -> None:
   """Raise ValueError if a model that a run needs cannot be read."""
   if not (config.init_from or config.distillation.teacher):
-    return  # without reading the corpus in `make_setup`
+    return  # without `make_setup`, which would read the corpus
   setup = make_setup(config)
   read_pretrained(setup)
   read_teachers(setup, host_memory())

@@ -22,10 +22,10 @@ On an H100 or H200, in less than 8 minutes,
 first checks that the GPU kernels compute what the scan does, and that repeated
 runs of them are equal bit by bit, and then times them. It takes only the sizes
 --hidden_size, --seq_len and --batch_size: one layer of each cell, with these
-sizes, replaces the grids of layers. The checks, races, policies and models keep
-their own sizes. Failures are printed and stored under "failures" in the JSON
-file, and the exit status is then 1. This part needs only JAX, Flax and the
-libraries of this project.
+sizes, replaces the grids of layers. The checks, the repeated runs, the policies
+and the models keep their own sizes. Failures are printed and stored under
+"failures" in the JSON file, and the exit status is then 1. This part needs only
+JAX, Flax and the libraries of this project.
 """
 
 import math
@@ -65,16 +65,17 @@ def run(
 
   Args:
     parts: names in PARTS.
-    sizes: by name; one case with these sizes replaces the cases of each part
-      that has one of them. Empty for the parts' own cases.
+    sizes: {name: size}. One case with these sizes replaces the cases of each
+      part that has one of them. Empty for the parts' own cases.
     rounds: how often each program is timed; programs of the part `original` are
       timed 10 times as often.
     console: where to print.
     save: called with the results so far after every case.
 
   Raises:
-    ValueError: a size is one that none of these parts has, or for which
-      launches cannot be counted; or a library computes something else.
+    ValueError: a size is one that none of these parts has, or the part
+      `launches` cannot count for this sequence length; or a library does not
+      compute what ours does.
   """
   check_sizes(parts, sizes)
   record: dict[str, Any] = {"environment": environment(), "rows": []}

@@ -124,7 +124,8 @@ def _without_device() -> str | None:
     return None
   try:
     jax.devices()
-  except (AssertionError, RuntimeError) as error:  # the first without a plug-in
+  except (AssertionError, RuntimeError) as error:
+    # An AssertionError means that JAX has no plug-in for the platform.
     return f"{error}" or "JAX has no plug-in for it"
   return None
 

@@ -21,10 +21,10 @@ training text. It measures
 
 A training that diverges is marked, and the others continue. The directory --out
 receives the results as comparison.json, a figure (comparison.png), and
-samples.txt; --overwrite replaces those that it holds.
---replot prints the tables and draws the figure of an existing comparison.json.
-The modules of `experiments/comparison`
-describe how each quantity is measured.
+samples.txt; --overwrite replaces those that it holds. --replot prints the
+tables and draws the figure of an existing comparison.json. The modules of
+`experiments/comparison` and `experiments/analysis` describe how each quantity
+is measured.
 """
 
 import time
@@ -217,7 +217,7 @@ def main() -> None:
   """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    load(directory)  # else there is nothing to lock
+    load(directory)  # raises before `lock` if there is nothing to report
     with lock(directory):
       report(load(directory), directory, console)
     return

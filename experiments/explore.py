@@ -93,7 +93,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
       f"the {SPLITS[default_split(data)]} split of {Path(data.corpus).name}"
     )
   tokenizer = trained.tokenizer
-  if tokenizer.unit == "character":  # later ones may be unknown
+  if tokenizer.unit == "character":
+    # Characters that are not shown need not be known to the model.
     text = text[: config.length]
   tokens = tokenizer.encode(text)[: config.length]
   if len(tokens) < 2:

@@ -135,8 +135,9 @@ def gaussian(arguments: Callable[[jax.Array], Any], key: jax.Array) -> Any:
   """Return Gaussian arrays with the shapes of arguments(key).
 
   Their standard deviation is ½, so that no bias or state is zero and no unit
-  is saturated. The normaliser n of an sLSTM is 1 + |n|, since it is at least 1
-  after any step, and its output has a pole at 0.
+  is saturated. For the normaliser n of an sLSTM, 1 + |n| is used: after any
+  step the normaliser is at least 1, and the output, which is divided by it, has
+  a pole at 0.
   """
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
@@ -156,8 +157,9 @@ def plantable_modules() -> dict[str, Any]:
 def plantable_terms() -> list[str]:
   """Return every value of `--plant`.
 
-  Left out are the terms of `affine` for tokens: with a small vocabulary, the
-  language model applies `linear` to its embedding and outputs, not to tokens.
+  The terms of `affine` for tokens are left out. With a small vocabulary, the
+  language model of every cell but the Mogrifier LSTM applies `linear` to its
+  embedding and outputs, not to tokens.
   """
   return [
     f"{p}.{t}"

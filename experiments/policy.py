@@ -141,7 +141,7 @@ def main() -> None:
   """Train, or report an existing run if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    load(directory)  # else there is nothing to lock
+    load(directory)  # raises before `lock` if there is nothing to report
     with lock(directory):
       report(load(directory), directory, console)
     return

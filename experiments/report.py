@@ -5,9 +5,9 @@
 writes one file that a browser opens from the disk, without a network: the
 losses of all runs over training steps, epochs or seconds, a table of results,
 the flags in which the runs differ, and the samples of each. A run that is still
-training is shown as far as it has got. Each member of a sweep is a run. The
-page is the file that --output names, or else report.html: in the run directory
-if one is given, in the current directory if several are.
+training is shown as far as it has got. Each member of a sweep is shown as a run
+of its own. The page is the file that --output names, or else report.html: in
+the run directory if one is given, in the current directory if several are.
 """
 
 import os

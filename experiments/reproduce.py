@@ -1,15 +1,16 @@
-"""Reproduce a published result, from the text to the figure.
+"""Reproduce a published result: train, evaluate and compare.
 
   python -m experiments.reproduce tinyshakespeare-small
 
 trains the recipe of a row of the board (experiments/results/board.json) with
 each of its seeds and evaluates every run by the protocols of that row. If the
-row has a result of the runs together, an ensemble, it evaluates that too. It
-prints the losses beside the published ones. A named corpus is downloaded. The
-teachers of a recipe are trained first, in the directories that it names. Each
-seed has a directory under --run, beside the result, reproduction.json. The same
-command again skips what is finished, and resumes an interrupted training.
---dry_run prints the commands that train and evaluate, one by one.
+row has a result of an ensemble of exactly these seeds, it evaluates that too.
+It prints the losses beside the published ones. A named corpus is downloaded.
+The teachers of a recipe are trained first, in the directories that the recipe
+names. Each seed has a directory under --run, beside the result,
+reproduction.json. The same command again skips what is finished, and resumes an
+interrupted training. --dry_run prints the commands that train and evaluate, one
+by one.
 """
 
 import json
@@ -92,7 +93,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   for job, single in zip(jobs, configs, strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not is_trained(job.directory):
-      outdated = bool(done.pop(job.seed, None))  # another run's
+      outdated = bool(done.pop(job.seed, None))  # losses of an earlier run
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
       if outdated:
@@ -135,7 +136,7 @@ def _untrained_teachers(config: TrainConfig, sha256: str) -> list[TrainConfig]:
   """Return the configurations of a recipe's teachers that are not trained yet.
 
   Raises:
-    ValueError: a directory holds another run than the teacher.
+    ValueError: as `plan_teachers`, or a directory holds another finished run.
   """
   configs = []
   for job in plan_teachers(config):
@@ -261,7 +262,7 @@ def _head(row: Row) -> dict[str, Any]:
 
 
 def commands(job: Job) -> list[str]:
-  """Return the command lines that train and evaluate, from this directory."""
+  """Return the commands to train and evaluate, for the current directory."""
   here = Path.cwd() == REPOSITORY
   train_flags = (
     job.train_flags if here else with_absolute_recipe(job.train_flags)

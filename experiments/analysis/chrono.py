@@ -3,8 +3,8 @@
 A unit whose forget gate is f = σ(b) keeps a share fᵈ of its memory over d time
 steps. With b = log(u), f = u / (u + 1), and the memory decays over about u time
 steps. Chrono initialisation draws u uniformly between 1 and T − 1 for each
-unit, where T is the longest time to bridge. The input gate gets −b, so that new
-inputs replace as much as is forgotten.
+unit, where T is the longest time to bridge. An input gate, where the cell has
+one, gets −b, so that new inputs replace as much as is forgotten.
 
 Reference: Tallec and Ollivier (2018), Can recurrent neural networks warp time?,
 section 2, equation 16.

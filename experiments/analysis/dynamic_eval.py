@@ -52,10 +52,10 @@ class Choice(NamedTuple):
   config: DynamicEvalConfig
   tuning_loss: float | None  # on the preceding text; None: nothing to choose
   num_tried: int
-  num_tokens: int  # of the preceding text, on which settings were tried
+  num_tokens: int  # at the end of the preceding text, to try settings on
 
   def description(self) -> str:
-    """Return how they were chosen, or "" if there was nothing to choose."""
+    """Return how the settings were chosen, or "" if all of them were fixed."""
     if self.tuning_loss is None:
       return ""
     rate, decay, segment = self.config
@@ -67,7 +67,12 @@ class Choice(NamedTuple):
 
 
 def check_text_before(num_tokens: int, fixed: FixedSettings) -> None:
-  """Raise ValueError if the text before is too short for `gradient_scale`."""
+  """Raise ValueError if the preceding text is too short for `gradient_scale`.
+
+  Args:
+    num_tokens: the length of the preceding text.
+    fixed: settings that are not to be chosen; a longer segment needs more text.
+  """
   needed = _needed_tokens(fixed.segment or SEGMENT)
   if num_tokens < needed:
     raise ValueError(
@@ -98,7 +103,7 @@ def evaluate_dynamically(
       TUNING.
     tokens: the text to evaluate on, int32 [N].
     fixed: settings that are not to be chosen.
-    threads: settings that are tried at once on a CPU, each on one core.
+    threads: how many settings are tried at once on a CPU, each on one core.
     full: whether to return the probabilities of the whole vocabulary.
 
   Returns:

@@ -55,7 +55,7 @@ class Feature(NamedTuple):
 
 
 def line_position(text: str) -> np.ndarray:
-  """Return the number of characters since the last line break."""
+  """Return the place of each character in its line, from 1; 0 for a break."""
   breaks = np.array([c == "\n" for c in text])
   index = np.arange(len(text))
   return index - np.maximum.accumulate(np.where(breaks, index, -1))

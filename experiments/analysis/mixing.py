@@ -3,7 +3,7 @@
 The mixture is geometric (log-linear), and its weights learn while it reads. The
 experts are the language model, an n-gram model whose counts start from the
 training text, and an n-gram model that counts only what it has read. The
-product of their distributions, each to a power, is normalized over the
+product of their distributions, each raised to a power, is normalized over the
 vocabulary:
 
   log p(w) = Σ_e (α_e + β_{e,k}) log p_e(w) − log Z
@@ -41,7 +41,12 @@ MAX_PROBABILITIES = 2**26
 
 
 def check_mixable(tokenizer: Tokenizer, num_tokens: int) -> None:
-  """Raise ValueError unless a model can be mixed on a text of num_tokens."""
+  """Raise ValueError unless a model can be mixed on a text of this length.
+
+  Args:
+    tokenizer: the model's tokenizer, which must be of characters.
+    num_tokens: the length of the text, in characters.
+  """
   if tokenizer.unit != "character":
     raise ValueError(
       f"mixing is for models of characters, got a model of {tokenizer.unit}s: "

@@ -55,7 +55,7 @@ class Settings(NamedTuple):
 
   window: int  # tokens of a cold window
   fixed: dynamic_eval.FixedSettings  # of dynamic evaluation; others are chosen
-  threads: int = 1  # settings of dynamic evaluation that are tried at once
+  threads: int = 1  # how many settings of dynamic evaluation to try at once
 
 
 class Outcome(NamedTuple):
@@ -92,8 +92,8 @@ class Protocols:
     """Return the result of a protocol.
 
     Raises:
-      ValueError: the protocol is unknown or was not named at first, or a
-        setting is out of its range.
+      ValueError: the protocol is unknown or was not among the `names` of the
+        constructor, or a setting is out of its range.
       Divergence: dynamic evaluation diverges.
     """
     if name not in PROTOCOLS:

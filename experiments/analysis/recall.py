@@ -49,7 +49,7 @@ class Recall(NamedTuple):
   """What an ensemble of S seeds has learned of one delay, at its best rate."""
 
   learning_rate: float
-  # Of each seed, on the test sequences, by which the rate was chosen; about
+  # Of each seed, on the test sequences, whose loss also chose the rate; about
   # 1 / K if the seed diverged.
   accuracy: list[float]
   nats: list[float | None]  # test loss of each seed; None where it diverged
@@ -89,7 +89,7 @@ def learn(
     mesh: the devices that share the seeds (`lstm_jax.training.over_members`).
 
   Raises:
-    ValueError: the cell has no such gates (`with_chrono_biases`).
+    ValueError: `chrono` names a cell without a gate that keeps its memory.
   """
   split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
   init_keys, train_keys, test_keys = split(keys)

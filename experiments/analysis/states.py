@@ -69,8 +69,8 @@ class LayerTrace(NamedTuple):
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
   states: State  # after each step, [N, H] each; if projected, h is [N, P]
-  # [N, K], the second result of `recur`: gates, local gradients, or for a
-  # Mogrifier x.
+  # [N, K], the second result of `recur`: gates or local gradients, but the
+  # input x for a Mogrifier LSTM.
   gates: jax.Array
   residuals: Residuals  # what else the backward pass needs, [N, ...]
 
@@ -183,7 +183,10 @@ def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
 def _candidate_parts(
   cell: Cell, layer: LayerTrace
 ) -> tuple[jax.Array, jax.Array]:
-  """Return the input's part of n, [N, H], and the part of W_h, [H, H]."""
+  """Return what n gets from the input, [N, H], and its columns of W_h, [H, H].
+
+  The columns of r and z come before those of n.
+  """
   params, split = layer.params, 2 * len(layer.params.w_h)
   xn = cell.project(params, layer.xs)[:, split:]
   return xn + as_row(params.b[split:], xn), params.w_h[:, split:]

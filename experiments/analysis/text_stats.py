@@ -48,7 +48,7 @@ def words(text: str) -> list[str]:
 
 
 def lines(text: str) -> list[str]:
-  """Return the complete lines that are not empty, stripped."""
+  """Return the lines that end in a line break, stripped, without blank ones."""
   complete = text.split("\n")[:-1]
   return [line.strip() for line in complete if line.strip()]
 
@@ -104,8 +104,8 @@ def ending(word: str) -> str:
 def _rhyming(text_lines: list[str]) -> list[bool]:
   """Return whether each line rhymes with another at most two lines away.
 
-  The lines are not empty. Two lines rhyme if their endings are equal and their
-  last words are not.
+  The lines are not empty. Two lines rhyme if the endings of their last words
+  are equal and these words are not. A line without words rhymes with none.
   """
   last_words = [(words(line) or [""])[-1] for line in text_lines]
   endings = [ending(word) for word in last_words]

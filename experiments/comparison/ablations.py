@@ -58,7 +58,8 @@ def read_ablations(
   """Return the results that a file holds; none if there is no file.
 
   Raises:
-    ValueError: it is damaged, or of another recipe or corpus.
+    ValueError: the file is damaged, is of another recipe or corpus, or holds
+      losses of the test split.
   """
   if not path.exists():
     return Ablations(recipe, corpus_sha256, [])
@@ -121,9 +122,16 @@ def check_all_named(
   corpus_sha256: str,
   names: Container[str],
 ) -> None:
-  """Raise ValueError if --overwrite would drop results of other changes.
+  """Raise ValueError if --overwrite would drop results of unnamed changes.
 
-  Results of another recipe or corpus are dropped without an error.
+  Results that `read_ablations` refuses, such as those of another recipe or
+  corpus, are dropped without an error.
+
+  Args:
+    path: ablations.json.
+    recipe: the flags of the base.
+    corpus_sha256: the hash of the corpus.
+    names: the changes that are given, which are all trained again.
   """
   try:
     rows = read_ablations(path, recipe, corpus_sha256).rows
@@ -159,7 +167,7 @@ def check_directories(directories: Mapping[str, Path]) -> None:
 
 
 def make_table(rows: list[dict[str, Any]]) -> Table:
-  """Return the rows as a table, each compared with the base."""
+  """Return the rows as a table, each compared with the first, the base."""
   table = number_table(
     "", "parameters", "cold", "stateful", "− base", "seconds"
   )

@@ -1,9 +1,9 @@
 """The board of results, ours and others', read from a file; and its table.
 
 `experiments/results/board.json` has a row for each model: what was trained, how
-it was evaluated, and where that is written. It is the single source of these
-figures; `docs/results` shows its table and its charts, and
-`experiments.reproduce` trains a row again.
+it was evaluated, and where the result is recorded or published. The file is the
+single source of these numbers; `docs/results` shows its table and its charts,
+and `experiments.reproduce` trains a row again.
 """
 
 import json
@@ -107,10 +107,10 @@ class Board(NamedTuple):
     return Board(self.protocols, sorted(rows, key=place))
 
   def find(self, name: str) -> Row:
-    """Return our row of a name.
+    """Return our row with this name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no row of ours has it.
     """
     ours = {row.name: row for row in self.rows if row.is_ours}
     if name not in ours:

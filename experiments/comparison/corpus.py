@@ -38,7 +38,8 @@ def read_corpus(config: CompareConfig) -> Corpus:
   with data.naming_flags(config.data, batching):
     batches = make_batches(train.tokens, batching.batch_size, batching.seq_len)
   val_text = val.text
-  if not train.text.endswith("\n"):  # the split is within a line
+  # If the splits meet within a line, drop its rest, unless nothing follows it.
+  if not train.text.endswith("\n"):
     val_text = val_text.partition("\n")[2] or val_text
   known_words = set(words(train.text)), set(words(val_text))
   texts = {

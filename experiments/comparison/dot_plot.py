@@ -91,6 +91,7 @@ def make_panels(record: Record) -> list[Panel]:
   )
   losses = [Series("equal steps", steps)]
   if timed:
+    # The LSTM has one run for both budgets.
     timed |= {REFERENCE: steps[REFERENCE]} if REFERENCE in steps else {}
     losses.append(Series("equal time", timed))
   by_context = {
@@ -126,7 +127,7 @@ def make_panels(record: Record) -> list[Panel]:
     and row["norms"]["h"][BACK]
   }
   seconds = {
-    name: cell["seconds_per_step"] for name, cell in record["cells"].items()
+    cell: entry["seconds_per_step"] for cell, entry in record["cells"].items()
   }
   times = {
     cell: [value / seconds[REFERENCE]] for cell, value in seconds.items()

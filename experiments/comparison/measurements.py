@@ -118,7 +118,10 @@ def finished(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def diverged(record: dict[str, Any], cell: str) -> str:
-  """Return the end of a cell's label: the budgets in which it diverged."""
+  """Return the end of a cell's label: the budgets in which it diverged.
+
+  It is "" if the cell diverged in none.
+  """
   budgets = [
     run["budget"]
     for run in record["runs"]

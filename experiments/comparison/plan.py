@@ -71,7 +71,7 @@ def plan(row: Row, config: ReproduceConfig) -> list[Job]:
 
 
 def plan_teachers(config: TrainConfig) -> list[Job]:
-  """Return the jobs of a recipe's teachers, finished or not.
+  """Return the jobs of the teachers that a recipe distils, finished or not.
 
   Raises:
     ValueError: a teacher is not a directory seedN under the name of a row, or
@@ -145,7 +145,7 @@ def parse(default: Any, arguments: list[str]) -> Any:
   Args:
     default: the configuration if no flag is given.
     arguments: the flags. A recipe's path is relative to the repository,
-      wherever this is started.
+      whatever the current directory is.
 
   Raises:
     absl.flags.Error: a flag is unknown, or its value is not of its kind; or an

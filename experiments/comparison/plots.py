@@ -48,7 +48,7 @@ GRADIENT_STYLES = {"h": "-", "c": "--"}  # of the parts of a state
 def draw(record: Record, path: Path) -> None:
   """Plot a record to an image file; without recall, it has five panels.
 
-  A record of more than `dot_plot.MANY` cells is drawn by `dot_plot` instead.
+  For more than `dot_plot.MANY` cells, `compare_cells` calls `dot_plot` instead.
   """
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D

@@ -44,7 +44,7 @@ def compare(
 def compare_together(
   published: Result, losses: Mapping[str, float]
 ) -> dict[str, Any]:
-  """Return the loss of all seeds together beside the published one.
+  """Return the loss of an ensemble of all seeds beside the published one.
 
   Args:
     published: the result of the board, of an ensemble.
@@ -63,7 +63,10 @@ def compare_together(
 
 
 def make_table(rows: Sequence[dict[str, Any]]) -> Table:
-  """Return what was compared as a table, in nats per character."""
+  """Return a table of the results of `compare` and `compare_together`.
+
+  The losses are in nats per character.
+  """
   table = number_table("protocol", "published", "here", "− published")
   for row in rows:
     table.add_row(

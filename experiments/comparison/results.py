@@ -38,9 +38,10 @@ def open_results(
     overwrite: whether results that it holds may be replaced.
 
   Raises:
-    ValueError: it holds results, or other files that the program would write,
-      or a run; or it is not a directory, or another process writes there.
-    OSError: it cannot be written.
+    ValueError: the directory holds a run, or a record that may not be replaced,
+      or one of the other files without a record; or it is not a directory, or
+      another process writes there.
+    OSError: the directory cannot be written.
   """
   with _made(directory), lock(directory):
     record, *others = names
@@ -65,10 +66,12 @@ def open_results(
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-  """Make a directory and its parents; remove the empty ones after the block.
+  """Make a directory and its missing parents; remove them after the block.
+
+  Those that the block has filled stay, and so does all that was there before.
 
   Raises:
-    ValueError: it is not a directory.
+    ValueError: the path is not that of a directory.
   """
   made = [p for p in (directory, *directory.parents) if not p.exists()]
   ensure_directory(directory)
@@ -82,10 +85,10 @@ def _made(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def naming_damaged(path: Path) -> Iterator[None]:
-  """Name a record in the error of a block that checks its entries.
+  """Have the errors of a block that checks a record name the record's file.
 
   Raises:
-    ValueError: it lacks an entry, or one is not what it must be.
+    ValueError: the record lacks an entry, or an entry is not what it must be.
   """
   try:
     yield
@@ -98,10 +101,13 @@ def naming_damaged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming_missing(path: Path) -> Iterator[None]:
-  """Name a record that lacks an entry, in the error of a block that draws it.
+  """Have the error of a block that draws a record name the record's file.
+
+  Only a missing entry is blamed on the record; other errors are raised as they
+  are.
 
   Raises:
-    ValueError: a key is missing.
+    ValueError: the record lacks an entry.
   """
   try:
     yield
@@ -110,7 +116,7 @@ def naming_missing(path: Path) -> Iterator[None]:
 
 
 def check_length(name: str, values: Sequence[Any], length: int) -> None:
-  """Raise ValueError if an entry of a record has another length."""
+  """Raise ValueError unless an entry of a record has `length` values."""
   if len(values) != length:
     raise ValueError(f"{name} must have {length} values, got {len(values)}")
 
@@ -126,7 +132,8 @@ def read_record(
     entries: names of entries that the record must have.
 
   Raises:
-    ValueError: there is no such file, or it is not such a record.
+    ValueError: there is no such file, or it is not a JSON object with these
+      entries.
   """
   if not path.is_file():
     raise ValueError(f"{missing} in {path.parent}: no {path.name}")

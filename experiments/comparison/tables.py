@@ -42,8 +42,8 @@ def check_entries(record: Record) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
   The lists must have the lengths that the configuration gives them; the losses
-  by context, the length of their row's `lengths`. Entries that the figure of
-  `plots` draws must be numbers: a table does not fail on all others.
+  by context, the length of their row's `lengths`. The figure of `plots` needs
+  numbers; those that `tables` would not fail on are checked here.
   """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1
@@ -181,9 +181,9 @@ def _gradient_flow(record: Record) -> str:
 
 
 def _ratio(norm: float | None, first: float | None) -> str:
-  """Return ‖∂ℓ/∂sₜ‖ / ‖∂ℓ/∂h_T‖; – if the first is None or the second 0.
+  """Return norm / first, or – if either is None or `first` is 0.
 
-  A norm is None if it is not finite in float32.
+  `norm` is ‖∂ℓ/∂sₜ‖ and `first` ‖∂ℓ/∂h_T‖; None if not finite in float32.
   """
   return "–" if norm is None or not first else f"{norm / first:.1e}"
 

@@ -106,7 +106,7 @@ def train_cell(
     keys: each seed's key, [S]. All samples of a seed are drawn by the same key,
       so that they can be compared.
     on_step: called after each training step with the step, the mean training
-      loss over the seeds, and tokens per second.
+      loss over the seeds, and the tokens per second of all seeds together.
 
   Raises:
     Diverged: a loss is NaN or infinite.
