@@ -9,8 +9,7 @@ It prints the losses beside the published ones. A named corpus is downloaded.
 The teachers of a recipe are trained first, in the directories that the recipe
 names. Each seed has a directory under --run, beside the result,
 reproduction.json. The same command again skips what is finished, and resumes an
-interrupted training. --dry_run prints the commands that train and evaluate, one
-by one.
+interrupted training. --dry_run prints each command that trains or evaluates.
 """
 
 import json

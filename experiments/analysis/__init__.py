@@ -1,1 +1,1 @@
-"""Analyses of trained models: what they compute on a text, and write."""
+"""Analyses of models: what they compute on a text, write, and can recall."""

@@ -152,7 +152,7 @@ class _Recorder(Observer):
   on_step: Callable[[int, float, float], None] | None
   evaluations: list[dict[str, Any]] = field(default_factory=list)
   samples: list[dict[str, Any]] = field(default_factory=list)
-  start: float = 0.0  # when the next training step began
+  start: float = 0.0  # when the step that `after_step` times next began
 
   def is_due(self, step: int) -> bool:
     """Return whether to evaluate or sample after a step."""

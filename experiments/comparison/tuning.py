@@ -3,10 +3,10 @@
 Learning rate: one rate for all cells would favour the cell that it was chosen
 for. Each cell tries every rate for a number of training steps on the training
 split without its end, and takes the rate with the lowest loss on that end. If
-that is the largest or the smallest rate, twice or half of it is tried too,
-until the best rate is neither, or MOST_FURTHER rates were added: if the best
-rate is at an end, too few were tried. The validation split plays no part in
-this choice.
+the best rate is the largest or the smallest, a better one may lie beyond it. So
+twice or half of it is tried too, until the best rate is neither the largest nor
+the smallest, or MOST_FURTHER rates were added. The validation split plays no
+part in this choice.
 
 Equal time: a training step of every cell is timed here. In `measurements` each
 cell gets the number of training steps that takes as long as all of the LSTM's.

@@ -34,7 +34,10 @@ def initial_and_changed(cell, key, longest=50):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", GATE_BIASES)
 def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
-  """A step without input keeps u / (u + 1) of it; u is uniform in 1 … T − 1."""
+  """A step without input keeps a share of u / (u + 1) of the memory.
+
+  The times u are uniform between 1 and T − 1, with T = 50.
+  """
   _, params = initial_and_changed(cell, key)
   (layer,) = params.layers
   zero = CELLS[cell].initial_state(layer, (1,))
@@ -72,6 +75,7 @@ def test_each_layer_draws_its_own_times(key):
   params, _ = initial_and_changed("lstm", key)
   two = params._replace(layers=params.layers * 2)
   first, second = with_chrono_biases(two, "lstm", key, 50).layers
+  # The biases of i and f; each gate has 64 units.
   assert (first.b[:128] != second.b[:128]).all()
 
 

@@ -21,7 +21,7 @@ def masked(feature, text):
   return "".join(c if v else "_" for c, v in zip(text, values, strict=True))
 
 
-def test_the_line_position_is_0_at_a_line_break():
+def test_the_line_position_counts_from_1_and_is_0_at_a_line_break():
   assert line_position("ab\n\ncd").tolist() == [1, 2, 0, 0, 1, 2]
 
 

@@ -24,10 +24,11 @@ LONGEST = RNG.integers(0, 4, N - 1)
 
 @pytest.fixture(autouse=True)
 def larger_rate(monkeypatch):
+  """Let the weights of the mixture change much within the N tokens."""
   monkeypatch.setattr(mixing, "RATE", 0.1)
 
 
-def test_the_mixture_is_the_loop_of_its_equations():
+def test_the_mixture_equals_a_loop_over_its_equations():
   alpha, beta = np.array(mixing.WEIGHTS), {k: np.zeros(3) for k in range(4)}
   expected = []
   for t, y in enumerate(TARGETS):
@@ -60,8 +61,9 @@ def test_models_of_different_vocabularies_are_refused():
     mixed_nats(experts, LONGEST, TARGETS)
 
 
-def test_what_cannot_be_mixed_is_named(monkeypatch):
+def test_too_long_a_text_and_a_model_of_words_are_refused(monkeypatch):
   tokenizer = CharTokenizer.from_text("abc")
+  # 100 characters, each with the probabilities of a, b and c.
   monkeypatch.setattr(mixing, "MAX_PROBABILITIES", 300)
   check_mixable(tokenizer, 100)
   monkeypatch.setattr(mixing, "MAX_PROBABILITIES", 299)

@@ -31,8 +31,8 @@ from tests.draws import normal_like, worst
 V, N = 7, 53
 RNG = np.random.default_rng(0)
 TOKENS, BEFORE = (RNG.integers(0, V, n).astype(np.int32) for n in (N, 140))
-SETTINGS = Settings(8, dynamic_eval.FixedSettings(0.05, 0.02, 4))
-CONFIG = DynamicEvalConfig(0.05, 0.02, 4)
+CONFIG = DynamicEvalConfig(rate=0.05, decay=0.02, segment=4)
+SETTINGS = Settings(window=8, fixed=dynamic_eval.FixedSettings(*CONFIG))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def outcomes(members, tokens=TOKENS, names=PROTOCOLS):
 @pytest.mark.exhaustive
 def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
   found, places = outcomes(members), (np.arange(N - 1), TOKENS[1:])
-  epoch = make_batches(BEFORE, 32, 4)
+  epoch = make_batches(BEFORE, dynamic_eval.SCALE_BATCH, CONFIG.segment)
   dynamic = np.mean(
     [
       np.exp(dynamic_log_probs(*m, TOKENS, gradient_scale(*m, epoch), CONFIG))
@@ -111,7 +111,7 @@ def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
   alone = outcome("mixed", ["mixed"])
   settings = [CONFIG._asdict()] * len(members)
   assert alone.record["mixed_dynamic"] == settings
-  # Not those of the protocol dynamic, which may have been evaluated before.
+  # This entry would replace that of an earlier evaluation by dynamic alone.
   assert "dynamic" not in alone.record
   assert [choice.config for choice in alone.choices] == [CONFIG] * len(members)
   both = outcome("mixed", ["dynamic", "mixed"])

@@ -186,7 +186,7 @@ def test_rows_are_in_the_order_of_their_first_protocol_then_of_their_loss():
   assert rows == [LSTM, GPT, late]
 
 
-def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
+def test_a_chart_has_a_point_for_each_result_and_joins_near_labels(tmp_path):
   board = Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)])
   draw(board, tmp_path)
   parameters, time = (points_of(tmp_path / chart.file) for chart in CHARTS)
@@ -214,6 +214,7 @@ def test_an_ensemble_costs_what_its_members_cost():
   assert {p.x for p in found if p.protocol != "ensemble_stateful"} == {1.0}
   shared = row._replace(training=Training([2, 4], "a core", shared=1.0))
   found = points(Board(PROTOCOLS, [shared]), CHARTS[1])
+  # 1 minute for all seeds, and (2 + 4) / 2 − 1 = 2 more for each of the three.
   assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [7.0]
   unknown = row._replace(results=[ensemble._replace(seeds=())])
   assert points(Board(PROTOCOLS, [unknown]), CHARTS[0]) == []

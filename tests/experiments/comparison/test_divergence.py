@@ -71,6 +71,7 @@ def test_a_training_that_diverges_does_not_stop_the_others(
 
   monkeypatch.setattr(compare_cells, "train_cell", train)
   record = compare_cells.run(small, tmp_path, console)
+  # The runs: the RNN and the LSTM for equal steps, the RNN for equal time.
   failed = [run["evaluations"] is None for run in record["runs"]]
   assert failed == [True, False, True]
   assert diverged(record, "rnn") == ", diverged: equal steps, equal time"

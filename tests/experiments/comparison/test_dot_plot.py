@@ -153,7 +153,7 @@ def test_a_cell_that_diverged_has_the_last_row_which_says_so(record, tmp_path):
   draw(record, tmp_path / "dots.png")
 
 
-def test_what_was_left_out_has_no_panel(record, tmp_path):
+def test_panels_and_marks_without_values_are_left_out(record, tmp_path):
   for row in record["gradient_flow"]:
     row["norms"]["h"][50] = 0.0  # underflow
   record["runs"] = [r for r in record["runs"] if r["budget"] == "equal steps"]

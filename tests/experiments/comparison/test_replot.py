@@ -87,6 +87,7 @@ def test_a_lost_entry_is_damaged(tmp_path):
 )
 def test_what_the_figure_cannot_draw_is_damaged(part, wrong, message, tmp_path):
   record = example()
+  # A part is an entry of the record, or of its first run.
   entries = record | record["runs"][0]
   entries["cells"] = [record["cells"]["rnn"]]
   entries[part][0].update(wrong)

@@ -107,15 +107,15 @@ def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "report",
+  "check",
   [
     *(lambda: {}["config"], lambda: [][0], lambda: None + 1),
     lambda: check_length("norms", [1.0], 2),
   ],
 )
-def test_a_record_that_cannot_be_drawn_is_damaged(report, tmp_path):
+def test_the_error_of_a_failed_check_names_the_damaged_record(check, tmp_path):
   with (
     pytest.raises(ValueError, match=r"record\.json is damaged: "),
     naming_damaged(tmp_path / "record.json"),
   ):
-    report()
+    check()

@@ -103,8 +103,8 @@ def test_the_keys_of_samples_draw_no_weights(key):
   assert found[0] != found[1]
 
 
-def test_progress_is_the_mean_of_all_seeds(monkeypatch):
-  """And the time of an evaluation does not count as training."""
+def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
+  """Tokens per second are of all seeds, without the time of an evaluation."""
   clock, progress, cell = [0.0], [], SimpleNamespace(name="rnn", model=None)
   monkeypatch.setattr(
     training, "time", SimpleNamespace(monotonic=lambda: clock[0])

@@ -57,6 +57,7 @@ def test_the_table_has_the_results_of_the_runs(trained_runs, console, tmp_path):
     best = min((r["val_loss"], r["step"]) for r in rows if "val_loss" in r)
     params = load(Path(directory)).params
     speeds = [r["tokens_per_second"] for r in rows if "train_loss" in r]
+    # The last row is the evaluation after the last training step.
     seconds = round(rows[-2]["seconds"])
     assert row == {
       "run": Path(directory).name,

@@ -261,7 +261,7 @@ def test_a_row_without_published_seeds_needs_the_flag_seeds():
   assert [job.seed for job in plan(row, ReproduceConfig(seeds=(3,)))] == [3]
 
 
-def test_an_ensemble_is_evaluated_of_exactly_its_seeds():
+def test_an_ensemble_is_evaluated_only_if_all_its_seeds_are_the_given_ones():
   row = ROW._replace(evaluate=["--window=8"])
 
   def evaluated(*seeds):

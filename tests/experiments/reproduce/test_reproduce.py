@@ -115,7 +115,7 @@ def test_the_seeds_together_are_evaluated_once_and_compared(
   assert len(reproduce.run(row, trained, console).rows) == 2  # of one seed
 
 
-def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
+def test_other_flags_of_evaluation_or_a_damaged_entry_evaluate_again(
   trained, console, monkeypatch
 ):
   before = reproduce.run(ROW, trained, console).rows[0]
@@ -145,10 +145,10 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
   assert read(trained)["seeds"] == {"0": seed, "7": seed}
 
 
-def test_another_process_may_reproduce_others_of_the_seeds(
+def test_what_another_process_adds_during_an_evaluation_is_kept(
   trained, console, monkeypatch
 ):
-  """While this one evaluates its own."""
+  """It adds the entry of seed 1, and the losses of the ensemble."""
   path = Path(trained.run) / "reproduction.json"
   reproduce.run(ROW, trained, console)
   record, together = json.loads(path.read_text()), {"stateful": 1.25}
