@@ -77,9 +77,9 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   Raises:
     ValueError: a change is malformed, has no effect, changes the corpus or its
       splits, equals another change, or can have no directory of its own; --run
-      is not given or is a run, or holds the results or runs of another recipe
-      or corpus, or of changes that --overwrite does not name; the corpus is a
-      pipe, which can be read only once; or as in `train.run`.
+      is not given or is a run, holds the results or runs of another recipe or
+      corpus, or with --overwrite, results of changes that are not given; the
+      corpus is a pipe, which can be read only once; or as in `train.run`.
     Diverged: the recipe itself diverges.
   """
   job = config.job

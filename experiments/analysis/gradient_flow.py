@@ -8,10 +8,9 @@ and sˡₜ the state of layer l after token t. This module computes, for every t
 how much a small change of an earlier state changes the prediction at t. The
 fields of a state, such as h and c, are changed one at a time, the others held
 fixed. The change acts through the later time steps of its layer, and through
-the layers above, which read h. The
-gradients come from the cell's own backward pass. One scan over k computes them
-for all t in parallel: for the prediction at t, its step k is the backward pass
-of the time step t − k.
+the layers above, which read h. The gradients come from the cell's own backward
+pass. One scan over k computes them for all t in parallel: for the prediction at
+t, its step k is the backward pass of the time step t − k.
 """
 
 from functools import partial

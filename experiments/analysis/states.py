@@ -183,7 +183,7 @@ def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
 def _candidate_parts(
   cell: Cell, layer: LayerTrace
 ) -> tuple[jax.Array, jax.Array]:
-  """Return what n gets from the input, [N, H], and its columns of W_h, [H, H].
+  """Return what n gets from the input, [N, H], and n's columns of W_h, [H, H].
 
   The columns of r and z come before those of n.
   """

@@ -42,8 +42,8 @@ def check_entries(record: Record) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
   The lists must have the lengths that the configuration gives them; the losses
-  by context, the length of their row's `lengths`. The figure of `plots` needs
-  numbers; those that `tables` would not fail on are checked here.
+  by context, the length of their row's `lengths`. A value that is not a number
+  is found here if the figure of `plots` would fail on it, but `tables` not.
   """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1
