@@ -7,6 +7,7 @@ from experiments import ablate
 from experiments.comparison.ablations import Ablations
 from experiments.trainer.data import read_corpus_text, text_sha256
 
+# The numbers of a row of the record; a row also names its change.
 ROW = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
 
 

@@ -11,7 +11,7 @@ RECALLS = [
 def example():
   """Return a record of two seeds with values that are easy to recognise."""
 
-  def run(cell, budget, num_steps):
+  def make_run(cell, budget, num_steps):
     return {
       "cell": cell,
       "budget": budget,
@@ -35,9 +35,9 @@ def example():
     }
 
   runs = [
-    *(run(name, "equal steps", 150) for name in NAMES),
-    run("rnn", "equal time", 170),
-    run("gru", "equal time", 140),
+    *(make_run(name, "equal steps", 150) for name in NAMES),
+    make_run("rnn", "equal time", 170),
+    make_run("gru", "equal time", 140),
   ]
   fields = {"rnn": "h", "gru": "h", "lstm": "hc"}
   return {

@@ -19,7 +19,8 @@ from lstm_jax import rnn
 from tests.experiments.pages import browser, explored
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
-# Its last batch is as long as the others: only one training step is compiled.
+# In the runs of `make_config`, the last batch of this text is as long as the
+# others, so that only one training step is compiled.
 VERSES = f"{VERSE * 20}Thou art more\n"
 # Options of a run whose loss is not finite after a training step.
 DIVERGES = {
@@ -45,7 +46,8 @@ def console():
 def make_config(directory):
   """Return the config of a run of 47 training steps, and write its corpus.
 
-  Tests use its sizes where they do not need others: equal sizes compile once.
+  Tests use these sizes unless they need others: a program is compiled once for
+  all runs of equal sizes.
   """
   corpus = directory / "verse.txt"
   corpus.write_text(VERSES, encoding="utf-8")
@@ -106,7 +108,7 @@ def copy_run(source, config):
 
 
 def edit_config(directory, **changes):
-  """Change flags in the config.json of a run."""
+  """Change entries of the config.json of a run, such as its flags."""
   path = directory / "config.json"
   record = json.loads(path.read_text(encoding="utf-8")) | changes
   path.write_text(json.dumps(record), encoding="utf-8")
@@ -151,7 +153,7 @@ def comparison(tmp_path):
 def trained_runs(tmp_path_factory):
   """Return two finished runs, {name: configuration}; tests only read them.
 
-  An LSTM of two layers, and a plain RNN, on a text that contains markup.
+  They are an LSTM of two layers and a plain RNN. Their text contains markup.
   """
   base = tmp_path_factory.mktemp("runs")
   corpus = base / "verse.txt"
@@ -206,7 +208,7 @@ def explored_run(tmp_path_factory):
 def words_page(word_config, tmp_path, console):
   """Return the page of a word model to which "temperate" is unknown.
 
-  Its corpus replaces that of `word_config`.
+  The model's corpus replaces that of `word_config`.
   """
   corpus, text = Path(word_config.data.corpus), tmp_path / "text.txt"
   corpus.write_text("Thou art\n  more lovely, more\nlovely.\n" * 20)
@@ -225,21 +227,21 @@ def explored_page(explored_run):
 
 @pytest.fixture(scope="session")
 def started_chromium():
-  """A browser, started once: that takes longer than most pages."""
+  """Yield a browser, started once: a start takes longer than most pages."""
   with browser.chromium() as found:
     yield found
 
 
 @pytest.fixture(scope="module")
 def chromium(started_chromium):
-  """The browser, which is reset after the tests of each module."""
+  """Yield the browser, which is reset after the tests of each module."""
   yield started_chromium
   started_chromium.reset()
 
 
 @pytest.fixture
 def no_room():
-  """Return a context in which no byte can be written to a file."""
+  """Return a maker of contexts in which no byte can be written to a file."""
 
   @contextlib.contextmanager
   def full():
@@ -255,7 +257,10 @@ def no_room():
 
 @pytest.fixture
 def interruptible():
-  """Have SIGINT interrupt, as in a terminal; a background job ignores it."""
+  """Have SIGINT raise KeyboardInterrupt, as in a terminal.
+
+  A background job, as the tests may be, ignores SIGINT otherwise.
+  """
   previous = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, previous)

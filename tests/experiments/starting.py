@@ -74,7 +74,7 @@ def start(case: list[str], directory: Path) -> tuple[int, str, str]:
       if sys.stdout:
         sys.stdout.flush()  # as the interpreter does at its exit
     except OSError:
-      status = 120  # the interpreter's, if that fails
+      status = 120  # the interpreter's status if the flush fails
     os._exit(status)
   status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   return status, *(path.read_text(errors="replace") for path in (out, err))
