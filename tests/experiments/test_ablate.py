@@ -1,3 +1,5 @@
+"""What an ablation trains, measures and prints, and which it refuses."""
+
 import os
 import re
 from pathlib import Path
@@ -56,16 +58,17 @@ def test_the_test_split_plays_no_part(config, console):
   assert "cold, stateful: nats per token of the validation split\n" in printed
 
 
-def test_a_run_is_measured_by_both_protocols_on_the_split_that_chose_it(
+def test_a_run_is_measured_by_both_protocols_on_the_validation_split(
   config, monkeypatch
 ):
+  """Stand-ins return the losses of two tokens; a row has their mean."""
   val = read_corpus(config.data).val
   params = {"w": np.zeros((2, 3)), "b": np.zeros(3)}
   trained = Trained(config, None, params, None, 40, 1.75, "1a2b")
 
   def nats(value):
-    def of_tokens(model, found, tokens):
-      assert found is params and tokens.tolist() == val.tokens.tolist()
+    def of_tokens(model, weights, tokens):
+      assert weights is params and tokens.tolist() == val.tokens.tolist()
       return np.array([value, value + 2])
 
     return of_tokens
@@ -138,6 +141,7 @@ def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
   assert "no checkpoint is kept" in printed
   assert re.search(r" diverged +$", printed, re.MULTILINE)
   assert ablate.run(config, [wild], console).rows == rows
+  # If the recipe itself diverges, nothing can be compared with it.
   with pytest.raises(Diverged, match="no checkpoint is kept"):
     ablate.run(
       replace(ablate.apply_change(config, wild), run=f"{config.job.run}2"),
@@ -207,6 +211,7 @@ def test_a_recipe_is_the_same_from_another_directory(
   corpus = Path(config.data.corpus)
   monkeypatch.chdir(corpus.parent)
   ablate.run(replace(config, corpus=corpus.name), [], console)
+  # One row is kept, and the recipe is not trained again.
   assert "ablations.json: 1\n" in console.file.getvalue()
 
 

@@ -95,11 +95,11 @@ def test_a_run_from_before_an_overwrite_is_outdated(
   started, outdated, finished, tmp_path
 ):
   edit_config(finished, started=started)
-  whole = Ablations({}, "", [])
-  begun_again = whole._replace(overwritten="2026-11-28T04:44:10Z")
-  assert begun_again.is_outdated(finished) == outdated
-  assert not whole.is_outdated(finished)
-  assert not begun_again.is_outdated(tmp_path)  # no run
+  not_overwritten = Ablations({}, "", [])
+  overwritten = not_overwritten._replace(overwritten="2026-11-28T04:44:10Z")
+  assert overwritten.is_outdated(finished) == outdated
+  assert not not_overwritten.is_outdated(finished)
+  assert not overwritten.is_outdated(tmp_path)  # no run
 
 
 def test_the_results_of_another_recipe_or_corpus_are_not_mixed_in(
@@ -141,7 +141,8 @@ def test_a_damaged_record_is_refused(config, console):
       )
     ),
   ]
-  # Not while the deep brackets are parsed, where finalizers would fail.
+  # Collect garbage now: while the nested brackets are parsed, the stack is so
+  # deep that finalizers would fail.
   gc.collect()
   for text in damaged:
     path.write_text(text)
@@ -192,7 +193,7 @@ def test_a_run_that_two_processes_measure_has_one_row(
 def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   config, console, monkeypatch
 ):
-  """As after an interruption of the measurement, or without ablations.json."""
+  """The measurement was interrupted, or ablations.json was deleted."""
   changes = ["hidden_size=7"]
   rows, _ = ablate.run(config, changes, console)
   record_path(config).unlink()
@@ -216,7 +217,7 @@ def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
     ablate.run(other, [], console)
 
 
-def test_after_a_signal_in_the_last_evaluation_of_a_run_no_other_starts(
+def test_after_a_signal_in_the_last_evaluation_of_a_run_no_other_run_starts(
   config, console, monkeypatch
 ):
   log_evaluation = train.RunLogger.log_evaluation
@@ -239,6 +240,7 @@ def test_a_signal_ends_the_runs_and_the_next_call_resumes_them(
   stateful_loss = train.stateful_loss
 
   def loss(*arguments):
+    # Each run prints this heading as it starts: the second is being trained.
     if console.file.getvalue().count("\nrun         ") == 2:
       signal.raise_signal(signal.SIGTERM)
     return stateful_loss(*arguments)
@@ -271,7 +273,7 @@ def test_a_signal_after_the_last_run_stops_nothing(
   assert stopped_by is None
 
 
-def test_the_command_is_printed_that_resumes_a_stopped_overwrite(
+def test_a_stopped_overwrite_prints_the_command_that_resumes_it(
   config, monkeypatch, capsys
 ):
   stopped = ablate.Result([], signal.SIGTERM)
