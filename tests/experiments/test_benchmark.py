@@ -23,7 +23,10 @@ def standard_ranks():
 
 
 def check(rows, names):
-  """Check that the peers come in order, ours first, with their results."""
+  """Check the peers (timed programs) of the first rows, and all times.
+
+  The first of `names` is our program, to which the times are relative.
+  """
   assert [row["peer"] for row in rows][: len(names)] == names
   assert rows[0]["ratio_to_ours"] == 1
   for row in rows:
@@ -77,7 +80,7 @@ def test_sampling_is_proven_equal_and_timed():
 
 
 @pytest.mark.exhaustive
-def test_growth_is_timed():
+def test_models_are_timed_as_one_size_grows():
   growth = {"growth in steps": ("seq_len", (1, 2))}
   cases = [rows for rows, _ in parts.growth_part(growth, 1)]
   assert [rows[0]["seq_len"] for rows in cases] == [1, 2]
@@ -113,6 +116,7 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
   new = [row | {"median_ms": 2 * row["median_ms"]} for row in old]
   other = {"part": "new", "peer": "lstm_jax", "median_ms": 1.0}
   table = change_table(old, [*new, other])
+  # The last column has the ratio of the new times to the old ones.
   assert list(table.columns[3].cells) == ["2.00"] * len(old)
   assert "original: lstm_jax, 2 a call" in table.columns[0].cells
   with pytest.raises(ValueError, match="no case is in both runs"):
@@ -123,7 +127,7 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
 def given(console, monkeypatch):
   """Return a function that sets the flags of the program, by name.
 
-  Those that it is not given have a default.
+  A flag without a value there gets a default.
   """
 
   def set_flags(**values):
@@ -193,6 +197,7 @@ def test_a_part_is_measured_once_and_other_devices_are_named(
     found = [line for line in lines if line.startswith("devices of JAX")]
     assert found == ([said] if said else [])
     assert ["4", "1", "0.25"] in [line.split()[-3:] for line in lines]
+  # Each call measures the part once, though --part names it twice.
   assert measured == [1, 1, 1]
 
 
@@ -218,7 +223,9 @@ def test_results_are_saved_after_each_case_and_a_reason_printed_once(
   assert printed.endswith(f"saved in {out}\n")
 
 
-def test_a_failure_on_a_gpu_is_the_exit_status(given, tmp_path, monkeypatch):
+def test_a_failed_check_on_a_gpu_sets_the_exit_status(
+  given, tmp_path, monkeypatch
+):
   record = record_of([]) | {"failures": ["a kernel differs"]}
   monkeypatch.setattr(benchmark.gpu, "run", lambda *given: record)
   given(PART=["gpu"], OUT=str(tmp_path / "gpu.json"))
@@ -227,6 +234,7 @@ def test_a_failure_on_a_gpu_is_the_exit_status(given, tmp_path, monkeypatch):
   assert benchmark.main() == 0
 
 
+# Of 4 cores, 4 devices share the default batch of 32, and 2 one of 6.
 @pytest.mark.parametrize(("batch_size", "devices"), [(None, 4), (6, 2)])
 def test_the_devices_of_a_model_divide_its_batch(
   batch_size, devices, given, monkeypatch

@@ -15,7 +15,7 @@ from tests.experiments.comparing import NAMES, RECALLS
 from tests.processes import as_flags, run_program
 
 
-def test_each_cell_has_the_best_of_its_rates_and_the_time_of_the_lstm(
+def test_each_cell_has_its_best_learning_rate_and_its_steps_of_equal_time(
   comparison, console, monkeypatch
 ):
   seconds = {"rnn": 0.4, "gru": 1e9, "lstm": 1.0}
@@ -39,6 +39,7 @@ def test_each_cell_has_the_best_of_its_rates_and_the_time_of_the_lstm(
   config = replace(comparison, learning_rate=tuple(losses))
   args = models, corpus, config, [0, 1], "trial key", console
   found = dict(measurements.describe_cells(*args))
+  # In the time of the 12 steps of the LSTM; at least one.
   assert [row["steps_in_equal_time"] for row in found.values()] == [30, 1, 12]
   for name, row in found.items():
     assert row["learning_rate"] == 0.02
@@ -76,7 +77,7 @@ def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):
   }
 
 
-def test_each_delay_of_each_cell_is_recalled_and_recorded(
+def test_each_cell_learns_to_recall_at_each_delay_and_is_recorded(
   comparison, key, console, monkeypatch
 ):
   calls = []
@@ -108,6 +109,7 @@ def test_each_delay_of_each_cell_is_recalled_and_recorded(
     *[("lstm", None)] * 2,
     *[("lstm", "lstm")] * 2,
   ]
+  # Each delay has its own keys, which are the same for all cells.
   keys = [keys for *_, keys in calls]
   assert keys == keys[:2] * 3 and keys[0] != keys[1]
   assert rows[1] == {
@@ -163,7 +165,7 @@ def test_two_devices_that_share_the_seeds_compute_what_one_does(
 
 @pytest.mark.exhaustive
 def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
-  # With as many steps as the training, the trials have the same program.
+  # The trials have as many steps as the training (12), and so the same program.
   config = replace(comparison, learning_rate=(1e-3, 0.02), trial_steps=12)
   directory = tmp_path / "out"
   directory.mkdir()
@@ -188,6 +190,7 @@ def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
     name: cell["seconds_per_step"] * cell["steps_in_equal_time"]
     for name, cell in saved["cells"].items()
   }
+  # The number of steps is rounded: the time differs by at most half a step.
   for name, seconds in spent.items():
     half_step = 0.5 * saved["cells"][name]["seconds_per_step"]
     assert abs(seconds - spent["lstm"]) <= 1.001 * half_step
@@ -211,7 +214,8 @@ def test_cells_recalled_before_an_interruption_are_kept(
   learn, calls = recall.learn, []
 
   def interrupted(*arguments, **options):
-    # In the second delay of the GRU with chrono biases: its first one is lost.
+    # At the second delay of the GRU with chrono biases. The first is lost, too:
+    # a cell's results are saved once all its delays are learned.
     if len(calls) == 5:
       raise KeyboardInterrupt
     calls.append(options["chrono"])

@@ -41,13 +41,13 @@ def test_the_tables_are_markdown_with_means_and_deviations():
   "num_seeds, said",
   [(1, "(1 seed),"), (2, "(mean ± standard deviation of 2 seeds),")],
 )
-def test_the_title_says_of_how_many_seeds_the_losses_are(num_seeds, said):
+def test_the_title_names_the_number_of_seeds(num_seeds, said):
   record = example()
   record["config"]["num_seeds"] = num_seeds
   assert said in next(iter(tables(record)))
 
 
-def test_what_was_not_measured_is_a_dash_in_the_tables():
+def test_a_loss_that_is_missing_or_a_norm_divided_by_zero_is_a_dash():
   record = example()
   record["runs"][0] |= {"evaluations": None, "samples": None}
   record["gradient_flow"][0]["norms"]["h"][0] = 0.0
@@ -71,6 +71,7 @@ def test_a_saved_comparison_is_loaded_and_reported(tmp_path, console):
   loaded = compare_cells.load(tmp_path)
   assert loaded == record
   samples = (tmp_path / "samples.txt").read_text("utf-8")
+  # Two of each of the five runs.
   assert samples.count("===\nShall I\n") == 10
   assert "=== gru, equal time, step 140 ===" in samples
   compare_cells.report(loaded, tmp_path, console)
@@ -125,7 +126,7 @@ def test_the_kept_comparison_has_the_fields_of_the_configuration():
 
 @pytest.mark.exhaustive
 def test_a_gradient_that_overflows_has_no_norm(monkeypatch, tmp_path):
-  """As that of an untrained LayerNorm LSTM over thousands of steps."""
+  """For example, in an untrained LayerNorm LSTM over thousands of steps."""
   found = {"h": [2.0, 1.0, *[math.inf] * 4, *[math.nan] * 95]}
   monkeypatch.setattr(measurements, "gradient_norms", lambda *args: found)
   trained = SimpleNamespace(initial_params=[0, 1], final_params=[2, 3])
