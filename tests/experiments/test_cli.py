@@ -63,7 +63,10 @@ def test_train_then_sample(corpus, tmp_path):
 
 @pytest.mark.exhaustive
 def test_an_interrupt_exits_before_python_shuts_jax_down():
-  """A thread of JAX that still compiles would crash: no exit handler runs."""
+  """A thread of JAX that still compiles would crash at the shutdown.
+
+  So no exit handler runs: the one here would change the status to 3.
+  """
   code = """
 import atexit, os
 from experiments.cli import launch
@@ -87,7 +90,7 @@ launch(main)
 
 
 @pytest.mark.exhaustive
-def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
+def test_ctrl_c_stops_a_run_and_keeps_its_best_checkpoint(corpus, tmp_path):
   run = tmp_path / "run"
   flags = f"--corpus={corpus}", f"--run={run}", "--num_epochs=100000"
   process = start("train", *SMALL, *flags)

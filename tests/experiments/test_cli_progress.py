@@ -47,7 +47,10 @@ def terminal(monkeypatch):
 
 @contextlib.contextmanager
 def pipe(monkeypatch, tmp_path):
-  """Replace standard output by a file, no terminal either; yield its path."""
+  """Replace standard output by a file; yield its path.
+
+  Like a pipe, the file is no terminal.
+  """
   path = tmp_path / "out"
   with path.open("w", encoding="utf-8") as file:
     monkeypatch.setattr(sys, "stdout", file)
@@ -56,7 +59,10 @@ def pipe(monkeypatch, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-  """Return monkeypatch, in a user's environment, whatever runs the tests."""
+  """Set the environment of a user's terminal, and return monkeypatch.
+
+  Variables of a build server, which may run the tests, are removed.
+  """
   for name in ("CI", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv("TERM", "xterm-256color")
@@ -72,12 +78,15 @@ def show(quiet=False):
 
 
 def clock(monkeypatch, pace):
-  """Have a training step take `pace` seconds."""
+  """Have a training step of `show` take `pace` seconds.
+
+  The bar reads the clock as it is made, and then once in ten steps.
+  """
   now = iter(range(0, 10**9, 10 * pace))
   monkeypatch.setattr(training_bar.time, "monotonic", lambda: float(next(now)))
 
 
-def test_a_bar_has_the_remaining_time_with_minutes_between_its_updates():
+def test_a_bar_has_the_remaining_time_if_updates_are_minutes_apart():
   now, sent = 0.0, io.StringIO()
   console = Console(
     file=sent, width=80, force_terminal=True, get_time=lambda: now
@@ -133,7 +142,7 @@ def test_in_a_pipe_there_are_lines_with_the_time_in_hours(
     clock(here, pace=90)
     show()
   lines = path.read_text().splitlines()
-  # The clock is read once in ten steps, which take 900 s.
+  # Ten steps take 900 s, so that the last 80 take 7,200.
   assert lines[0] == "20/100  3.600 nats/char  1,234 chars/s  2:00:00 left"
   assert lines[-1] == "100/100  2.000 nats/char  1,234 chars/s  0:00:00 left"
   assert len(lines) == 9
@@ -204,7 +213,7 @@ def test_a_run_whose_pipe_is_closed_can_be_resumed(config, console):
   assert "resumed     after step 20\n" in console.file.getvalue()
 
 
-def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):
+def test_a_quiet_run_prints_only_its_heading_and_its_end(config, here):
   config = replace(config, quiet=True)
   with terminal(here) as sent:
     result = train.run(config, make_console())

@@ -27,11 +27,11 @@ def parse(path):
   return config_from_flags(TrainConfig(), holders), changes.value
 
 
-def lines(path):
+def flags_of(path):
   """Return the flags of a flagfile, as (name, text) pairs."""
-  text = path.read_text(encoding="utf-8").splitlines()
-  flags = [line[2:].partition("=") for line in text if line.startswith("--")]
-  return [(name, value) for name, _, value in flags]
+  lines = path.read_text(encoding="utf-8").splitlines()
+  parts = [line[2:].partition("=") for line in lines if line.startswith("--")]
+  return [(name, value) for name, _, value in parts]
 
 
 @pytest.mark.everyday(6)
@@ -42,9 +42,9 @@ def test_a_recipe_and_each_of_its_changes_is_a_valid_run(path):
   """Its flags are those of `train`, and each change alters the recipe."""
   config, changes = parse(path)
   left_out = "run", "change", "teacher"
-  own = [pair for pair in lines(path) if pair[0] not in left_out]
+  own = [pair for pair in flags_of(path) if pair[0] not in left_out]
   text = ",".join(f"{name}={value}" for name, value in own)
-  teacher = tuple(value for name, value in lines(path) if name == "teacher")
+  teacher = tuple(value for name, value in flags_of(path) if name == "teacher")
   expected = replace(ablate.apply_change(TrainConfig(), text), teacher=teacher)
   assert replace(config, run="") == expected
   configs = [ablate.apply_change(config, change) for change in changes]
@@ -61,7 +61,7 @@ def test_a_recipe_and_each_of_its_changes_is_a_valid_run(path):
 
 
 def check_shapes(config):
-  """Check that the loss of a batch, and its state, have their shapes."""
+  """Check the shapes of the loss of a batch and of the state after it."""
   model = make_model(config, VOCABULARY_SIZE, None)
   B, T = config.batching.batch_size, config.batching.seq_len
   state = model.initial_state((B,))

@@ -1,4 +1,4 @@
-"""What `experiments.sample` writes with its flags, and which it refuses."""
+"""What `experiments.sample` writes, and which flags exclude each other."""
 
 import io
 import sys
@@ -86,10 +86,17 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]
   assert write("run", **flags | {"beam": 2}) == ["[6]"]
   beam = {"beam_size": 2, "suppress_tokens": (5,)}
-  assert given["beam"] == ([1], 9, beam)  # 1 is a line break, and not shown
-  none = {"temperature": 0.8, "top_k": None, "top_p": None, "min_p": None}
+  # Without a prompt, the text follows a line break (1), which is not shown.
+  assert given["beam"] == ([1], 9, beam)
+  unrestricted = {
+    "temperature": 0.8,
+    "top_k": None,
+    "top_p": None,
+    "min_p": None,
+  }
   write("run", num_samples=2)
-  assert given[draw][3] == none | {"suppress_tokens": (5,), "num_samples": 2}
+  expected = unrestricted | {"suppress_tokens": (5,), "num_samples": 2}
+  assert given[draw][3] == expected
 
 
 @pytest.mark.exhaustive
@@ -117,6 +124,7 @@ def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
 def test_an_interactive_text_goes_on_from_each_line(
   explored_run, monkeypatch, capsys
 ):
+  # An empty line stands for a line break. The third line is refused.
   typed = "Thou\n\na¤b\nart\n"
   monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
   (text,) = write(explored_run, interactive=True)
@@ -128,7 +136,7 @@ def test_an_interactive_text_goes_on_from_each_line(
   before = f"Thou{written[0]}\n{written[1]}art"
   tokens = trained.tokenizer.encode(before + written[2])
   key = jax.random.key(0)
-  for _ in range(3):
+  for _ in range(3):  # one key for each of the three parts
     key, drawn = jax.random.split(key)
   keys = jax.random.split(drawn, 30)
   _, logits = trained.model.apply(

@@ -128,7 +128,8 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
   for (case, message), result in zip(cases.items(), results, strict=True):
     status, out, err = result
     assert (status, err.count("\n")) == (2, 1), (case, result)
-    # The heading is printed before the run directory is opened.
+    # These cases alone have output: a run's heading is printed before its
+    # directory is opened.
     heading = "is not a directory" in message
     assert bool(out) == heading, (case, result)
     assert err.startswith("error: ") and message in err, (case, err)
