@@ -48,7 +48,7 @@ def test_a_state_that_is_no_vector_has_no_page(key):
 
 
 @pytest.mark.exhaustive
-def test_a_state_that_overflows_has_no_page(key):
+def test_a_state_or_logit_that_is_not_finite_has_no_page(key):
   config = ModelConfig(CELLS["relu_rnn"], embedding_size=3, hidden_size=4)
   params = language_model(config, 7).init(key)
   (layer,) = params.layers  # h of about 10, 1e21, 1e41: the third overflows
@@ -64,7 +64,11 @@ def test_a_state_that_overflows_has_no_page(key):
 def test_the_page_has_states_and_gates_to_half_a_level(
   explored_page, explored_run
 ):
-  """They are those of `cell.step` and `signals`, which has its own tests."""
+  """A level is a step of the 8-bit numbers in which the page holds them.
+
+  States are compared with those of `cell.step`, gates with those of `signals`,
+  which has its own tests.
+  """
   data, trained = PageData(explored_page), load(explored_run)
   tokens = trained.tokenizer.encode(val_text(explored_run))
   xs = trained.params.embedding[tokens]
@@ -119,6 +123,8 @@ def test_gradient_norms_are_stored_to_six_per_cent(explored_page, explored_run):
       expected = getattr(path, name)
       in_range = expected > 1.001e-12 * expected.max()
       assert in_range.mean() > 0.5
+      # 254 levels span at most 12 decades: half a level is a factor of
+      # 10**(6 / 254) = 1.056.
       assert np.abs(norms[in_range] / expected[in_range] - 1).max() < 0.057
       assert ((norms == 0) == (expected == 0)).all()
 
@@ -178,6 +184,8 @@ def test_every_cell_has_a_page(name, key):
   params = language_model(config, len(symbols)).init(key)
   blobs = Blobs()
   header = make_header(CELLS[name], params, tokens, [*text], blobs)
+  # The LSTM has the signals hcifgo, and the state has the fields hc. These are
+  # the signals, and the fields, of the cells that differ from it.
   letters = dict.fromkeys(
     ("rnn", "relu_rnn", "min_gru", "min_lstm", "lru"), "h"
   )
@@ -204,7 +212,7 @@ def test_every_cell_has_a_page(name, key):
   assert 'id="header"' in blobs.page(TEMPLATE, header)
 
 
-def test_a_gradient_that_overflows_is_the_largest_and_not_none():
+def test_a_gradient_that_overflows_has_the_level_of_the_largest():
   for finite, bounds in (([1.0, 1e-3], [-3, 0]), ([0.0, 0.0], [0, 1e-3])):
     norms = np.array([[finite[0], np.inf], [finite[1], np.nan]], np.float32)
     taken = []

@@ -29,7 +29,10 @@ T, B = 7, 2
 
 @pytest.fixture(scope="module")
 def example(explored_run):
-  """Return (tokens, the state's arrays by name, logits and state after)."""
+  """Return (tokens, a state's arrays by name, what the model computes of them).
+
+  The last is a list: the logits, and the arrays of the state after the tokens.
+  """
   trained = load(explored_run)
   key = jax.random.key(0)
   tokens = jax.random.randint(key, (T, B), 0, trained.tokenizer.size, jnp.int32)
@@ -53,7 +56,7 @@ def test_a_file_in_a_run_directory_is_refused(explored_run, tmp_path):
   config = (explored_run / "config.json").read_bytes()
   link, other = tmp_path / "link", tmp_path / "other"
   link.symlink_to(explored_run)
-  other.mkdir()
+  other.mkdir()  # a run, but not the one that is exported
   (other / "config.json").write_bytes(config)
   for directory, out in (
     (explored_run, explored_run / "config.json"),
@@ -81,7 +84,7 @@ def test_a_format_that_is_not_known_is_refused(explored_run, tmp_path):
   ("out", "reason"),
   [("nowhere/model", "no such directory"), ("", "it is a directory")],
 )
-def test_a_file_of_no_directory_is_refused_before_the_run_is_read(
+def test_a_path_that_cannot_be_written_is_refused_before_the_run_is_read(
   out, reason, tmp_path
 ):
   message = f"^{re.escape(str(tmp_path / out))} cannot be written: {reason}$"
@@ -178,10 +181,10 @@ def test_a_run_is_exported_as_a_page(explored_run, trained, tmp_path):
   assert abs(cost - (after - before)) < 2e-4 and abs(cost) < 0.05
   page = PageData(path).header
   assert page["cost"] == said.split("; ")[-1] + "."
-  size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+  num_weights = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
   assert page["about"] == (
-    f"lstm, 2 × 12 units, {size:,} weights, after 0 training steps. The model "
-    "is in this page, and runs in your browser."
+    f"lstm, 2 × 12 units, {num_weights:,} weights, after 0 training steps. The "
+    "model is in this page, and runs in your browser."
   )
   assert page["model"]["cell"] == "lstm" and len(page["layers"]) == 2
   assert "<script src" not in path.read_text(encoding="utf-8")
@@ -190,7 +193,7 @@ def test_a_run_is_exported_as_a_page(explored_run, trained, tmp_path):
 def test_a_page_is_of_the_validation_or_the_development_split(
   explored_run, trained, monkeypatch
 ):
-  def make_page(trained, text, source):
+  def make_page(trained, text, source):  # ends the export, and shows its text
     raise ValueError(f"{len(text)} characters of {source}")
 
   monkeypatch.setattr(export.writer, "make_page", make_page)
@@ -237,12 +240,12 @@ def size(path):
 def test_a_flipped_bit_is_an_error_of_one_line_or_changes_nothing(
   explored_run, tmp_path
 ):
-  """The bit is at one of 15 places of the largest file of the weights.
+  """One bit is flipped at each of 15 places of the weights' largest file.
 
   If it changes the weights, their checksum differs. If it damages compressed
   data, the file may be unreadable. Nothing reads the parts of the file that
-  were superseded while it was written. Which place is which differs between
-  runs.
+  were superseded while it was written. What a place holds differs between
+  runs of this test.
   """
   run, page, untouched = (tmp_path / name for name in ("run", "a", "b"))
   shutil.copytree(explored_run, run)

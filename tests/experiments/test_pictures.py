@@ -28,7 +28,10 @@ pytestmark = [
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-  """Return the directory of the pictures; compile the runs as users do."""
+  """Return the directory of the pictures.
+
+  The runs are compiled as those of users, without the XLA_FLAGS of the tests.
+  """
   monkeypatch.setenv("XLA_FLAGS", "")
   return Path(os.environ.get("LSTM_JAX_PICTURES", tmp_path))
 
@@ -62,9 +65,9 @@ def test_a_unit_tracks_the_line_and_the_gradient_fades_at_its_end(
 
   # The cursor is in the seventh line, so that the gradient path crosses two
   # line breaks.
-  breaks = [t for t, c in enumerate(data.text) if c == "\n"]
+  breaks = [t for t, letter in enumerate(data.text) if letter == "\n"]
   cursor = breaks[5] + 5
-  norms = data.paths(0)["c"][cursor]
+  norms = data.paths(0)["c"][cursor]  # norms[k]: k characters back
   nearer, farther = (  # the two lines before that of the cursor
     norms[cursor - breaks[k] : cursor - breaks[k - 1]] for k in (5, 4)
   )
