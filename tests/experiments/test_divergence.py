@@ -15,7 +15,7 @@ from tests.experiments.conftest import DIVERGES
 from tests.experiments.trainer.resuming import inject_nans, read_rows
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
+def test_a_loss_that_is_not_finite_stops_a_run_and_keeps_its_best_checkpoint(
   config, console, monkeypatch
 ):
   def make(*arguments, **options):
@@ -70,7 +70,8 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   first, *_, last = (row for row in rows if "train_loss" in row)
   # These rows are of steps 1 to 10 and 31 to 40, which were all skipped.
   assert first["train_loss"] is last["train_loss"] is None
-  # No update was made: the rate is that of the first, not of one before it.
+  # No step updated the weights: the learning rate is that of the first update,
+  # and not of one before it.
   schedule = setup.make_setup(config).schedule
   assert first["lr"] == float(schedule(0)) != float(schedule(-1))
 

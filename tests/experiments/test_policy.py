@@ -13,7 +13,7 @@ from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT, as_flags, run_program
 
 RESULTS = ROOT / "experiments/results/policy"
-# Kept run: the networks of which all seeds solve the task at the end.
+# For each kept run: the networks of which all seeds solve the task at the end.
 SOLVED = {
   "tmaze-10": {"gru", "lstm", "min_gru"},
   "tmaze-100": {"min_gru"},
@@ -94,13 +94,13 @@ def test_the_mean_return_is_that_of_all_episodes_of_the_last_updates():
   assert table.splitlines()[2] == "| gru | 1,904 | -0.50, 0.50 | 0.00 | 20 |"
 
 
-def test_a_seed_whose_episodes_have_not_ended_hides_no_other(
+def test_a_seed_without_a_finished_episode_is_a_dash_beside_the_others(
   console, monkeypatch
 ):
   record = example()
   record["networks"]["gru"]["returns"] = [[0.5, None]]
   record["networks"]["feed_forward"]["returns"] = [[0.25, None], [0.75, 0.5]]
-  monkeypatch.setattr("experiments.policies.tables.LAST", 1.0)
+  monkeypatch.setattr("experiments.policies.tables.LAST", 1.0)  # all updates
   returns, _ = tables(record).values()
   assert returns.splitlines()[2] == "| gru | 1,904 | 0.50, – | – | 20 |"
   assert "| 0.50, 0.50 | 0.50 |" in returns.splitlines()[3]
@@ -239,7 +239,7 @@ def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
   assert list(record["networks"]) == ["gru"]
   assert record["steps_per_update"] == 4 * 8 and record["guessing"] == -0.5
   first, second, third, _ = given
-  # Both networks have the same keys; those of other seeds and runs differ.
+  # Both networks have the same two keys; a run with another --seed has others.
   assert first == second and len({*first, *third}) == 4
   lines = console.file.getvalue().splitlines()
   shown = [f"gru  {number}/12  return 0.250" for number in range(2, 13, 2)]
@@ -260,7 +260,7 @@ def test_two_devices_that_share_the_seeds_compute_what_one_does(tmp_path):
       name: trained["returns"] for name, trained in record["networks"].items()
     }
   assert networks["1"] == networks["2"]
-  first, second = networks["1"]["gru"][4]  # seeds, at the first episodes' end
+  first, second = networks["1"]["gru"][4]  # when both seeds' first episodes end
   assert first != second and None not in (first, second)
 
 

@@ -66,6 +66,7 @@ def test_a_run_learns_and_fills_its_directory(
   assert losses[-1] < losses[0] - 0.3
   best = min(evaluations, key=lambda row: row["val_loss"])
   assert (best["step"], best["val_loss"]) == (result.best_step, result.val_loss)
+  # Runs are also evaluated at steps 10 and 30, and at the end.
   assert [row["step"] for row in evaluations] == [10, 30, 100, 141]
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
   # One at each evaluation, and those of the untrained and the best weights.
@@ -210,7 +211,7 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
     write(str(directory), **SAMPLE | {"prompt": " "})
 
 
-def test_a_run_directory_has_a_name_in_utf_8(config, tmp_path):
+def test_a_run_directory_whose_path_is_not_utf_8_is_refused(config, tmp_path):
   run = os.fsdecode(bytes(tmp_path / "run") + b"\xff")
   message = r"^the path of a run directory must be UTF-8, got '.*run\\udcff'$"
   with (
@@ -241,9 +242,10 @@ def test_a_text_too_short_is_refused_before_the_cells_are_checked(
 
 
 @pytest.mark.parametrize("name", ["lstm", "layernorm_lstm", "linear"])
-def test_an_unknown_term_is_an_error_that_lists_those_of_its_cell(
+def test_an_unknown_term_is_an_error_that_lists_the_terms_of_its_cell(
   name, config, console
 ):
+  """`linear` is no cell, and the error lists the cells."""
   from experiments import gradcheck
 
   with pytest.raises(ValueError, match="no backward pass has a term") as raised:

@@ -48,21 +48,24 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(
   record = json.loads((result.directory / "result.json").read_text())
   assert record["test_loss"] == tested["test_loss"]
   assert f"test loss {tested['test_loss']:.4f}" in console.file.getvalue()
-  assert drawn[-1] == read_rows(result.directory)  # once all is measured
+  # The last picture is drawn after the test loss is written.
+  assert drawn[-1] == read_rows(result.directory)
 
 
 @pytest.mark.exhaustive
-def test_the_epoch_of_an_evaluation_counts_larger_batches_late(config, console):
+def test_the_epoch_of_an_evaluation_counts_the_larger_batches_at_the_end(
+  config, console
+):
   config = replace(config, num_epochs=3, late_batch_size=6, eval_every=10**6)
   made = make_setup(config)
-  early, also, late = (epoch.num_batches for epoch in made.epochs())
-  assert early == also > late
-  assert made.epochs_made(early) == 1
-  assert made.epochs_made(early + also + 1) == 2 + 1 / late
+  first, second, last = (epoch.num_batches for epoch in made.epochs())
+  assert first == second > last
+  assert made.epochs_made(first) == 1
+  assert made.epochs_made(first + second + 1) == 2 + 1 / last
   assert made.epochs_made(made.num_steps) == 3
   train.run(config, console)
   history = read_run_history(Path(config.job.run))
-  assert derive(history).epoch_ends == [early, 2 * early, 2 * early + late]
+  assert derive(history).epoch_ends == [first, 2 * first, 2 * first + last]
   assert f"step {made.num_steps}, epoch 3.0: " in console.file.getvalue()
 
 
@@ -191,7 +194,7 @@ def test_averaged_weights_are_saved(finished_config, config, console):
 
 
 @pytest.mark.exhaustive
-def test_with_all_options_of_batching_a_run_ends_at_its_last_step(
+def test_with_all_options_of_batching_a_run_makes_the_steps_planned(
   config, console
 ):
   config = replace(
@@ -239,9 +242,12 @@ def test_the_average_starts_once_the_validation_loss_rises(config, console):
   heading = averaged[start].split("; from here")[0]
   assert plain[start].startswith(heading)  # until then the runs are equal
   assert averaged[:start] == plain[:start]
-  # Two parts stand before the evaluations: an empty one, and the untrained.
+  # Two parts stand before the evaluations: an empty one, and the sample of the
+  # untrained model.
   first = start - 2
   assert losses[0][: first + 1] == losses[1][: first + 1]
+  # With a patience of 1, the average starts when a loss is above the least of
+  # all losses but the one before it.
   rises = [
     number
     for number in range(2, len(losses[1]))

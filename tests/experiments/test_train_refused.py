@@ -93,6 +93,7 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   with pytest.raises(ValueError, match=message):
     train.run(config, console)
   assert tree(finished) == before
+  # --overwrite replaces the run, and keeps a file that is not the run's.
   keep = finished / "notes.txt"
   keep.write_text("mine")
   train.run(replace(config, overwrite=True, seed=3), console)
@@ -131,7 +132,7 @@ def test_a_run_is_replaced_only_by_one_that_has_reached_a_checkpoint(
   assert worst(load(finished).params, params) > 0
 
 
-def test_files_of_another_kind_are_left_as_they_are(config, console):
+def test_a_config_json_of_no_run_is_refused_and_left_as_it_is(config, console):
   directory = Path(config.job.run)
   directory.mkdir()
   (directory / "config.json").write_text('{"name": "somebody else"}')
@@ -154,7 +155,7 @@ def test_files_of_another_kind_are_left_as_they_are(config, console):
       VERSE * 20,
       f"--test_fraction=0.999 must cut a text of {20 * len(VERSE):,} char",
     ),
-    ({}, VERSE, "need at least 25 tokens, got"),
+    ({}, VERSE[:20], "need at least 25 tokens, got"),
     ({"batch_size": 500}, VERSE * 20, "500 .* of 8 .* need at least 4001"),
     (
       {"batch_size": 500},
@@ -185,8 +186,7 @@ def test_bad_input_is_an_error_that_leaves_no_directory(
   if text is None:
     Path(config.data.corpus).unlink()
   else:
-    cut = 20 if text == VERSE else None
-    Path(config.data.corpus).write_text(text[:cut], encoding="utf-8")
+    Path(config.data.corpus).write_text(text, encoding="utf-8")
   with pytest.raises(ValueError, match=message) as error:
     train.run(replace(config, **changes), console)
   assert "\n" not in str(error.value)
@@ -245,7 +245,9 @@ def test_a_damaged_config_is_an_error_that_names_it(finished, config):
   path = finished / "config.json"
   good = json.loads(path.read_text())
   path.write_text("[" * 200_000)
-  gc.collect()  # not in the deepest call, where finalizers would fail
+  # Collect garbage now: in the deepest call of the parser, finalizers would
+  # fail.
+  gc.collect()
   with pytest.raises(
     ValueError, match=r"there is no run in .*: no config\.json"
   ):
