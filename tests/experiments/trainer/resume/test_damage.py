@@ -34,13 +34,13 @@ def test_a_run_whose_checkpoints_hold_no_state_is_not_resumed(
 def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
   place, stopped, config, console, collected
 ):
-  """At the start of every file, in its middle, or at its end."""
+  """In the first, middle or last byte of each file of the newest checkpoint."""
   state = make_setup(config).state_like
   good = restore(stopped, state, console)
   assert int(good.state.step) == 33
   newest = stopped / "checkpoints" / "33"
   files = [p for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
-  earlier = []
+  damaged = []  # items for which the checkpoint of step 30 was used
   for path in files:
     data = path.read_bytes()
     flipped = bytearray(data)
@@ -54,9 +54,9 @@ def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
       assert restored.progress == good.progress
     else:
       assert step == 30
-      earlier.append(path.relative_to(newest).parts[0])
+      damaged.append(path.relative_to(newest).parts[0])
     path.write_bytes(data)
-  assert {STATE, "description", "checksums"} <= set(earlier)
+  assert {STATE, "description", "checksums"} <= set(damaged)
 
 
 @pytest.mark.everyday(1)
@@ -83,8 +83,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_a_run_whose_best_weights_are_lost_chooses_others(
   stopped, config, console, monkeypatch
 ):
-  """It chooses those of step 47, although their loss is higher."""
-  lost, losses = load(stopped), iter((9.0, 8.0))
+  """It chooses those of step 47, although the lost ones had a lower loss."""
+  lost, losses = load(stopped), iter((9.0, 8.0))  # after steps 40 and 47
   shutil.rmtree(stopped / "checkpoints" / f"{lost.step}")
   monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
   result = train.run(config, console)
@@ -109,6 +109,7 @@ def test_if_all_checkpoints_are_damaged_the_error_is_one_line(
   stopped, config, console
 ):
   for path in stopped.glob("checkpoints/*/checksums/metadata"):
+    # Changes hexadecimal digits of the checksums, and names of arrays.
     path.write_text(path.read_text().replace("a", "b"))
   with pytest.raises(
     ValueError, match=r"none of the checkpoints in .* can be"

@@ -87,8 +87,9 @@ def test_a_file_in_place_of_the_directory_of_all_runs_is_refused(
     train.run(replace(config, run=""), console)
 
 
-def test_a_sweep_and_a_single_run_do_not_resume_each_other(stopped, config):
+def test_a_single_run_does_not_resume_a_sweep(stopped, config):
   record = json.loads((stopped / "config.json").read_text())
+  # The record of a sweep is known by its num_seeds.
   (stopped / "config.json").write_text(json.dumps(record | {"num_seeds": 2}))
   facts = {"corpus_sha256": record["corpus_sha256"]}
   message = "holds a sweep; --overwrite replaces"
@@ -162,7 +163,7 @@ def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
 
 @pytest.mark.parametrize("flag", ["teacher", "init_from"])
 @pytest.mark.parametrize("name", ["link", "link/previous"])
-def test_a_run_that_is_read_is_not_replaced(
+def test_a_run_is_not_replaced_by_one_that_reads_it(
   flag, name, finished, config, console, tmp_path
 ):
   shutil.copytree(finished, tmp_path / "previous")

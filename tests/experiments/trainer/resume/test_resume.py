@@ -95,8 +95,9 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 ):
   """Before the first evaluation, at one, between two, in the last epoch.
 
-  With NOISE, the last epoch has another batch size. At step 103 there are
-  training steps that no row of metrics.jsonl holds yet.
+  With AVERAGES, an evaluation at step 6 comes first. With NOISE, the last epoch
+  has another batch size. At step 103 there are training steps that no row of
+  metrics.jsonl holds yet.
   """
   whole = check_stops([7, 10, 33, 103], changes, config, console)
   if changes is AVERAGES:
@@ -172,7 +173,10 @@ def test_evaluations_do_not_change_the_training(config, console):
 
 @pytest.mark.exhaustive
 def test_the_rate_of_a_row_is_that_of_its_last_update(config, console):
-  """Skipped steps do not advance the schedule."""
+  """Skipped steps do not advance the schedule.
+
+  Steps 3 and 4 are skipped, so step 10 makes the 8th update, by schedule(7).
+  """
   config = replace(config, nonfinite="skip", schedule="cosine", warmup_steps=40)
   with pytest.MonkeyPatch.context() as monkeypatch:
     inject_nans(monkeypatch, {3, 4, 17})
