@@ -1,4 +1,6 @@
-"""Read TensorBoard's files: records of length, CRC, protocol buffer, CRC.
+"""Read TensorBoard's files.
+
+A record has a length and its CRC, then a protocol buffer and its CRC.
 
 Reference: TensorFlow, tensorflow/core/lib/io/record_writer.h.
 """
@@ -29,7 +31,8 @@ def read_events(path):
 def shown_events(directory):
   """Return what TensorBoard shows of a run: {tag: [(step, value), ...]}.
 
-  A session that starts at a step drops what there is of that step and later.
+  Where a process starts or resumes a run, it writes a START event: this drops
+  the earlier events of its step and of later steps.
   """
   shown = []
   for path in sorted((directory / "tensorboard").iterdir()):

@@ -19,6 +19,8 @@ if __name__ == "__main__":
   config = from_record(TrainConfig(), json.loads(sys.argv[1]))
   setup = make_setup(config)
   devices, seq_len = setup.mesh.size, config.batching.seq_len
+  # Bytes that one device needs in a training step of `devices` sequences. The
+  # devices of a CPU share its memory: there is this much for each of them.
   limit = footprint.footprint(setup, devices, seq_len).bytes
   footprint.available_memory = lambda: limit * devices
   footprint.dry_run(config, make_console())

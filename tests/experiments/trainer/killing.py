@@ -91,13 +91,13 @@ def count_steps(run):
 
 
 def last_step(run):
-  """Return the number of a run's last training step, from that file."""
+  """Return a run's last training step, from the file of `count_steps`."""
   path = Path(f"{run}.step")
   return int.from_bytes(path.read_bytes(), "big") if path.exists() else 0
 
 
 def writing(run):
-  """Return whether a checkpoint is half written, now or by a kill."""
+  """Return whether a checkpoint is being written, or a kill has cut it off."""
   return any(run.glob("checkpoints/*tmp*"))
 
 
@@ -126,7 +126,7 @@ def main():
   tensorboard.summary = None  # no events: they take half of a life
   plot.draw = lambda directory, unit: None  # nor a picture
   draws, lifetimes = random.Random(seed), []
-  for name in ("cold", "whole"):  # the second one's programs are compiled
+  for name in ("cold", "whole"):  # the second finds its programs compiled
     started = time.monotonic()
     os.waitpid(start(make_config(directory, name)), 0)
     lifetimes.append(time.monotonic() - started)
@@ -141,8 +141,9 @@ def main():
         counts["kills"] += 1
         counts["in_a_save"] += writing(run)
         steps = list_checkpoints(run / "checkpoints")
+        # Training steps that the next life has to make again.
         lost = last_step(run) - (steps[-1] if steps else 0)
-        counts["lost"] = max(counts["lost"], lost)  # training steps
+        counts["lost"] = max(counts["lost"], lost)
     assert outcome(run) == whole, run
     counts["runs"] += 1
   print(json.dumps(counts))

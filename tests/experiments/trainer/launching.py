@@ -2,9 +2,9 @@
 
   python -m tests.experiments.trainer.launching DIRECTORY < inputs > results
 
-An input is [flags, flagfile, corpus], the last two as hexadecimal bytes; its
-result is [status, what was printed, whether there is a run directory]. Both are
-lists in JSON. A run that starts makes no training step. After an exception that
+Inputs and results are lists in JSON. An input is [flags, flagfile, corpus], the
+last two as hexadecimal bytes; its result is [status, what was printed, whether
+there is a run directory]. No run makes a training step. After an exception that
 the program does not expect, the status is 1 and a traceback is printed.
 """
 
@@ -23,7 +23,7 @@ from tests.forking import status_of
 
 
 class Started(Exception):
-  """The training loop would start now."""
+  """Raised where the training loop would start."""
 
 
 def program(argv, output):
@@ -45,7 +45,7 @@ def program(argv, output):
 
 
 def exit_status(argv, output):
-  """Run in a process of its own; return its exit status."""
+  """Run `program` in a forked process; return its exit status."""
   child = os.fork()
   if not child:
     status = status_of(lambda: program(argv, output))

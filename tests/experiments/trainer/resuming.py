@@ -42,7 +42,7 @@ def outcome(directory):
 
 
 def last_checksums(directory):
-  """Return the last checkpoint's step and the SHA-256 of each array."""
+  """Return the last checkpoint's step, and the SHA-256 of each named array."""
   step = list_checkpoints(directory / "checkpoints")[-1]
   last = directory / "checkpoints" / str(step)
   checksums = json.loads((last / "checksums" / "metadata").read_text())
@@ -80,7 +80,10 @@ def signal_at(
 
 
 def inject_nans(monkeypatch, steps):
-  """Make the gradients of these training steps NaN, by a state of NaNs."""
+  """Make the gradients of some training steps NaN, by a carried state of NaNs.
+
+  `steps` are the numbers of these steps, from 1.
+  """
   make_train_step = setup.make_train_step
 
   def make(*arguments, **options):

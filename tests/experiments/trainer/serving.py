@@ -9,19 +9,22 @@ from experiments.trainer.named_corpora import NamedCorpus
 
 
 class Server(ThreadingHTTPServer):
-  """Serves a text at /text; /moved leads there, and /short breaks off.
+  """Serves a text at /text; /moved redirects there, /short sends half of it.
 
-  At /both it answers two requests together.
+  At /both, a request waits for a second one, and then both are answered.
   """
 
   def __init__(self, text):
     super().__init__(("127.0.0.1", 0), Handler)
     self.text = text
-    self.paths = []  # that were asked for
+    self.paths = []  # those requested, in order
     self.both = threading.Barrier(2, timeout=30)
 
   def corpus(self, path, text=None):
-    """Return the corpus at a path; its hash is that of `text`, if given."""
+    """Return a corpus at a path, with the size and the hash of `text`.
+
+    Without `text`, they are those of the text that is served.
+    """
     text = self.text if text is None else text
     sha256 = hashlib.sha256(text).hexdigest()
     return NamedCorpus(f"{self.url}{path}", len(text), sha256)

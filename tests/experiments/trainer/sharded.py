@@ -2,11 +2,15 @@
 
   python -m tests.experiments.trainer.sharded RECORD
 
-The record of the configuration is a JSON object. Between the lines of the
-training, the module prints JSON objects, one a line: "when" it has measured,
-the bytes of all arrays "on" each device, and the bytes of the whole "state"
-(when it is "drawn", of the weights alone). All devices are simulated on a CPU.
-The last of them stands for the host, in place of the first.
+RECORD is the configuration as a JSON object. Among the lines of the training,
+the module prints measurements, each a line with a JSON object:
+
+  "when": "drawn", "created", "saving" or "saved"
+  "on": for each device, the bytes of all arrays that it holds
+  "state": the bytes of the whole train state; if "drawn", of the weights alone
+
+All devices are simulated on a CPU. The device that stands for the host is the
+last one; in the program itself, it is the first.
 """
 
 import gc
@@ -37,6 +41,7 @@ def bytes_on_devices():
 
 
 def report(when, state):
+  """Print a measurement: a line with a JSON object."""
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   found = {"when": when, "on": bytes_on_devices(), "state": size}
   print(json.dumps(found), flush=True)
@@ -48,7 +53,7 @@ def main():
   place = setup.place
 
   def reported_place(tree, shardings):
-    if isinstance(jax.tree.leaves(tree)[0], jax.Array):  # not a restored one
+    if isinstance(jax.tree.leaves(tree)[0], jax.Array):  # drawn, not restored
       report("drawn", tree)
     return place(tree, shardings)
 

@@ -1,8 +1,8 @@
-"""Train as `experiments.train` does, and stop by SIGTERM after a training step.
+"""Train as `experiments.train` does; stop by SIGTERM after step STEP.
 
   python -m tests.experiments.trainer.stopping RECORD STEP
 
-The record of the configuration is a JSON object. With STEP 0 it never stops.
+RECORD is the configuration as a JSON object. With STEP 0, no signal is sent.
 """
 
 import json
