@@ -151,13 +151,14 @@ def test_a_mesh_and_its_number_of_devices_may_both_be_given(monkeypatch):
   ("values", "size"),
   [
     ({}, 32),
+    # The devices divide the first batch size, but not the late one.
     ({"batch_size": 200_000, "late_batch_size": 2000}, 2000),
   ],
 )
 def test_devices_that_do_not_divide_a_batch_are_refused_before_they_start(
   values, size, monkeypatch
 ):
-  monkeypatch.setattr(jax.config, "update", None)
+  monkeypatch.setattr(jax.config, "update", None)  # a call would fail
   config = changed(devices="100000", **values)
   message = f"^--devices must divide the batch size of {size}, got 100000$"
   with pytest.raises(ValueError, match=message):
@@ -192,9 +193,10 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
     (2, 8, "1", "1"),
   ],
 )
-def test_devices_share_the_members_that_they_divide(
+def test_the_number_of_devices_divides_the_number_of_members(
   cores, members, flag, expected, monkeypatch
 ):
+  """For auto, it is the largest such number that is at most the cores."""
   monkeypatch.setattr(devices, "num_cores", lambda: cores)
   made = {}
   monkeypatch.setattr(jax.config, "update", made.__setitem__)

@@ -116,7 +116,7 @@ def test_an_error_of_the_first_process_is_an_error_in_all_of_them(open_as):
 def test_processes_that_cannot_write_to_the_run_directory_stop(
   tmp_path, monkeypatch
 ):
-  def write_as_both(name):
+  def write_as_process_1(name):
     (first,) = tmp_path.iterdir()
     (tmp_path / first.name.replace("process0", "process1")).touch()
 
@@ -126,7 +126,7 @@ def test_processes_that_cannot_write_to_the_run_directory_stop(
     multihost.check_seen_by_all(tmp_path)
   assert list(tmp_path.iterdir()) == []
   utils = multihost.multihost_utils
-  monkeypatch.setattr(utils, "sync_global_devices", write_as_both)
+  monkeypatch.setattr(utils, "sync_global_devices", write_as_process_1)
   multihost.check_seen_by_all(tmp_path)
   with pytest.raises(ValueError, match="process 0, process 1 cannot"):
     monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)

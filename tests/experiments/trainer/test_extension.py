@@ -109,7 +109,7 @@ def test_skipped_steps_do_not_advance_the_rate_of_an_extension(config):
 
 
 @pytest.mark.exhaustive
-def test_at_a_constant_rate_it_ends_as_one_that_had_all_epochs_at_once(
+def test_an_extension_at_a_constant_rate_ends_as_a_run_of_all_epochs(
   config, console
 ):
   config = replace(config, schedule="constant", ema_decay=0.9, eval_every=99)
@@ -243,6 +243,7 @@ def test_a_run_whose_late_batches_would_change_is_not_extended(
     if epochs == 2:
       assert opened(late).extended_from == 2
     else:
+      # The extension above has deleted it: the run is finished again.
       (finished / "result.json").write_text("{}")
       with pytest.raises(ValueError, match="=4 applies to the last third of i"):
         opened(late)

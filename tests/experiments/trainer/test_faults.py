@@ -53,9 +53,10 @@ def flags_of(config):
 
 
 def program(config, blocks="unlimited"):
-  """Run the program in an interpreter of its own, to its very end.
+  """Run the program in an interpreter of its own; return the ended process.
 
-  A file may have at most `blocks` blocks, of 512 bytes.
+  A file may have at most `blocks` blocks, of 512 bytes. With such a limit, the
+  program does not write to the directory of compiled programs that tests share.
   """
   limited = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"]
   return subprocess.run(
@@ -86,8 +87,8 @@ def whole(tmp_path_factory):
 def mounted(directory, size):
   """Mount a file system of `size` KiB; yield a function that remounts it."""
   directory.mkdir()
-  options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", directory]
-  made = subprocess.run(options, capture_output=True, check=False)
+  command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", directory]
+  made = subprocess.run(command, capture_output=True, check=False)
   if made.returncode:
     pytest.skip("this user may not mount a file system to fill")
   try:
@@ -110,10 +111,10 @@ def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
     assert "No space left on device" in full.stderr
     assert "resumed" not in full.stdout
     remount("size=9000k,ro")
-    fixed = program(config)
-    assert fixed.returncode == 2
-    assert fixed.stderr.count("\n") == 1
-    assert "read-only file system" in fixed.stderr
+    read_only = program(config)
+    assert read_only.returncode == 2
+    assert read_only.stderr.count("\n") == 1
+    assert "read-only file system" in read_only.stderr
     remount("rw")
     again = run_program("experiments.train", *flags_of(config))
     assert "resumed     after step" in again
@@ -153,7 +154,7 @@ def test_what_the_killed_runs_compute_depends_on_noise_and_an_average(
 
 
 def test_without_memory_a_process_says_what_would_fit(tmp_path):
-  """Its limit is 1 GB above what it has before the first step, of 2.5 GB."""
+  """It may take 1 GB more than before the first step, which needs 2.5 GB."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 2500)
   sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512, "devices": 2}

@@ -44,7 +44,7 @@ def test_ctrl_c_before_the_first_step_stops_after_it(
 def test_a_second_ctrl_c_before_the_first_step_interrupts_at_once(
   config, console, monkeypatch
 ):
-  monkeypatch.setattr(train, "fit", None)  # is not called
+  monkeypatch.setattr(train, "fit", None)  # a call would fail
   monkeypatch.setattr(train, "make_epochs", signalling(train.make_epochs, 2))
   message = "^interrupted; no checkpoint is kept in "
   with pytest.raises(KeyboardInterrupt, match=message):
@@ -78,7 +78,7 @@ def test_a_run_whose_move_aside_was_cut_off_is_whole_again(
   moves, finished, config, monkeypatch
 ):
   before = tree(finished)
-  rename, left = Path.rename, [None] * moves
+  rename, left = Path.rename, [None] * moves  # before the kill
 
   def killed(path, target):
     if not left:

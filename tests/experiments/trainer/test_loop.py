@@ -29,13 +29,19 @@ def count(state, tokens, targets, key):
 
 
 class Recorder:
-  """Records the calls of the loop."""
+  """Records the calls of the loop.
+
+  Args:
+    requests: signals that ask for a stop before the first training step.
+    stop_after: the training step during which SIGTERM asks for a stop.
+    early: the training step whose evaluation ends the training.
+  """
 
   def __init__(self, requests=(), stop_after=None, early=None):
     self.calls = []
     self.tokens = []
     self.requests, self._stop_after = [*requests], stop_after
-    self._early = early  # the step whose evaluation ends the training
+    self._early = early
 
   def after_step(self, step, metrics):
     self.calls.append(("step", step))
@@ -106,8 +112,8 @@ def test_it_makes_the_steps_that_are_left(epochs):
   assert rest.steps("step") == [7, 8, 9, 10]
   assert np.array_equal(rest.tokens, whole.tokens[6:])
   for step in (7, 10):
-    state, _ = run(epochs, none := Recorder(), step=step, num_steps=step)
-    assert (int(state.step), none.calls) == (step, [])
+    state, _ = run(epochs, idle := Recorder(), step=step, num_steps=step)
+    assert (int(state.step), idle.calls) == (step, [])
 
 
 def test_it_makes_no_more_steps_than_asked_for(epochs):
@@ -151,7 +157,9 @@ def test_a_request_during_the_last_step_stops_nothing(epochs):
   assert recorder.steps("evaluate") == [10]
 
 
-def test_processes_agree_at_evaluations_and_now_and_then(epochs, monkeypatch):
+def test_processes_agree_at_evaluations_and_every_few_steps(
+  epochs, monkeypatch
+):
   agreed = []
 
   def agreed_request(requests, agree_now):

@@ -79,6 +79,7 @@ def test_collectives_take_devices_in_place_of_a_mesh(config, monkeypatch):
     ("share_batches", lambda configs: [replace(*configs, mesh="data:3")]),
     ("run", lambda config, console: compiled.append(config.job.mesh)),
   ):
+    # FLAGS exists only where the module is run as a program.
     monkeypatch.setattr(collectives, name, value, raising=name != "FLAGS")
   collectives.main()
   assert compiled == ["data:3"]
@@ -159,7 +160,7 @@ def test_a_run_is_resumed_on_another_number_of_devices(config):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_no_device_holds_the_whole_state(config):
-  """No device does when the state is created, saved or read again.
+  """No device holds a quarter of it while it is created, saved and read again.
 
   Only the device that stands for the host holds all the weights, when they are
   drawn.

@@ -44,7 +44,7 @@ ROUNDING = 1e-5  # of float32: each of 29 steps may add 1e-7 to a loss of 3
     ),
   ],
 )
-def test_flags_that_join_no_other_process_are_refused(options, message):
+def test_flags_that_cannot_join_processes_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     multihost.join(**JOINING | options)
 
@@ -52,7 +52,7 @@ def test_flags_that_join_no_other_process_are_refused(options, message):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_where_there_is_no_job_the_error_names_the_flags():
-  """In a process whose JAX has no device yet, as a program's at its start."""
+  """In a process whose JAX has no device yet, as when a program starts."""
   join = "from experiments.trainer.multihost import join; "
   join += "join(True, None, None, None, 9)"
   process = subprocess.run(
@@ -116,7 +116,7 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
     in first
   )
   assert "best validation loss" in first and "test loss" in first
-  assert "loss" not in second  # it has lines of Gloo, on connections
+  assert "loss" not in second  # only lines of Gloo, about connections
   trained = load(one.directory.parent / "run")
   assert abs(trained.val_loss - one.val_loss) < ROUNDING
   assert trained.step == one.best_step
@@ -129,7 +129,7 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_a_coordinator_that_does_not_answer_is_one_line():
+def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line():
   address = f"127.0.0.1:{free_port()}"
   process = start(
     "experiments.train",

@@ -22,7 +22,7 @@ def promised(directory):
 def test_a_run_is_on_the_disk_when_it_says_so(
   config, console, monkeypatch, tmp_path
 ):
-  """When it says that it is stopped or has ended; each row, when written."""
+  """It says so when it stops or ends; rows are on the disk once written."""
   (tmp_path / "disk").mkdir()
   directory = tmp_path / "disk" / "runs" / "one"
   config = replace(config, run=str(directory))
@@ -35,6 +35,7 @@ def test_a_run_is_on_the_disk_when_it_says_so(
     rows.append(path.name)
 
   def shown(*objects, **options):
+    # What a stopped run prints, and what a finished one prints.
     if any(line in f"{objects}" for line in ("SIGTERM: stopped", " holds ")):
       copy = tmp_path / f"left{len(left)}"
       disk.after_failure(tmp_path / "disk", copy)
