@@ -17,6 +17,7 @@ def test_half_a_line_is_removed_and_a_missing_log_is_not_created(
 ):
   metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.txt"
   samples.write_text("half")
+  # The logs had 9 and 7 bytes at the checkpoint.
   truncate_logs(tmp_path, {metrics.name: 9, samples.name: 7}, console)
   shown = console.file.getvalue()
   assert f"{metrics} has lost 9 bytes\n{samples} has lost 3 bytes" in shown

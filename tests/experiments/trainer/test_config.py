@@ -21,7 +21,7 @@ from lstm_jax.language.options import in_bounds
 
 
 def change(leaf):
-  """Return a valid value of a record that is not the default."""
+  """Return a valid value of a flag, as in a record, that is not the default."""
   if leaf.choices:
     return next(name for name in leaf.choices if name != leaf.value)
   if leaf.kind is bool:
@@ -56,7 +56,7 @@ def test_a_config_is_the_same_after_its_record_in_json(default):
   record = to_record(default)
   assert from_record(default, json.loads(json.dumps(record))) == default
   for name, value in changes(default).items():
-    if name != "asgd_patience":  # excludes ema_decay
+    if name != "asgd_patience":  # may not be set beside ema_decay
       record[name] = value
   other = from_record(default, json.loads(json.dumps(record)))
   assert to_record(other) == record
@@ -122,7 +122,7 @@ def test_a_record_must_have_every_field():
 
 
 @pytest.mark.parametrize("name", ["depth", "dtype"])
-def test_what_is_no_flag_is_not_replaced(name):
+def test_a_name_that_is_no_flag_cannot_be_replaced(name):
   message = f"the configuration has no flag '{name}'"
   with pytest.raises(TypeError, match=message):
     replace(TrainConfig(), **{name: jnp.float64})
@@ -170,7 +170,7 @@ def test_a_flag_has_the_default_help_and_bounds_of_its_field(
 
 
 def outside(bounds, low, high):
-  """Return the numbers just outside of each end of an interval."""
+  """Return a number below an interval; one above, if that is below LARGEST."""
   values = [low if bounds.startswith("(") else low - 1]
   if high < LARGEST:
     values.append(high if bounds.endswith(")") else high + 1)
@@ -194,13 +194,13 @@ def test_the_flags_make_the_config_of_the_same_record(default, flag_values):
 def test_flags_refuse_numbers_that_are_not_finite(flag_values):
   define_flags(TrainConfig(), flag_values)
   floats = [leaf.name for leaf in leaves(TrainConfig()) if leaf.kind is float]
-  assert {"learning_rate", "init_std"} <= {*floats}  # the second may be None
+  assert {"learning_rate", "init_std"} <= {*floats}  # init_std may be None
   for name in floats:
     for value in ("nan", "inf"):
       message = f"^flag --{name}={value}: must be a finite number$"
       with pytest.raises(flags.IllegalFlagValueError, match=message):
         flag_values(["train", f"--{name}={value}"])
-    flag_values[name].unparse()  # or it would be refused in place of others
+    flag_values[name].unparse()  # or later parses would refuse it again
 
 
 @pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])

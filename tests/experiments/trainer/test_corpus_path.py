@@ -84,7 +84,7 @@ def test_a_corpus_that_was_moved_is_found_by_its_hash(
 def test_of_two_texts_with_one_name_the_one_with_the_hash_of_the_run_is_found(
   tmp_path, monkeypatch
 ):
-  """As data/shakespeare.txt, here and in the repository."""
+  """data/shakespeare.txt is in the current directory and in the repository."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / "data").mkdir()
   (tmp_path / POEMS).write_text("Another text of that name.")
@@ -116,7 +116,7 @@ def test_a_text_hashed_in_blocks_has_the_hash_of_read_text(
 def test_a_corpus_that_may_not_be_read_is_looked_for_elsewhere(
   finished, config, tmp_path, monkeypatch
 ):
-  """As one in a directory that this user may not enter."""
+  """For example, it is in a directory that this user may not enter."""
   corpus = Path(config.data.corpus)
   (tmp_path / "elsewhere").mkdir()
   copy = shutil.copy(corpus, tmp_path / "elsewhere" / "copy.txt")
@@ -164,7 +164,8 @@ def test_without_a_home_directory_a_corpus_is_found_all_the_same(
 def test_a_cache_directory_that_is_closed_to_the_user_holds_no_corpus(
   finished, tmp_path, monkeypatch
 ):
-  # The name is too long, and refused as a closed directory is.
+  # A name of 300 characters is too long: it is refused as a closed directory
+  # would be, also where the tests run as root.
   monkeypatch.setenv(CACHE, 300 * "x")
   monkeypatch.chdir(tmp_path)
   sha256 = text_sha256(VERSES)
@@ -200,7 +201,7 @@ def test_a_corpus_of_the_repository_is_recorded_without_its_directory(
 
 @pytest.fixture
 def piped(config):
-  """A run of a text that can be read only once."""
+  """The config of a run whose corpus is a named pipe, to be read only once."""
   path = Path(config.data.corpus)
   text = path.read_text()
   path.unlink()

@@ -9,6 +9,7 @@ from lstm_jax.language import CharTokenizer
 
 def test_characters_that_only_the_validation_split_has_are_known(tmp_path):
   path = tmp_path / "text.txt"
+  # The last 10 of the 100 characters are the validation split.
   path.write_text("ab" * 45 + "abx" * 3 + "a")
   corpus = read_corpus(DataConfig(str(path)))
   assert corpus.tokenizer.symbols == "abx"

@@ -23,7 +23,7 @@ from lstm_jax.language import make_batches
 from tests.experiments.conftest import VERSE, copy_run
 from tests.experiments.trainer.resuming import read_rows, signal_at
 
-LIMIT = 10**9  # bytes
+LIMIT = 10**9  # bytes that the teachers' predictions may take
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
   other = teacher._replace(params=shifted)
   targets = soft_targets(setup, [teacher, other])
   tokens = setup.corpus.train.tokens
-  # One column of the batches, read in a single pass from the zero state.
+  # One column of the batches (of 3 sequences of 8 tokens, as in `config`), read
+  # in a single pass from the zero state.
   batches = make_batches(tokens, 3, 8)
   column = batches.tokens[:, 1]
   places = make_batches(np.arange(len(tokens)), 3, 8).tokens[1:, 1]
@@ -65,10 +66,10 @@ def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
   onehot = np.eye(setup.corpus.tokenizer.size)[column[1:]]
   expected = 0.75 * onehot + 0.25 * np.mean(probs, axis=0)
   # The first place is left out: its target comes from the column before, which
-  # ends there and has read more.
+  # ends there, and whose prediction follows more tokens.
   assert np.abs(targets[places] - expected)[1:].max() < 1e-5
   assert np.abs(targets.sum(axis=1) - 1).max() < 1e-5
-  assert targets[0, tokens[0]] == 1  # nothing is before it to predict it from
+  assert targets[0, tokens[0]] == 1  # it follows no token
 
 
 def test_batches_are_those_of_the_run_without_teachers(config, console):
@@ -86,7 +87,7 @@ def test_batches_are_those_of_the_run_without_teachers(config, console):
       tokens, predicted = one.batch(index)
       distilled_tokens, q = other.batch(index)
       assert np.array_equal(tokens, distilled_tokens)
-      # Half of each target is the token: no other can have more.
+      # Half of each target is the token's: no other token can have more.
       assert np.array_equal(q.argmax(axis=-1), predicted)
       assert q.shape == (*predicted.shape, targets.shape[1])
       count += 1
@@ -257,12 +258,12 @@ def test_with_a_development_split_a_teacher_reads_each_piece_by_itself(
   config, finished, console
 ):
   path = Path(config.data.corpus)
-  path.write_text((VERSE + "\n") * 40)  # of the teacher's characters
+  path.write_text((VERSE + "\n") * 40)  # with the teacher's vocabulary
   setup = make_setup(replace(config, dev_fraction=0.3, random_offsets=True))
   teachers, (_, tokens, gap) = [load(finished)], setup.corpus.train
   targets = soft_targets(setup, teachers)
   known = np.flatnonzero(targets[np.arange(len(tokens)), tokens] == 1)
-  assert known.tolist() == [0, gap]  # all others have a token before them
+  assert known.tolist() == [0, gap]  # no token of the same piece is before them
   (hard,), (soft,) = setup.epochs(), make_epochs(setup, teachers, console)
   for index in range(hard.num_batches):
     assert np.array_equal(hard.batch(index)[0], soft.batch(index)[0])

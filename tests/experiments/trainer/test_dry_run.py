@@ -19,9 +19,9 @@ def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
   config = replace(config, ema_decay=0.9)
   needs = dry_run(config, console)
   state = make_setup(config).state_like
-  # Parameters, their average and Adam's two moments: floats; the rest is small.
-  floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  assert 4 * floats < needs.state_bytes < 4 * floats + 4000
+  # Weights, their average and Adam's two moments; the rest is small.
+  weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  assert 4 * weights < needs.state_bytes < 4 * weights + 4000
   assert needs.bytes > needs.state_bytes
   shown = console.file.getvalue()
   assert "3 sequences × 8 tokens" in shown
@@ -52,13 +52,14 @@ def test_a_dry_run_on_a_mesh_says_what_each_device_needs(model, config):
   whole = vocabulary * 32 + 32 * 4 * size + 4 * size + vocabulary
   weights = divided // model + whole
   carry = 2 * batch_size // 4 * size
-  between = 4 * (3 * weights + carry) / 1e6  # Adam has two moments
+  # MB between two training steps: weights, Adam's two moments, and the carry.
+  between = 4 * (3 * weights + carry) / 1e6
   assert f" of memory on each of 4 devices ({between:.2f} MB " in shown
   peak = re.search(r"8 sequences × 8 tokens: ([\d.]+) MB of memory", shown)
   # A training step has the gathered weights and their gradient, and sends them.
   params = size * 4 * size + size * vocabulary + whole
   step, replicated = 4 * params / 1e6, 4 * (3 * params + carry) / 1e6
-  # The second limit is below the first peak, 8.1 MB: the peak falls, too.
+  # For model=2, the limit is below the peak for model=1, 8.1 MB: it must fall.
   most = 4 if model == 1 else 3.5
   assert between + step < float(peak[1]) < replicated + most * step
 

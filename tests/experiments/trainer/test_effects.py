@@ -29,8 +29,9 @@ from lstm_jax import gru, rnn
 from lstm_jax.sequence.regularize import drop_connect
 from tests.experiments.sweep.sweeps import as_sweep
 
-STEPS = 1000
-# Of each rule: the flag, what makes it idle, and what does not.
+STEPS = 1000  # training steps of the runs
+# For each rule: a flag, other flags beside which it has no effect, and others
+# beside which it has one. {} stands for the defaults.
 CASES = [
   ({"min_count": 3}, {}, {"tokenizer": "word"}),
   ({"layer_dropout": 0.5}, {}, {"num_layers": 2}),

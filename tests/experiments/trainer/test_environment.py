@@ -35,7 +35,7 @@ def made(tmp_path):
 def test_a_checkout_has_a_commit_and_says_whether_its_files_differ(
   made, monkeypatch
 ):
-  # As in a hook of another repository.
+  # Git sets GIT_DIR for a hook, here of another repository: it is ignored.
   monkeypatch.setenv("GIT_DIR", str(REPOSITORY / ".git"))
   head = (made / ".git" / "HEAD").read_text().removeprefix("ref: ").strip()
   commit = (made / ".git" / head).read_text().strip()
@@ -60,7 +60,7 @@ def test_a_checkout_may_have_any_name(name, made, tmp_path_factory):
 def test_what_is_no_checkout_has_no_commit(made, tmp_path_factory, monkeypatch):
   inner = made / "unpacked"
   inner.mkdir()
-  assert find(inner) == {}  # the commit would be that of something else
+  assert find(inner) == {}  # the commit of `made`, around it, is not its own
   empty = tmp_path_factory.mktemp("empty")
   git(empty, "init")
   assert find(empty) == {}  # no commit yet

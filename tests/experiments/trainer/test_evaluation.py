@@ -15,6 +15,7 @@ from experiments.trainer.files import write_json
 
 
 def results(protocol, nats):
+  """Return the record of one protocol, all of whose figures are `nats`."""
   return dict.fromkeys(SAME, 1) | {name: {protocol: nats} for name in FIGURES}
 
 

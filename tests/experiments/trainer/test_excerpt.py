@@ -70,6 +70,7 @@ def test_in_another_text_all_before_the_excerpt_is_training_text(
   path = tmp_path / "other.txt"
   path.write_text("x" * 50)
   other = replace(data, test_fraction=0.2, dev_fraction=0.2)
+  # The last 20 % of its 50 characters: the share of the test split.
   assert place(read(other, str(path))) == (None, 40, 50, [(0, 40)])
   assert place(read(other, str(path), begin=0.0)) == (None, 0, 50, [])
 

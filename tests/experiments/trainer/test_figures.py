@@ -54,7 +54,7 @@ def test_a_loss_is_shown_without_its_beginning(points, important, low, high):
   panel = Figure().subplots()
   zoom_on_tail(panel, points, important)
   bottom, top = panel.get_ylim()
-  # For equal losses it is a thousandth of them, and at least 0.1.
+  # For equal losses, the margin is a thousandth of the loss, and at least 0.1.
   margin = 0.05 * (high - low) or (0.1 if high < 10 else 9e17)
   assert (bottom, top) == pytest.approx((low - margin, high + margin))
 

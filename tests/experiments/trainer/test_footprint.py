@@ -82,6 +82,7 @@ def test_memory_is_checked_for_the_state_and_the_copy_of_its_weights(config):
     check_memory(state, needed - 1)
 
 
+# `sharing` is the number of devices that share the limit, as those of a CPU do.
 @pytest.mark.parametrize("sharing", [1, 8])
 def test_on_a_mesh_only_a_shard_of_the_state_is_needed(config, sharing):
   state = make_setup(replace(config, hidden_size=64)).state_like
@@ -132,7 +133,7 @@ def test_operations_do_not_overflow(config):
     (lstm, 1025, 2048, 1, 1025, 0),
     (lstm, 1025, 2048, 2, 2048, 0),  # 1,024 on each device
     (slstm, 9, 24, 1, 9, 0),
-    (mogrifier_lstm, 9, 24, 1, 24, 5),  # takes no tokens
+    (mogrifier_lstm, 9, 24, 1, 24, 5),  # computes no table
   ],
 )
 def test_operations_are_six_for_each_weight_and_token(
@@ -141,8 +142,8 @@ def test_operations_are_six_for_each_weight_and_token(
   sizes = {"embedding_size": 3, "hidden_size": 5, "num_layers": 2}
   model = language_model(ModelConfig(cell, **sizes), vocabulary_size)
   params = model.init(key)
-  table = rows * 3 * 20
-  each = 5 * 20 + 5 * 20 + 5 * 20  # w_h, then w_x and w_h
+  table = rows * 3 * 20  # four gates of 5 units
+  each = 5 * 20 + 5 * 20 + 5 * 20  # w_h of layer 1, w_x and w_h of layer 2
   each += rounds * (3 * 5 + 5 * 5) + 5 * vocabulary_size  # and the readout
   found = operations(params, tokens, cell, devices)
   assert found == 6 * (table + tokens * each)

@@ -29,7 +29,7 @@ def test_nothing_is_downloaded_and_a_shared_corpus_is_tokenized_once(
 ):
   monkeypatch.setenv("LSTM_JAX_CACHE", str(tmp_path / "cache"))
   (tmp_path / "elsewhere").mkdir()
-  monkeypatch.chdir(tmp_path / "elsewhere")  # there is no text
+  monkeypatch.chdir(tmp_path / "elsewhere")  # which holds no text
   sha256 = hashlib.sha256(TEXT).hexdigest()
   named = NamedCorpus("http://localhost/verse", len(TEXT), sha256)
   monkeypatch.setitem(CORPORA, "verse", named)

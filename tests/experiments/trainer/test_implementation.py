@@ -1,4 +1,4 @@
-"""Runs whose layers are GPU kernels, for which scans stand in."""
+"""Runs with the GPU kernels of --implementation, which scans replace here."""
 
 import json
 from pathlib import Path
@@ -34,10 +34,10 @@ def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
   with as_if_on_an_h100(monkeypatch), monkeypatch.context() as stand_in:
     calls = count_kernels(stand_in)
     result = train.run(fused, console)
-  assert {call[2] for call in calls} >= {8}  # the --seq_len of training
+  assert {call[2] for call in calls} >= {8}  # time steps, of --seq_len
   made = Path(finished_config.job.run)
   other = json.loads((made / "result.json").read_text())
-  assert abs(result.val_loss - other["val_loss"]) < 1e-4  # of 47 Adam steps
+  assert abs(result.val_loss - other["val_loss"]) < 1e-4  # after 47 Adam steps
   record = json.loads((result.directory / "config.json").read_text())
   assert record["implementation"] == "mosaic_gpu"
   # From here on a kernel would be refused.
@@ -85,6 +85,7 @@ def test_an_unfinished_run_is_not_resumed_with_another_implementation(
 def test_a_cpu_is_refused_before_anything_is_written(
   start, seq_len, fused, console, monkeypatch
 ):
+  # A version of JAX that has the kernels: only the device is refused.
   monkeypatch.setattr(jax, "__version_info__", VERSIONS[0])
   with pytest.raises(
     ValueError, match=r"^implementation='mosaic_gpu' needs .* got a cpu: leave"

@@ -21,6 +21,7 @@ def clock(monkeypatch):
 
 
 def add(buffer, *steps):
+  """Add training steps: (loss, gradient norm, number of tokens) of each."""
   for loss, grad_norm, num_tokens in steps:
     values = np.float32(loss), np.float32(grad_norm), num_tokens
     buffer.add(Metrics(*values, grad_norms={}))
@@ -31,7 +32,7 @@ def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(clock):
   buffer.start_clock()
   add(buffer, (1, 3, 10), (2, 5, 10), (math.nan, 7, 10))
   clock[0] += 2
-  assert buffer.take(3) == Row(1.5, 4.0, 15.0)
+  assert buffer.take(3) == Row(1.5, 4.0, 15.0)  # 30 tokens in 2 s
   assert (buffer.skipped, buffer.seconds, len(buffer)) == (1, 2.0, 0)
   clock[0] += 5  # an evaluation: `take` has stopped the buffer's clock
   buffer.start_clock()
@@ -69,6 +70,7 @@ def test_what_a_checkpoint_holds_is_continued(clock):
   clock[0] += 2
   saved = buffer.to_progress()
   assert saved["pending_seconds"] == 2.0 and saved["seconds"] == 4.0
+  # Two steps were skipped in all, and one in a row before the pending step.
   assert saved["pending"] == [[1, 2, 10]] and saved["skipped"] == (2, 1)
   resumed = MetricBuffer(max_skipped=1)
   resumed.restore(SimpleNamespace(**saved))

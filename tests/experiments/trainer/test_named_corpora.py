@@ -63,7 +63,7 @@ def test_the_corpus_of_the_recipes_is_the_file_of_its_commit():
   )
   table = (ROOT / "data/README.md").read_text("utf-8")
   assert f"{corpus.num_bytes:,} bytes" in table and corpus.sha256 in table
-  copy = os.environ.get("LSTM_JAX_DATA")
+  copy = os.environ.get("LSTM_JAX_DATA")  # a copy's path, if there is one
   if copy:
     data = Path(copy).read_bytes()
     assert len(data) == corpus.num_bytes
@@ -92,6 +92,7 @@ def test_a_redirection_is_followed(server, cache, monkeypatch):
   assert server.paths == ["/moved", "/text"]
 
 
+# Texts that a corpus should have, while the server sends TEXT.
 WRONG = b"?" + TEXT[1:]
 SHORTER, LONGER = TEXT[:-1], TEXT + b"?"
 

@@ -23,6 +23,7 @@ from tests.experiments.test_train import SAMPLE
 from tests.experiments.trainer.resuming import outcome
 from tests.test_docs import DOCS, code_blocks
 
+# The page's first code block: a module with a cell.
 FILE, *_ = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
 # The LSTM under another name.
 TWIN = f"from lstm_jax.cells.lstm import {', '.join(FUNCTIONS)}, takes_tokens\n"

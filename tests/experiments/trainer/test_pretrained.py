@@ -137,6 +137,7 @@ def test_a_vocabulary_in_another_order_is_refused(config, finished):
 
 
 def test_a_run_that_starts_again_records_the_step_of_its_new_weights(config):
+  """It starts again because it has no checkpoint."""
   facts = {SHA256: read_corpus(config.data).sha256}
   for step in (20, 47):
     with open_run_dir(config, facts | {"init_from_step": step}) as opened:

@@ -13,7 +13,7 @@ from experiments.trainer.run_dir import (
 
 @pytest.fixture
 def successor(finished):
-  """A finished run that has replaced another; that one has a file more."""
+  """A finished run; the run that it has replaced also has evaluation.json."""
   (finished / "evaluation.json").write_text("{}")
   set_aside(finished)
   shutil.copytree(finished / "previous", finished, dirs_exist_ok=True)

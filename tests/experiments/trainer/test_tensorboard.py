@@ -124,6 +124,7 @@ def test_a_sample_is_shown_as_code_and_not_as_markup(config):
   directory = Path(config.job.run)
   shown = shown_events(directory)["samples/text_summary"]
   steps = evaluated(directory)
+  # Untrained, at each evaluation, and at the end from the best checkpoint.
   assert [step for step, _ in shown] == [0, *steps, steps[-1]]
   samples = ""
   for _, text in shown:
