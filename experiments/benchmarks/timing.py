@@ -95,7 +95,8 @@ def environment() -> dict[str, Any]:
     "python": platform.python_version(),
     "processor": _processor(),
     "device": jax.devices()[0].device_kind,
-    "num_devices": jax.device_count(),  # a layer's time depends on them too
+    # A layer runs on one device, but its time depends on how many there are.
+    "num_devices": jax.device_count(),
     "versions": versions,
   } | checkout(REPOSITORY)
 

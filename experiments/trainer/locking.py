@@ -25,7 +25,8 @@ def lock(directory: Path) -> Iterator[None]:
   """
   path = directory / LOCK
   while True:
-    file = path.open("a+b", buffering=0)  # so `close` has nothing to write
+    # Unbuffered: `write` raises the error of a full disk, and not `close`.
+    file = path.open("a+b", buffering=0)
     try:
       with naming(path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,7 +29,7 @@ from lstm_jax.training import (
   read_params,
 )
 
-BEST, LAST = CHECKPOINTS = "best", "last"
+BEST, LAST = CHECKPOINTS = "best", "last"  # the values of --checkpoint
 ATTEMPTS, PAUSE = 10, 0.1  # of `read_replaced`; seconds between attempts
 Value = TypeVar("Value")
 
@@ -52,8 +52,8 @@ def load(directory: Path, checkpoint: str = BEST) -> Trained:
   Args:
     directory: the run directory. The run may be training: see `read_replaced`.
     checkpoint: BEST is the checkpoint of the lowest validation loss, or before
-      the first evaluation, the newest one. LAST is that of the last training
-      step of a finished run, which no loss has chosen.
+      the first evaluation, the newest one. LAST is the checkpoint of a finished
+      run's last training step, whatever its loss.
 
   Raises:
     ValueError: the directory holds no run or no usable checkpoint, or its
@@ -70,8 +70,8 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
   are being read. Then `read` is called again, and lists the checkpoints anew.
 
   Raises:
-    CheckpointError: `read` raises it, and no run is replacing the checkpoints;
-      or they are replaced during every attempt.
+    CheckpointError: `read` raises it, and there are no checkpoints or no run is
+      writing there; or `read` raises it at every attempt.
   """
   checkpoints = directory / run_dir.CHECKPOINTS
   for attempt in range(1, ATTEMPTS + 1):

@@ -132,7 +132,7 @@ def recur(
 
 
 def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
-  """Return i, f, g and o, [..., 4H]; "gates" includes the candidate g."""
+  """Return i, f, g and o, [..., 4H]; an array `gates` holds g as well."""
   if activations == STANDARD:  # with one tanh: σ(a) = ½ + ½ tanh(a/2)
     k = _per_gate([0.5, 0.5, 1, 0.5], a)
     return (1 - k) + k * tanh(k * a)
@@ -217,7 +217,7 @@ def parameter_gradients(
   x is [..., D], or integer tokens [...], whose dx is None; h [..., H] is the
   hidden state before the step.
   """
-  del residuals  # not needed: h W_h and x W_x have the same cotangent, da
+  del residuals  # a GRU needs them; here h W_h and x W_x have one cotangent, da
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return LSTMParams(dw_x, dw_h, db), dx

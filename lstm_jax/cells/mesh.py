@@ -33,6 +33,7 @@ Tree = TypeVar("Tree")
 def vary_alike(tree: Tree) -> Tree:
   """Cast the arrays of a tree to vary over all axes that any varies over."""
   leaves = jax.tree.leaves(tree)
+  # `mat`, the manual axis type, has the axes that a value varies over.
   axes = frozenset().union(*(jax.typeof(x).mat.varying for x in leaves))
 
   def cast(x):

@@ -81,7 +81,7 @@ def recur(
 def _local_gradients(
   h: jax.Array, z: jax.Array, an: jax.Array
 ) -> tuple[jax.Array, tuple[()]]:
-  """Return the local gradients of h' = (1 − z) ⊙ h + z ⊙ aₙ."""
+  """Return ([∂h'/∂a_z, ∂h'/∂aₙ], residuals), of which there are none."""
   dh_daz = (an - h) * dsigmoid(z)
   dh_dan = z
   return jnp.concatenate([dh_daz, dh_dan], axis=-1), ()

@@ -26,8 +26,8 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 def platform() -> str:
   """Return the platform of `traced_for`, or else JAX's default platform.
 
-  A GPU is "cuda" within `traced_for("cuda")`, and elsewhere "gpu", as JAX calls
-  it. To ask for a CPU, use `is_cpu`.
+  Within `traced_for("cuda")` it is "cuda": this machine may have no GPU. Else a
+  GPU is "gpu", as JAX calls it. To ask for a CPU, use `is_cpu`.
   """
   device = default_device()
   name = getattr(device, "platform", device)

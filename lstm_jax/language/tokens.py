@@ -15,7 +15,7 @@ def check_range(name: str, tokens: ArrayLike, vocabulary_size: int) -> None:
   if kind in "iu" and tokens.min() >= 0 and tokens.max() < vocabulary_size:
     return
   got = f"{tokens.dtype}"
-  if kind in "biuf":  # those that can be compared
+  if kind in "biuf":  # booleans and real numbers: they have a range
     got += f" from {tokens.min()} to {tokens.max()}"
   raise ValueError(
     f"{name} must be integers in [0, {vocabulary_size}), got {got}"
@@ -43,7 +43,7 @@ def as_tokens(
 
 
 def each_in_range(tokens: Iterable[int], vocabulary_size: int) -> Iterator[int]:
-  """Yield the same tokens, each once it is checked.
+  """Yield the same tokens, each as soon as it has been checked.
 
   Raises:
     ValueError: a token is not in [0, V).

@@ -12,10 +12,10 @@ Spaces are not tokens: rules decide between which two pieces a space belongs
 (`_space_between`). Where the text disagrees with the rules, the piece is
 another token, whose symbol begins with a space: " ," is a comma with a space
 before it, " love" is a word without a space after a comma, and " '" opens a
-quotation, which "'" closes. So decoding returns the text in its normal form
-(`normalize`): every space character is " ", consecutive ones are one except in
-indentation, and those at the end of a line or at the beginning of the text are
-left out.
+quotation after a word, while "'" closes it. So decoding returns the text in its
+normal form (`normalize`): every space character is " ", consecutive ones are
+one except in indentation, and those at the end of a line or at the beginning of
+the text are left out.
 
 >>> text = "'Tis thee,\n  thee I love, love!"
 >>> tokenizer = WordTokenizer.from_text(text, min_count=2)
@@ -67,7 +67,7 @@ class WordTokenizer(NamedTuple):
   """
 
   symbols: tuple[str, ...]  # distinct, the most frequent first; then <unk>
-  rare: tuple[str, ...]  # words of the training text that are <unk>
+  rare: tuple[str, ...]  # symbols of the training text that are <unk>
 
   @classmethod
   def from_text(cls, text: str, min_count: int) -> "WordTokenizer":
@@ -98,7 +98,7 @@ class WordTokenizer(NamedTuple):
 
   @property
   def unit(self) -> str:
-    """What one token is: a word, a mark or a line break."""
+    """What messages call a token, which may be a mark or a line break."""
     return "word"
 
   @property

@@ -12,7 +12,7 @@ from tests.draws import B, D, H, arguments, weighed, worst
 
 
 def assert_none_is_zero(cell, key, params, zeros, x, *extras):
-  """Check that a state of None gives the value and gradient of zeros.
+  """Check that None and a state of zeros give the same value and gradient.
 
   This checks `step`, and `forward`, which JAX differentiates.
   """

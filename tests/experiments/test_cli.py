@@ -52,8 +52,8 @@ def test_train_then_sample(corpus, tmp_path):
   assert len(first) == len(second) == len("Shall I") + 40 + 1
   assert first.startswith("Shall I")
 
-  # A damaged checkpoint is an error of one line: what orbax leaves behind must
-  # not complain as the program exits.
+  # A damaged checkpoint is an error of one line: the objects that orbax leaves
+  # behind must print nothing as the program exits.
   for manifest in run.glob("checkpoints/*/params/manifest.ocdbt"):
     manifest.unlink()
   status, out, err = finish(start("sample", f"--run={run}"))
@@ -90,7 +90,7 @@ launch(main)
 
 
 @pytest.mark.exhaustive
-def test_ctrl_c_stops_a_run_and_keeps_its_best_checkpoint(corpus, tmp_path):
+def test_ctrl_c_stops_a_run_and_leaves_a_checkpoint(corpus, tmp_path):
   run = tmp_path / "run"
   flags = f"--corpus={corpus}", f"--run={run}", "--num_epochs=100000"
   process = start("train", *SMALL, *flags)

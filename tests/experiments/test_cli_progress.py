@@ -142,7 +142,8 @@ def test_in_a_pipe_there_are_lines_with_the_time_in_hours(
     clock(here, pace=90)
     show()
   lines = path.read_text().splitlines()
-  # Ten steps take 900 s, so that the last 80 take 7,200.
+  # The first update, at step 10, prints no line. Ten steps take 900 s, so that
+  # the last 80 take 7,200.
   assert lines[0] == "20/100  3.600 nats/char  1,234 chars/s  2:00:00 left"
   assert lines[-1] == "100/100  2.000 nats/char  1,234 chars/s  0:00:00 left"
   assert len(lines) == 9
@@ -169,6 +170,7 @@ def test_a_printed_command_starts_the_same_python(here, tmp_path):
   assert cli.command_line(*arguments) == f"python {program}"
   here.setenv("PATH", str(tmp_path))
   assert cli.command_line(*arguments) == f"{sys.executable} {program}"
+  # A recorded command never has the path of this machine's Python.
   here.setattr(sys, "argv", ["sample.py", "--run=runs/my run"])
   assert recorded_command("sample") == f"python {program}"
 

@@ -13,7 +13,11 @@ h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
 
 def configured(kind, name="", **changes):
-  """Return the entry of a layer in config.json."""
+  """Return the entry of a layer in config.json.
+
+  `kind` is a key of `keras_layers.OPTIONS`, such as "GRU before hard": a class
+  of layer, and words that stand for options. `changes` are other settings.
+  """
   options = {"activation": "tanh", "units": H, "use_bias": True}
   options |= {"go_backwards": False, "name": name, **from_options(kind)}
   class_name = kind.split()[0]

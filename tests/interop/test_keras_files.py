@@ -26,8 +26,9 @@ KINDS = "LSTM", "GRU", "GRU before", "LSTM hard"  # of the example's layers
 
 @pytest.fixture
 def example(key, tmp_path):
-  """Return (path, params by name) of a .keras file with every kind of entry.
+  """Return (path, params by name) of a .keras file with a model in a model.
 
+  It has a layer of each of KINDS, the GRU as a Bidirectional, and a Dense one.
   Beside it is a .weights.h5 file with the same arrays.
   """
   keys = iter(jax.random.split(key, 9))

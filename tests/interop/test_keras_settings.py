@@ -1,4 +1,4 @@
-"""Settings of Keras layers for which there is no cell here."""
+"""Configurations of Keras models that `load` refuses, and a layer left out."""
 
 import jax
 import pytest
@@ -14,7 +14,8 @@ from tests.interop.keras_written import (
   write,
 )
 
-# A layer of a class that is not Keras's own.
+# A layer of a class that is not Keras's own. It goes backwards, so that it can
+# be the backward layer of a Bidirectional with nothing else wrong.
 THEIRS = configured("LSTM", "own", go_backwards=True)
 THEIRS |= {"module": "their.layers"}
 
@@ -82,7 +83,7 @@ def with_setting(**changes):
     ([], "^config.json of .* must be that of a Sequential or Functional model"),
   ],
 )
-def test_a_configuration_without_a_cell_is_refused(
+def test_a_configuration_that_cannot_be_converted_is_refused(
   config, message, tmp_path, key
 ):
   path = tmp_path / "model.keras"

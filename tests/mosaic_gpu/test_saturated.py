@@ -1,4 +1,7 @@
-"""Gates near 0 and near 1, saved in float16, as with bfloat16 products."""
+"""Gates near 0 and near 1; with bfloat16 products, they are saved in float16.
+
+`pack_gate` saves a gate y > ½ as y − 1, so that a small 1 − y keeps its bits.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +59,8 @@ def test_a_packed_gate_keeps_its_bits_near_0_and_near_1():
   found = np.asarray(unpack_gate(saved.astype(jnp.float32)), np.float64)
   error = abs(found - y)
   distance = np.minimum(y, 1 - y.astype(np.float64))
-  # A float16 is rounded by 2⁻¹¹ at most; a gate of 1 is saved as 1 − 2⁻²⁴.
+  # A float16 is rounded by 2⁻¹¹ of its value at most, or below 2⁻¹⁴ by 2⁻²⁵. A
+  # gate of 1 is read back as 1 − 2⁻²⁴.
   assert np.all(error <= np.maximum(2.0**-11 * distance, 2.0**-24))
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Autodiff, Explicit, Step, init_stack, unroll_stack
-from lstm_jax.cells.made import MadeCell
 from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, D, H, T, arguments, worst
 from tests.gradients import value_and_gradient
@@ -30,13 +29,7 @@ class CellOfFunctions(NamedTuple):
 
 
 def module_outside(cell):
-  """Return a module that executes the cell's source, as a user's file would.
-
-  For a made cell, return the cell that the function of such a module makes.
-  """
-  if isinstance(cell, MadeCell):
-    module = module_outside(cell.module)
-    return getattr(module, cell.maker.__name__)(*cell.arguments)
+  """Return a module that executes the cell's source, as a user's file would."""
   module = ModuleType("my_cell")
   exec(inspect.getsource(cell), module.__dict__)
   return module

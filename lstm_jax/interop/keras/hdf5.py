@@ -134,9 +134,10 @@ def _numbered(name: str) -> tuple[str, int]:
 
 @readable("the file is damaged")
 def check_name(file: Any, group: str, expected: str) -> None:
-  """Raise ValueError if a layer's group has the name of another layer.
+  """Raise ValueError if a group states that it holds another layer.
 
-  Keras 3.15 writes the layer's name as an attribute of the group `vars`.
+  Keras 3.15 writes the layer's own name, such as "encoder", as an attribute of
+  the group `vars`.
   """
   if f"{group}/vars" in file:
     found = _text(_member(file, f"{group}/vars", "Group"), "name")
@@ -161,8 +162,9 @@ def cell_arrays(
   Args:
     file: the HDF5 file.
     path: of the cell's group.
-    size: bytes of the file on disk. An array that unpacks to more than RATIO
-      times its stored bytes, which are at most size, is refused.
+    size: bytes of the .keras or .weights.h5 file. An array that unpacks to more
+      than RATIO times its stored bytes is refused. If the HDF5 data state more
+      stored bytes than size, as damaged data may, size counts instead.
     gates: G, or None if it is not known.
     units: H, or None if it is not known.
     bias: whether the cell has a bias, or None if it is not known.
@@ -203,6 +205,7 @@ def _values(data: Any) -> np.ndarray:
   x = np.asarray(data[()])
   if _text(data, "dtype") != "bfloat16":
     return x
+  # Stored as two bytes without a type (kind V), or as floats of another dtype.
   return x.view(jnp.bfloat16) if x.dtype.kind == "V" else x.astype(jnp.bfloat16)
 
 

@@ -6,7 +6,7 @@ CASE = {"part": "gpu layer", "cell": "gru", "backward": True, "seq_len": 3}
 
 
 def cells(*rows):
-  """Return the cells of each column of a table of rows, by heading."""
+  """Return (heading, *entries) of the columns after the peers' in a table."""
   table = case_table([CASE | {"peer": "other"} | row for row in rows])
   assert table.title == "gpu layer, gru, backward True, seq_len 3"
   return [(column.header, *column.cells) for column in table.columns[1:]]
@@ -30,7 +30,7 @@ def test_a_kernel_has_its_time_its_floor_and_its_memory():
   ]
 
 
-def test_a_peer_has_its_ratio_and_the_share_of_the_products():
+def test_a_peer_has_its_ratio_and_the_share_of_the_matrix_products():
   row = {"median_ms": 4.0, "quartiles_ms": [3.0, 5.0], "ratio_to_ours": 1.25}
   products = {"peer": "products alone", "median_ms": 3.0}
   assert cells(row | {"bytes": 3 * 2**19, "compile_s": 0.25}, products) == [

@@ -37,7 +37,7 @@ from tests.processes import ROOT
 PAGE = ROOT / "docs" / "results" / "tinyshakespeare.md"
 SHOWN = read_board().of_corpus(CORPUS)
 OURS = [row for row in read_board().rows if row.recipe]
-# Numbers of tokens, by the name of a row or else by the name of its corpus.
+# Sizes of vocabularies, by the name of a row or else by that of its corpus.
 VOCABULARY = {"tinyshakespeare": 65, "poems": 64, "tinyshakespeare-words": 7128}
 
 
@@ -57,6 +57,7 @@ def test_the_program_prints_the_table_and_draws_the_charts(
   tmp_path, capsys, monkeypatch
 ):
   flag, drawn = SimpleNamespace(value=str(tmp_path)), []
+  # DIRECTORY is the flag --charts, defined only where the program is started.
   monkeypatch.setattr(board, "DIRECTORY", flag, raising=False)
   monkeypatch.setattr(board, "draw", lambda *given: drawn.append(given))
   board.main()
@@ -198,6 +199,7 @@ def test_a_chart_has_a_point_for_each_result_and_joins_near_labels(tmp_path):
   near = Point(3, "cold", 3.3, 1.51, 0.0, False)
   above = near._replace(number=4, loss=1.6)
   right = near._replace(number=5, x=5.0)
+  # A row has one label, at its first result: none is at (3.25, 1.25).
   assert labels([*time, near, parameters[2], above, right]) == [
     (3.25, 1.5, "1, 3"),
     (1e-5, 1.75, "2"),

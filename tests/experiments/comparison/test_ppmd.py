@@ -12,7 +12,7 @@ ORDER, MEMORY = 6, 2**26  # characters of context; bytes
 
 
 def test_the_figure_of_ppmd_is_what_it_takes_to_code_the_last_tenth():
-  """The bytes for the whole text, minus the bytes for the text before it."""
+  """The bytes for the whole text, minus those for its first nine tenths."""
   pyppmd = pytest.importorskip("pyppmd")
   path = os.environ.get("LSTM_JAX_DATA")
   if path is None:

@@ -85,6 +85,7 @@ def test_samples_are_judged_by_the_words_of_both_splits(
     return [corpus.tokenizer.encode(text) for text in params]
 
   monkeypatch.setattr(training, "sample", draw)
+  # In place of each seed's params: the texts that `draw` returns for it.
   seeds = ["Thou art more\n", "more "], ["art lovely more\n"]
   found = training._sample("model", seeds, corpus, keys)
   assert drawn == [("model", k) for k in jax.random.key_data(keys).tolist()]
@@ -136,7 +137,7 @@ def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
 
 
 def test_the_schedule_is_as_long_as_the_training(comparison, key, monkeypatch):
-  """Not as `num_steps`: equal time gives a cell more or fewer steps."""
+  """Not as `comparison.num_steps`: in equal time a cell takes more or fewer."""
   made, corpus = [], SimpleNamespace(val=None, batches="batches")
 
   def make_ensemble(model, config, num_steps, keys, rates):

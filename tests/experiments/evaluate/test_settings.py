@@ -15,10 +15,10 @@ from lstm_jax.language.dynamic_eval import (
 )
 
 
-def test_the_scale_of_a_long_segment_has_the_tokens_that_it_needs(
+def test_the_scale_is_estimated_on_at_least_one_batch(
   run, options, console, monkeypatch
 ):
-  # A batch of 32 segments of 4 tokens needs more: 129 tokens.
+  # One batch is longer than these 100 tokens: 32 segments of 4, and one token.
   monkeypatch.setattr(dynamic_eval, "SCALE_TOKENS", 100)
   one = replace(options, protocol=("dynamic",), rate=1e-4, decay=0.0)
   assert evaluate.run(one, console)["nats"]["dynamic"] > 0
@@ -30,14 +30,15 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
 ):
   """They are chosen on the last 300 tokens of the text before.
 
-  That text is too short for segments of 40 tokens: only 10 and 20 are tried.
+  The whole text before is too short for a batch of segments of 40 tokens: only
+  10 and 20 are tried.
   """
   # The rate of 1e300 diverges.
   monkeypatch.setattr(dynamic_eval, "RATES", (1e-4, 3e-2, 1e300))
   monkeypatch.setattr(dynamic_eval, "DECAYS", (0.02,))
   monkeypatch.setattr(dynamic_eval, "TUNING", 300)
-  chosen = replace(options, protocol=("dynamic",), segment=None)
-  record = evaluate.run(chosen, console)
+  free = replace(options, protocol=("dynamic",), segment=None)
+  record = evaluate.run(free, console)
   trained = load(run)
   data = trained.config.data
   text, _ = split(read_text(data.corpus), data.val_fraction)
@@ -62,7 +63,7 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
   """The scale of the gradient comes from the start of that text.
 
   It is estimated in segments as long as those of the settings. Stand-ins
-  replace both functions of the model: the scale is the segment length, and the
+  replace `gradient_scale`, by the segment length, and `dynamic_nats`: the
   loss is the number of settings (of rate, decay and segment) that are not those
   of `wanted`; a rate of 1e-4 diverges.
   """
@@ -109,7 +110,7 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
     0,
     20_000,
   )
-  wanted = best._replace(segment=20)  # with which rate and decay are chosen
+  wanted = best._replace(segment=20)  # with which the rates are tried
   assert choose().config == wanted
 
 
