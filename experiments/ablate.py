@@ -76,10 +76,10 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 
   Raises:
     ValueError: a change is malformed, has no effect, changes the corpus or its
-      splits, equals another change, or can have no directory of its own; --run
-      is not given or is a run, holds the results or runs of another recipe or
-      corpus, or with --overwrite, results of changes that are not given; the
-      corpus is a pipe, which can be read only once; or as in `train.run`.
+      tokens, equals another change, or can have no directory of its own; --run
+      is not given or is a run, holds another recipe's or corpus's results, or
+      with --overwrite, those of changes that are not given; the corpus is a
+      pipe; or as in `train.run`, for any of the runs and before the first.
     Diverged: the recipe itself diverges.
   """
   job = config.job
@@ -213,7 +213,7 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
 
 
 def _check(configs: dict[str, TrainConfig]) -> str:
-  """Raise ValueError if a change is unusable; return the corpus's hash."""
+  """Raise ValueError for a wrong recipe or change; return the corpus's hash."""
   base, seen = configs[BASE], dict[TrainConfig, str]()
   for change, config in configs.items():
     if config in seen and config != base:
@@ -239,7 +239,7 @@ def _check_models(config: TrainConfig) -> None:
 
 
 def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
-  """Raise ValueError for a change that cannot be set up or has no effect."""
+  """Raise ValueError for a set-up that fails, or a change without an effect."""
   num_steps = make_setup(config).num_steps
   if change == BASE:
     return

@@ -253,7 +253,7 @@ def _print_heading(
     )
   if excerpt.trained_on:
     console.print(
-      f"warning {excerpt.trained_on:,} characters of the text were trained on",
+      f"warning {excerpt.trained_on:,} of these characters were trained on",
       soft_wrap=True,
     )
   for line in without_effect(config, EVALUATE_RULES).values():

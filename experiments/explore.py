@@ -44,9 +44,10 @@ class ExploreConfig:
   prompt: str = option("", "Text of your own, which is shown instead.")
   length: int = option(
     5000,
-    "Most tokens (characters, or words) of the text to show. Each token takes "
-    "about a byte of the page for each signal of each unit (an LSTM has six "
-    "signals), and some 200 bytes for each layer; each weight takes a byte.",
+    "At most this many tokens (characters, or words) of the text are shown. "
+    "Each token takes about a byte of the page for each signal of each unit "
+    "(an LSTM has six signals), and some 200 bytes for each layer; each weight "
+    "takes a byte.",
     bounds="[2, inf)",
   )
   output: str = option(

@@ -273,7 +273,7 @@ def member_table(members: list[Member]) -> Table:
 
 
 def rate_table(members: list[Member]) -> Table:
-  """Return a table of the mean and std, over the seeds, of the best losses."""
+  """Return a table of the seeds' best losses, mean and std, at each rate."""
   table = number_table("learning rate", "seeds", "mean of the best", "std")
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]

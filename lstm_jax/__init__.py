@@ -7,8 +7,9 @@
   >>> hs.shape
   (7, 2, 5)
 
-A cell is a module that holds one time step, with the equations of its forward
-and backward passes. The cells are `lstm`, `gru` and `rnn`; their variants
+A cell is one time step: a module, or an object with the same functions. The
+module's docstring has the equations of the forward and backward passes. The
+modules are `lstm`, `gru` and `rnn`; their variants
 `layernorm_lstm`, `projected_lstm`, `peephole_lstm`, `coupled_lstm`,
 `mogrifier_lstm`, `slstm` and `gru_reset_before`; and `min_gru`, `min_lstm` and
 `lru`, whose time steps `unroll` computes all at once with `Explicit`, its

@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pick(count, cases):
-  """Return the indices of `count` varied cases; a case is {parameter: value}.
+  """Return the indices of up to `count` cases; a case is {parameter: value}.
 
   The next case is always one whose values were picked least often before, so
   that every parameter takes as many values as it can. Of several such cases,

@@ -2,7 +2,7 @@
 
 A server, a process of its own that starts no device, imports once what the
 programs import. It is forked for each program, which takes two seconds less
-than to start Python. The forks lower programs as the tests do
+than to start Python and import JAX. The forks lower programs as the tests do
 (`tests.lowering`).
 """
 

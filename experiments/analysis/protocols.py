@@ -174,7 +174,7 @@ class Protocols:
     """
     choices = []
 
-    def predictions():  # a generator: at most two arrays are in memory
+    def predictions():  # a generator: not all members' are in memory
       for member in self._members:
         choice, predicted = dynamic_eval.evaluate_dynamically(
           *member,

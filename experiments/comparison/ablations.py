@@ -189,7 +189,7 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _format(nats: float, sign: str = "") -> str:
-  return f"{nats:{sign}{'.4f' if nats < 1e4 else '.3g'}}"
+  return f"{nats:{sign}{'.4f' if abs(nats) < 1e4 else '.3g'}}"
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:

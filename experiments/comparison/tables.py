@@ -43,7 +43,7 @@ def check_entries(record: Record) -> None:
 
   The lists must have the lengths that the configuration gives them; the losses
   by context, the length of their row's `lengths`. A value that is not a number
-  is found here if the figure of `plots` would fail on it, but `tables` not.
+  is found here if the figure of `plots` would fail on it, and `tables` not.
   """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1

@@ -77,7 +77,7 @@ function draw() {
   svg.append(...drawAxes(scale, axis, unit));
   svg.append(...all.flatMap((curve) => drawCurve(curve, scale)));
   if (right > RIGHT) {
-    const ends = new Map();  // of each run: the end of its last curve with points
+    const ends = new Map();  // of each run: the end of its last curve shown
     for (const { k, xs, ys } of all) {
       const i = xs.findLastIndex((x, i) => scale.isShown(x, ys[i]));
       if (i >= 0) ends.set(k, { x: scale.x(xs[i]), y: scale.y(ys[i]) });

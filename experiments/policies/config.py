@@ -132,8 +132,8 @@ class PolicyConfig:
   )
   timing_rounds: int = option(
     0,
-    "Rounds in which an update of each GRU and LSTM of --network is timed, in "
-    "turns with an update of the same network in Flax; 0 for no timing.",
+    "Rounds in which an update of gru and of lstm, if --network has them, is "
+    "timed, in turns with one of the same network in Flax; 0 for no timing.",
     bounds="[0, inf)",
   )
   # Of the flags of JobConfig, this program has only --devices: the devices

@@ -55,7 +55,9 @@ class Progress(NamedTuple):
   pending: list[list[float]]  # metrics of the steps since the last row
   pending_seconds: float  # that those steps took
   seconds: float  # of the steps in the rows so far
-  skipped: tuple[int, int]  # non-finite steps: in all, and in a row until now
+  skipped: tuple[
+    int, int
+  ]  # non-finite steps up to the last row: in all, in a row
   log_bytes: dict[str, int]  # length of each log
 
 

@@ -37,7 +37,7 @@ class SoftBatches(NamedTuple):
 
   positions: Batches  # of a text whose tokens are the indices 0 … N − 1
   tokens: np.ndarray  # the text itself, int32 [N]
-  targets: np.ndarray  # float32 [N, V]; row i is the target of tokens[i]
+  targets: np.ndarray  # float32 [N, V]; row i is for predicting tokens[i]
 
   @property
   def num_batches(self) -> int:

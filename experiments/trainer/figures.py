@@ -88,7 +88,7 @@ def zoom_on_tail(
   shown = [loss for loss in shown if math.isfinite(loss)]
   if shown:
     low, high = min(shown), max(shown)
-    # Equal losses need a margin, too; a relative one, as 1e20 + 0.1 is 1e20.
+    # Equal losses need a margin, too; 0.1 vanishes beside one such as 1e20.
     margin = 0.05 * (high - low) or max(0.1, 0.001 * high)
     panel.set_ylim(low - margin, high + margin)
 

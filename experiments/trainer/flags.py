@@ -33,7 +33,7 @@ def define_flags(
   holders = []
   for leaf in leaves(default, group=group):
     holder = _define(leaf, flag_values)
-    if leaf.bounds:  # absl's own help leaves out upper bounds
+    if leaf.bounds:  # absl is not told of the upper ones
       flag = flag_values[leaf.name]
       flag.parser = copy.copy(flag.parser)  # flags of equal bounds share it
       bounds = leaf.bounds

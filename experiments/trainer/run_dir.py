@@ -240,7 +240,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def set_aside(directory: Path) -> None:
-  """Move a run into `previous`, where its successor deletes it as it ends.
+  """Move a run into `previous`; a successor with a best checkpoint deletes it.
 
   If `previous` holds a run already, one of the two is deleted: that in
   `directory` if it has no best checkpoint, or else that in `previous`.

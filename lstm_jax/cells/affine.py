@@ -140,7 +140,7 @@ def affine_backward(
 
 
 def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
-  """Return dW, [D, K]: in row k, the sum of the rows of da whose token is k.
+  """Return dW, [D, K]: in row n, the sum of the rows of da whose token is n.
 
   Args:
     x: integer tokens, [...].

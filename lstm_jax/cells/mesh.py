@@ -1,7 +1,7 @@
 """Hand-derived gradients for arrays on a mesh of devices.
 
-The type of a JAX array says how the array is sharded, in one of two ways. A
-custom VJP must return cotangents with the types of its primals.
+The type of a JAX array says how the array is sharded, in two ways. A custom VJP
+must return cotangents with the types of its primals.
 
 Under `jax.shard_map` (manual axes), the type says over which mesh axes the
 value varies: a shard of the batch varies over `data`, replicated weights over

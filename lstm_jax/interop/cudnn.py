@@ -1,8 +1,9 @@
 """Weights to and from the flat vector of `jax.experimental.rnn`, cuDNN's LSTM.
 
-The vector holds the tensors of PyTorch's nn.LSTM: first weight_ih and weight_hh
-of all layers, then bias_ih and bias_hh of all layers. The lowest layer comes
-first, and in each layer the forward direction.
+The vector holds the tensors of PyTorch's nn.LSTM: first the weights, then the
+biases. Each part goes layer by layer, the lowest first, and in each layer
+direction by direction, forward first: weight_ih, then weight_hh of the same
+direction; bias_ih, then bias_hh of the same direction.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm

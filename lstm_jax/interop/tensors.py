@@ -41,8 +41,8 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
 
   Args:
     source: a module, or a mapping from names to tensors or arrays.
-    prefix: what the names of the layer's tensors begin with. It is removed
-      from the names.
+    prefix: what the names of the layer's tensors begin with, "" for nothing. It
+      is removed from the names.
 
   Returns:
     (arrays, nonlinearity): the arrays whose names begin with the prefix; and

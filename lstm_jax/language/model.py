@@ -184,7 +184,7 @@ def _language_model(
     if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
-      # The table may be wider than w_x: products are summed in float32.
+      # The table may be wider than w_x: sums are float32 or wider.
       lowest = lowest._replace(w_x=table)
       xs = tokens
     else:

@@ -98,7 +98,7 @@ class WordTokenizer(NamedTuple):
 
   @property
   def unit(self) -> str:
-    """What messages call a token, which may be a mark or a line break."""
+    """What a token is called, though it may be a mark or a line break."""
     return "word"
 
   @property

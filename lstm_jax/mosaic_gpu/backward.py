@@ -47,7 +47,8 @@ def backward_kernel(
   Args:
     time_step: as in `forward_kernel`.
     plan: as in `forward_kernel`.
-    reverse: as in `forward_kernel`.
+    reverse: whether the forward ran from the last time step to the first; this
+      kernel runs the other way.
     w_h: [G, H, H]: for each gate, the weights from h (rows) to its units
       (columns), the transpose of each gate's matrix in `forward_kernel`.
     saved: the `Saved` of the time step, each [T, B/8, H, 8].

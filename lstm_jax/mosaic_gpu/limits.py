@@ -6,7 +6,7 @@ blocks with other sequences. Where H is at most 256 and the weights of all H
 units fit into shared memory, one block computes all units, with a warpgroup
 (128 threads) for every 64. Otherwise each block computes 64 units, and the H/64
 blocks with the same sequences form a cluster, which exchanges h (in the
-backward, its cotangents da) at every time step.
+backward, da) at every time step.
 
 Shared memory holds the recurrent weights of a block's U units, and the vectors
 that warpgroups exchange, all in the dtype of the products' operands. The table

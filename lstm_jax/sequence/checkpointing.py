@@ -242,7 +242,7 @@ def _chunks_backward(cell, options, policy, chunk, residuals, cotangents):
   """Return the cotangents, summed over the chunks from the last to the first.
 
   The weights' cotangents are summed in float32 or wider. `d_last`, that of the
-  last state, also gives the dtypes of the state, which is not saved.
+  last state, also gives its dtypes: a saved state may be wider (`_carried`).
   """
   params, saved, xs, extras = residuals
   d_last, dhs = cotangents

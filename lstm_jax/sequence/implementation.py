@@ -109,7 +109,7 @@ def _check_device() -> None:
       "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
       f"got a {target}: leave implementation out here"
     )
-  # Within `traced_for("cuda")`, the target is "cuda", and there is no device.
+  # Within `traced_for("cuda")`, the target is "cuda": there may be no device.
   if target == "gpu":
     device: Any = default_device()
     if isinstance(device, str | None):

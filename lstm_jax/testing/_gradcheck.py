@@ -155,8 +155,8 @@ def gradcheck(
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
-  # JAX's cache has no trace of a new `partial`, so that f is traced anew: the
-  # code that f calls may have changed since the last check.
+  # Jitted, f is traced once here. JAX's cache has no trace of a new `partial`,
+  # so that the next check traces f anew: the code it calls may have changed.
   explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]

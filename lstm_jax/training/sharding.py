@@ -242,8 +242,8 @@ def make_mesh_train_step(
     ema_decay: as in `make_train_step`.
 
   Raises:
-    ValueError: ema_decay is not in [0, 1); by the step, a key of another kind
-      than JAX's default.
+    ValueError: ema_decay is not in [0, 1); or, by the step, the key is not of
+      JAX's default kind.
   """
   compiled = partition(mesh, model, optimizer, shardings, ema_decay)
   sharding = tokens_sharding(mesh)

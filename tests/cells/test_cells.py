@@ -1,4 +1,4 @@
-"""Every cell compared with autodiff, NumPy, Flax and PyTorch; special cases."""
+"""Cells compared with autodiff, NumPy, Flax and PyTorch; special cases."""
 
 import re
 

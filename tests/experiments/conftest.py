@@ -116,7 +116,7 @@ def edit_config(directory, **changes):
 
 @pytest.fixture
 def word_config(config):
-  """Return `config` for a word model; its corpus has words that occur once."""
+  """Return `config` for a word model, with words at its end that occur once."""
   with open(config.data.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
   return replace(config, tokenizer="word", learning_rate=0.03)
@@ -124,7 +124,7 @@ def word_config(config):
 
 @pytest.fixture
 def comparison(tmp_path):
-  """Return the config of a comparison, of the smallest sizes for the tests."""
+  """Return the config of a comparison of the smallest sizes that tests need."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 50, encoding="utf-8")
   return replace(

@@ -17,7 +17,7 @@ DEFAULTS = {
 }
 
 
-def write(directory, **options):
+def sample_texts(directory, **options):
   """Have a run write samples, and return their texts.
 
   The options are those of `sample.run` that differ from DEFAULTS.

@@ -1,4 +1,4 @@
-"""What an ablation trains, measures and prints, and which it refuses."""
+"""What an ablation trains, measures and prints, and what it refuses."""
 
 import os
 import re

@@ -70,8 +70,8 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   first, *_, last = (row for row in rows if "train_loss" in row)
   # These rows are of steps 1 to 10 and 31 to 40, which were all skipped.
   assert first["train_loss"] is last["train_loss"] is None
-  # No step updated the weights: the learning rate is that of the first update,
-  # and not of one before it.
+  # By step 10 no step has updated the weights: that row has the learning rate
+  # of the first update, and not of one before it.
   schedule = setup.make_setup(config).schedule
   assert first["lr"] == float(schedule(0)) != float(schedule(-1))
 

@@ -29,7 +29,7 @@ T, B = 7, 2
 
 @pytest.fixture(scope="module")
 def example(explored_run):
-  """Return (tokens, a state's arrays by name, what the model computes of them).
+  """Return (tokens, a state's arrays by name, what the model makes of them).
 
   The last is a list: the logits, and the arrays of the state after the tokens.
   """

@@ -13,7 +13,7 @@ from experiments.trainer.trained import load
 from lstm_jax.language import beam_search
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.search import continuation_nats
-from tests.experiments.sampled import DEFAULTS, write
+from tests.experiments.sampled import DEFAULTS, sample_texts
 
 
 @pytest.mark.exhaustive
@@ -23,16 +23,16 @@ def test_one_sample_comes_in_parts_and_several_differ(explored_run):
   # at the end, fewer.
   assert len([*parts]) == 1 + 3
   for prompt in (None, "Thou art"):
-    (one,) = write(explored_run, prompt=prompt, length=70)
+    (one,) = sample_texts(explored_run, prompt=prompt, length=70)
     assert len(one) == 70 + len(prompt or "")
-    several = write(explored_run, prompt=prompt, num_samples=3)
+    several = sample_texts(explored_run, prompt=prompt, num_samples=3)
     assert len({*several}) == 3
     assert {len(text) for text in several} == {30 + len(prompt or "")}
 
 
 def test_min_p_of_one_is_greedy(explored_run):
-  greedy = write(explored_run, prompt="T", temperature=0.0)
-  assert write(explored_run, prompt="T", min_p=1.0) == greedy
+  greedy = sample_texts(explored_run, prompt="T", temperature=0.0)
+  assert sample_texts(explored_run, prompt="T", min_p=1.0) == greedy
 
 
 def test_every_way_to_draw_follows_the_flags(monkeypatch):
@@ -78,13 +78,13 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   del flags["suppress_tokens"]
   asked = key, [3, 4], 9
   for name in ("num_samples", "best_of"):
-    texts = write("run", prompt="a a", **flags | {name: 2})
+    texts = sample_texts("run", prompt="a a", **flags | {name: 2})
     expected = ["[3, 4, 6]", "[3, 4, 7]"]
     assert texts == expected[: 2 if name == "num_samples" else 1]
     assert given[draw] == (*asked, rules._asdict() | {name: 2})
-  assert write("run", prompt="a a", **flags) == ["[3, 4]6"]
+  assert sample_texts("run", prompt="a a", **flags) == ["[3, 4]6"]
   assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]
-  assert write("run", **flags | {"beam": 2}) == ["[6]"]
+  assert sample_texts("run", **flags | {"beam": 2}) == ["[6]"]
   beam = {"beam_size": 2, "suppress_tokens": (5,)}
   # Without a prompt, the text follows a line break (1), which is not shown.
   assert given["beam"] == ([1], 9, beam)
@@ -94,7 +94,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
     "top_p": None,
     "min_p": None,
   }
-  write("run", num_samples=2)
+  sample_texts("run", num_samples=2)
   expected = unrestricted | {"suppress_tokens": (5,), "num_samples": 2}
   assert given[draw][3] == expected
 
@@ -109,10 +109,10 @@ def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
     prompt = encode("Thou")
     return continuation_nats(trained.model, trained.params, prompt, tokens)[0]
 
-  several = write(explored_run, prompt="Thou", num_samples=5)
-  (best,) = write(explored_run, prompt="Thou", best_of=5)
+  several = sample_texts(explored_run, prompt="Thou", num_samples=5)
+  (best,) = sample_texts(explored_run, prompt="Thou", best_of=5)
   assert best == min(several, key=nats) and best != several[0]
-  (found,) = write(explored_run, prompt="Thou", beam=3)
+  (found,) = sample_texts(explored_run, prompt="Thou", beam=3)
   assert nats(found) < nats(best)
   tokens, _ = beam_search(
     trained.model, trained.params, encode("Thou"), 30, beam_size=3
@@ -127,7 +127,7 @@ def test_an_interactive_text_goes_on_from_each_line(
   # An empty line stands for a line break. The third line is refused.
   typed = "Thou\n\na¤b\nart\n"
   monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-  (text,) = write(explored_run, interactive=True)
+  (text,) = sample_texts(explored_run, interactive=True)
   written = [text[start : start + 30] for start in (0, 31, 62)]
   assert text == "".join(part + "\n" for part in written)
   assert "character '¤' at position 1 is not in" in capsys.readouterr().err
@@ -151,9 +151,9 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
   explored_run, monkeypatch
 ):
   monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-  (first,) = write(explored_run, interactive=True, prompt="Thou")
+  (first,) = sample_texts(explored_run, interactive=True, prompt="Thou")
   monkeypatch.setattr(sys, "stdin", io.StringIO("Thou"))
-  assert write(explored_run, interactive=True) == [first]
+  assert sample_texts(explored_run, interactive=True) == [first]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from lstm_jax import lstm
 from lstm_jax.language import WordTokenizer, stateful_loss
 from lstm_jax.testing import terms
 from tests.experiments.conftest import VERSE
-from tests.experiments.sampled import write
+from tests.experiments.sampled import sample_texts
 from tests.experiments.trainer.resuming import read_rows
 
 SAMPLE = {"prompt": "Shall I", "length": 25}
@@ -153,18 +153,20 @@ def test_the_same_seed_gives_the_same_run(finished_config, config, console):
 
 def test_sample_continues_from_a_run(finished_config):
   directory = finished_config.job.run
-  (text,) = write(directory, **SAMPLE)
+  (text,) = sample_texts(directory, **SAMPLE)
   assert len(text) == len("Shall I") + 25
   assert text.startswith("Shall I")
   assert set(text) <= set(VERSE)
-  several = write(directory, **SAMPLE | {"num_samples": 3})
+  several = sample_texts(directory, **SAMPLE | {"num_samples": 3})
   assert len(set(several)) == 3
-  greedy = write(directory, **SAMPLE | {"temperature": 0.0, "num_samples": 2})
+  greedy = sample_texts(
+    directory, **SAMPLE | {"temperature": 0.0, "num_samples": 2}
+  )
   assert greedy[0] == greedy[1]
   with pytest.raises(ValueError, match="character 'é' at position 2 is not in"):
-    write(directory, **SAMPLE | {"prompt": "Thé"})
+    sample_texts(directory, **SAMPLE | {"prompt": "Thé"})
   with pytest.raises(ValueError, match=r"must have at least one character$"):
-    write(directory, **SAMPLE | {"prompt": ""})
+    sample_texts(directory, **SAMPLE | {"prompt": ""})
 
 
 def test_a_run_of_words_learns_and_writes_verse(word_config, console):
@@ -202,13 +204,13 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   assert "'--prompt=Shall I'" in shown
 
   options = SAMPLE | {"prompt": "Shall I ", "num_samples": 3}
-  for text in write(str(directory), **options):
+  for text in sample_texts(str(directory), **options):
     assert text.startswith("Shall I") and not text.startswith("Shall I  ")
     assert len(trained.tokenizer.encode_known(text)) <= 2 + 25
   with pytest.raises(ValueError, match=r"15 words: 'Shalt', 'temperate'$"):
-    write(str(directory), **SAMPLE | {"prompt": "Shalt thee temperate"})
+    sample_texts(str(directory), **SAMPLE | {"prompt": "Shalt thee temperate"})
   with pytest.raises(ValueError, match="prompt must have at least one word"):
-    write(str(directory), **SAMPLE | {"prompt": " "})
+    sample_texts(str(directory), **SAMPLE | {"prompt": " "})
 
 
 def test_a_run_directory_whose_path_is_not_utf_8_is_refused(config, tmp_path):

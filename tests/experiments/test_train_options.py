@@ -247,7 +247,7 @@ def test_the_average_starts_once_the_validation_loss_rises(config, console):
   first = start - 2
   assert losses[0][: first + 1] == losses[1][: first + 1]
   # With a patience of 1, the average starts when a loss is above the least of
-  # all losses but the one before it.
+  # the losses before the previous one.
   rises = [
     number
     for number in range(2, len(losses[1]))

@@ -60,7 +60,7 @@ def outputs_and_gradient(model):
 
 @cache
 def twin(vocabulary_size, tied):
-  """Return `outputs_and_gradient` by autodiff, one program for all cases."""
+  """Return `outputs_and_gradient` by autodiff; all cases of a size share it."""
   model = make(vocabulary_size, Autodiff(), tied=tied)
   return jax.jit(outputs_and_gradient(model))
 

@@ -170,7 +170,8 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
 def test_tokens_that_are_no_integers_are_refused(size, key):
   """Even floats [T, V], which the table W_e W_x could be multiplied by.
 
-  With 9 tokens the model reads the table, with 2,000 rows of W_e.
+  With a vocabulary of 9 the model reads the table; with one of 2,000, it reads
+  rows of W_e.
   """
   config = ModelConfig(hidden_size=4)
   model = language_model(config, size)

@@ -20,7 +20,7 @@ from tests.compiling import count_programs
 from tests.contract import each_cell
 from tests.draws import arguments, weighed, worst
 
-# No other test has these sizes: the program would be compiled already.
+# No other test has these sizes: it would have compiled the program already.
 T, B, D, H = 6, 9, 4, 8
 EXPLICIT = {
   "gates": Explicit(),

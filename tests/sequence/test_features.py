@@ -21,9 +21,9 @@ from tests.sequence.options import FEATURES, MASK, RESET
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
-# Every feature wraps a cell, and only calls the cell's functions. So for cells
-# other than the LSTM it is enough to test all features together, and zoneout by
-# rates, as at evaluation, which is not among them.
+# All features but `reverse` wrap a cell, and all only call its functions. So
+# for cells other than the LSTM it is enough to test all features together, and
+# zoneout by rates, as at evaluation, which is not among them.
 TOGETHER = "expected zoneout", "all"
 EACH = each_cell("feature", FEATURES, others=TOGETHER)
 

@@ -52,8 +52,10 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [GPU_STEPS + 2, 2 * GPU_STEPS + 1])
 @pytest.mark.parametrize("cell", [gru, lstm, slstm])
-def test_remaining_steps_have_the_gradient_of_autodiff(cell, steps, key):
-  """XLA compiled slstm wrongly where a loop of one iteration followed them."""
+def test_steps_that_are_no_multiple_have_the_gradient_of_autodiff(
+  cell, steps, key
+):
+  """XLA compiled slstm wrongly where a rest came before a single iteration."""
   args = arguments(cell, key, steps=steps)
   expected = value_and_gradient(cell, args, adjoint=Autodiff())
   with traced_for("cuda"):

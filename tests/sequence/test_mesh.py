@@ -33,7 +33,8 @@ def check(name, found):
   others = 3 + (3 + 2 * 2**3 if name == "lstm" else 0)
   assert len(found["errors"]) == 2 * len(adjoints(TABLE[name].cell)) + others
   assert all(e < EXACT for e in found["errors"].values()), found["errors"]
-  # Of the last state [B, H], and of arrays of all time steps [T, B, H].
+  # Of the last state [B, H], the outputs [T, B, H], and the cotangents of all
+  # states [T + 1, B, H].
   last, every = "P('data', None)", "P(None, 'data', None)"
   assert found["specs"] == [last, every, every]
   assert found["collectives in loops"] == 0

@@ -70,7 +70,7 @@ def start(mesh):
 
 
 def saved_and_read(directory, mesh):
-  """Save a state while the training continues; return what is read of it."""
+  """Save a state while the training continues; compare it with what is read."""
   state, shardings, step = start(mesh)
   training = train(step, state, repeat(make_batches(TOKENS, B, T)))
   *_, (state, _) = islice(training, 5)

@@ -32,7 +32,7 @@ def count_calls(call: Callable[[], Any], wait: Callable[[Any], Any]) -> int:
 def several(
   call: Callable[[], Any], wait: Callable[[Any], Any], calls: int
 ) -> Callable[[], None]:
-  """Return a function that calls `call` so many times, and waits once."""
+  """Return a function that makes so many calls, and waits for the last."""
 
   def run():
     result = None

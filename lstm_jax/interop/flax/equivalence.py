@@ -35,8 +35,8 @@ CELL_OF_TYPE: dict[type, Cell] = {
 HONOURED = {
   *("self", "parent", "name"),  # of every module
   # Of a cell or layer: sizes (checked by `fits`), dtypes (`has_flax_dtype`),
-  # biases (`_has_plain_layers`), and the initializers of the weights and of the
-  # carry: `unroll` is given the arrays that they made.
+  # biases (`_has_plain_layers`), and what makes the weights and the carry:
+  # `unroll` is given the arrays that were made.
   *("features", "in_features", "hidden_features", "out_features", "use_bias"),
   *("kernel_init", "recurrent_kernel_init", "bias_init", "carry_init"),
   *("kernel_metadata", "recurrent_kernel_metadata", "bias_metadata"),

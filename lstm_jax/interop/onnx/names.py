@@ -48,7 +48,7 @@ def check_distinct(
   outputs: Mapping[str, str],
   weights: Mapping[str, str],
 ) -> None:
-  """Raise ValueError if two tensors, not both inputs, have the same name."""
+  """Raise ValueError if a name occurs twice, except twice within inputs."""
   taken = {name: key for key, name in weights.items()}
   for key, name in inputs.items():
     _check_free(key, name, taken)

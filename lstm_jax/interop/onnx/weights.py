@@ -6,7 +6,7 @@ ONNX stores the transposed weights of one direction as
   R [G·H, H]    w_hᵀ                      of R
   P [3·H]       peepholes i, o, f
 
-for D inputs, H hidden units and G gates. ONNX has the gates in its own order:
+for D inputs, H hidden units and ONNX's G gates, which are in its own order:
 
   cell              ours          ONNX          operator
   lstm              i, f, g, o    i, o, f, c    LSTM

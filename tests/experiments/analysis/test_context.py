@@ -43,7 +43,7 @@ def test_nats_by_context_are_the_means_of_the_single_predictions(
   monkeypatch.setattr(context, "SHIFTS", shifts)
   model, params = make(lstm, key)
   means = nats_by_context(model, params, TOKENS[:length], 16)
-  # The bins of a window of 16 tokens are 1, 2, 4, 8 and 16.
+  # The bins of a window of 16 tokens end at 1, 2, 4, 8 and 16.
   sums, counts, apply = np.zeros(5), np.zeros(5), jax.jit(model.apply)
   for start in starts:
     tokens = TOKENS[start : start + 17]

@@ -57,9 +57,10 @@ def test_words_start_after_blanks_and_marks():
 
 
 def test_names_are_capitalized_lines_that_end_in_a_colon():
-  """A blank line is above a name, but not above "Amen:"; "Ah:" ends the text.
+  """A name starts the text or follows a blank line; "Amen:" does neither.
 
-  Capitals are those of any script, and an accent may be a character of its own.
+  "Ah:", at the end of the text, is no name. Capitals are those of any script,
+  and an accent may be a character of its own.
   """
   text = (
     "First Citizen:\nBefore we:\n\nDUKE VINCENTIO:\nAmen:\n\n"

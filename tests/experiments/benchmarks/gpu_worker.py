@@ -21,7 +21,7 @@ def end_slowly(connection, errors, jax_on_cpu):
 
 
 class InProcess:
-  """A worker that runs its cases at once, in the tests' own process."""
+  """A worker that runs cases as they are sent, in the tests' own process."""
 
   def __init__(self, jax_on_cpu=False):
     self.messages = [("ready", None, describe())]

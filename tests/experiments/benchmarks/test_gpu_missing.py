@@ -92,7 +92,9 @@ def broken():
     (True, broken, "OSError: libcudart.so.13: no such file"),
   ],
 )
-def test_pytorch_without_a_gpu_is_skipped(installed, device, why, monkeypatch):
+def test_pytorch_that_is_missing_broken_or_without_a_gpu_is_skipped(
+  installed, device, why, monkeypatch
+):
   monkeypatch.setattr(torch_layers, "is_installed", lambda package: installed)
   monkeypatch.setattr(torch_layers, "gpu_or_cpu", device)
   prepared = TorchLayer("gru", 4, 3, 2).prepare(frozenset())

@@ -121,7 +121,7 @@ def test_rates_are_tried_alike_and_judged_by_text_they_did_not_learn(
 def test_a_text_too_short_for_trials_is_refused_before_the_timing(
   comparison, key
 ):
-  """The text holds one batch, but not without the end that judges the rates."""
+  """The text holds one batch, but less without the end that tests the rates."""
   corpus = SimpleNamespace(train=np.zeros(3 * 8 + 1, np.int32))
   config = replace(comparison, learning_rate=(0.1, 0.2))
   message = r"^--batch_size=3, --seq_len=8 and .*, got 22 to try learning rates"

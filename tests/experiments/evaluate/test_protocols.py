@@ -122,8 +122,8 @@ def test_the_development_split_is_evaluated_unless_another_is_named(
   directory = str(explored.write_run(config))
   options = EvaluateConfig((directory,), protocol=("stateful",))
   text, trained = read_text(config.data.corpus), load(Path(config.job.run))
-  # The validation split is 0.1 of the 0.9 before the test split: the training
-  # split is 0.81 of the text.
+  # The validation split is 0.1 of the 0.9 before the test split. The other 0.81
+  # of the text hold the training split, with the development split within.
   for name, first, last in (
     (None, *middle_slice(text[: int(0.81 * len(text))], 0.2)),
     ("dev", *middle_slice(text[: int(0.81 * len(text))], 0.2)),

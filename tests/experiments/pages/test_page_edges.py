@@ -1,4 +1,4 @@
-"""Rare cases in a browser: half-read texts, clicks beside units, letters."""
+"""Rare cases in a browser: half a text, clicks by units, odd letters."""
 
 import re
 

@@ -33,7 +33,7 @@ from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from tests.experiments.conftest import VERSES, edit_config
 from tests.experiments.evaluating import evaluated
-from tests.experiments.sampled import write
+from tests.experiments.sampled import sample_texts
 from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import signal_at
 
@@ -228,7 +228,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
   moved = directory.rename(tmp_path / "moved")
   assert evaluated(moved, console)["corpus"] == KEPT
   explore.run(explore.ExploreConfig(str(moved)), console)
-  assert write(moved, prompt="Shall", length=5)
+  assert sample_texts(moved, prompt="Shall", length=5)
   assert derive(read_run_history(moved))
   with pytest.raises(ValueError, match="already holds a finished run"):
     train.run(replace(piped, run=str(moved)), console)

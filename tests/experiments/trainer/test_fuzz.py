@@ -26,7 +26,7 @@ from lstm_jax.language import CharTokenizer, WordTokenizer
 from lstm_jax.language.word_tokenizer import normalize
 from lstm_jax.training import make_optimizer
 from tests.experiments.conftest import VERSE, copy_run
-from tests.experiments.sampled import write
+from tests.experiments.sampled import sample_texts
 from tests.processes import ROOT
 
 EXPECTED = ValueError, OSError, OverflowError  # programs print them in a line
@@ -211,7 +211,7 @@ def test_any_metadata_is_read_or_an_error_of_one_line(directory, data):
 def test_prompts_of_any_kind_are_sampled_or_refused(directory):
   for prompt in ("", "\x00", "é" * 50, "Shall", "\ud800", "<unk>"):
     try:
-      (text,) = write(directory, prompt=prompt, length=3)
+      (text,) = sample_texts(directory, prompt=prompt, length=3)
     except ValueError as error:
       check_line(error)
       assert prompt != "Shall"

@@ -17,7 +17,7 @@ from lstm_jax import peephole_lstm
 from lstm_jax.sequence.implementation import VERSIONS
 from lstm_jax.training import list_checkpoints, read_checkpoint
 from tests.draws import worst
-from tests.experiments.sampled import write
+from tests.experiments.sampled import sample_texts
 from tests.experiments.trainer.resuming import read_rows
 from tests.interpreting import as_if_on_an_h100, count_kernels
 
@@ -49,7 +49,7 @@ def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
   losses = evaluate.run(options, console)["nats"]
   assert set(losses) == {"cold", "stateful", "dynamic"}
   assert abs(losses["stateful"] - result.val_loss) < 1e-6
-  (text,) = write(result.directory, prompt="Shall I", length=25)
+  (text,) = sample_texts(result.directory, prompt="Shall I", length=25)
   assert text.startswith("Shall I") and len(text) == 7 + 25
   assert history.derive(history.read_run_history(result.directory))
 

@@ -18,7 +18,7 @@ from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
 from lstm_jax import lstm
 from lstm_jax.cells import RELU
-from tests.experiments.sampled import write
+from tests.experiments.sampled import sample_texts
 from tests.experiments.test_train import SAMPLE
 from tests.experiments.trainer.resuming import outcome
 from tests.test_docs import DOCS, code_blocks
@@ -93,7 +93,7 @@ def test_the_cell_of_the_page_is_trained_sampled_and_explored(
 ):
   cell = write_cell(path, FILE)
   directory = train.run(replace(config, cell=cell), console).directory
-  (text,) = write(str(directory), **SAMPLE)
+  (text,) = sample_texts(str(directory), **SAMPLE)
   assert text.startswith("Shall I")
   page = explore(ExploreConfig(str(directory), length=50), console)
   assert page.path.exists()

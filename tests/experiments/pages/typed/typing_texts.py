@@ -6,7 +6,7 @@ from rich.console import Console
 
 from experiments import explore
 
-# Most time steps back to which the page follows the gradient of a prediction.
+# The states of a gradient path: that at the cursor and up to 95 steps back.
 WINDOW = 96
 # Moves the cursor to a character and waits for its gradients.
 GRADIENTS = """

@@ -85,7 +85,7 @@ def test_the_list_has_the_probabilities_at_the_settings(opened):
 
 
 @pytest.mark.exhaustive
-def test_each_token_is_drawn_at_the_settings_by_a_random_number(opened):
+def test_each_token_is_drawn_at_the_settings_by_its_own_random_number(opened):
   choose(opened, "temperature", 0.9)
   choose(opened, "topP", 0.85)
   choose(opened, "seed", 5)
