@@ -6,14 +6,15 @@ The exit status is
   1    a check fails; or a bug, with its traceback
   2    bad input, such as a flag that is refused, a full disk, or a device that
        fails or has too little memory
-  3    training diverges: a loss or a gradient is NaN or infinite
+  3    training diverges: a loss or a gradient is NaN or infinite, more often
+       than may be skipped
   130  the program is stopped by Ctrl-C (SIGINT)
   141  the reader of the output has closed its pipe (SIGPIPE): the program ends
        without a message, and a run resumes as after a kill
   143  the program is stopped by SIGTERM
 
-As in shells, the last three are 128 plus the number of the signal. Without a
-standard output a program prints nothing.
+As in shells, the last three are 128 plus the number of the signal. What is
+printed to a standard stream that was closed from the start is dropped.
 """
 
 import io
@@ -63,6 +64,7 @@ def launch(
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.FATAL)  # orbax logs each of its steps
     try:
+      # The imports are over: Ctrl-C raises KeyboardInterrupt again.
       if signal.getsignal(signal.SIGINT) is interrupt_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
       arguments = argv[1:]

@@ -92,8 +92,8 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   Raises:
     ValueError: the corpus, the run directory or the configuration is not
       usable, or the device has too little memory.
-    Diverged: a validation loss is not finite, or a training loss or gradient
-      too often in a row; the message says which checkpoint is kept.
+    Diverged: a validation loss is not finite, or too often in a row, a training
+      loss or gradient is not; the message says which checkpoint is kept.
     KeyboardInterrupt: Ctrl-C before the training, or a second Ctrl-C during it;
       the message of the second says which checkpoint is kept.
   """

@@ -61,8 +61,8 @@ class DataConfig:
   )
   val_fraction: float = option(
     0.1,
-    "Share of the corpus, at its end, for validation. With a test split, the "
-    "share of the text before that split, at the end of that text.",
+    "Share of the corpus, at its end, for validation. "
+    "With a test split, share and end are those of the text before that split.",
     bounds="(0, 1)",
   )
   test_fraction: float = option(
@@ -145,8 +145,8 @@ class DistillationConfig:
   )
   teacher_checkpoint: Literal["best", "last"] = option(
     "best",
-    "The teachers' weights: those of their lowest validation loss, or the "
-    "last, which only finished runs have.",
+    "The teachers' weights: those of their lowest validation loss, or those "
+    "after the last training step, which only finished runs have.",
     choices=("best", "last"),
   )
 

@@ -32,7 +32,7 @@ class Observer:
     return state
 
   def stops_early(self) -> bool:
-    """Called before the first step, and after each evaluation but the last.
+    """Called before the first step, and after evaluations before the last step.
 
     Returns whether to make no more training steps.
     """

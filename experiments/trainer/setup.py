@@ -65,7 +65,7 @@ class TrainSetup(NamedTuple):
   epoch_lengths: list[tuple[int, int]]  # (epochs, training steps in each)
   model: LanguageModel
   optimizer: optax.GradientTransformation
-  schedule: optax.Schedule  # learning rate by updates; skipped steps make none
+  schedule: optax.Schedule  # updates -> learning rate; skipped steps make none
   train_step: TrainStep
   # (weights, or None for random ones) -> the state before the first step; on a
   # mesh, it is created in the shards of its devices; random weights that the

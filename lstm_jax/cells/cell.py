@@ -72,7 +72,11 @@ class Cell(Protocol[ParamsT, StateT]):
 
   @property
   def project(self) -> Callable[[ParamsT, jax.Array], jax.Array]:
-    """(params, x) -> the input's part of the pre-activations, [..., G·H]."""
+    """(params, x) -> the input's part of the pre-activations, [..., G·H].
+
+    `mogrifier_lstm` returns x itself, [..., D]. In that cell, x takes the place
+    of the gates too, and dx that of da.
+    """
 
   @property
   def recur(
@@ -188,7 +192,7 @@ def one_step(
     state = state_before(params, state, x, extras)
     check_inputs("x", initial_state, params, state, x)
     ax = project(params, x)
-    if is_token(x) and ax.shape[:-1] != x.shape:
+    if is_token(x) and ax.shape[:-1] != x.shape:  # x was not looked up
       raise ValueError(
         f"x must be floats, since this cell takes no tokens, got {x.dtype}"
       )
@@ -243,6 +247,7 @@ def one_step(
     x = jnp.asarray(x)
     if state is None:
       state = state_before(params, state, x, extras)
+    # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
     sharding = batch_sharding(params, state, x)

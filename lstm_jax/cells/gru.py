@@ -90,7 +90,7 @@ class GRUState(NamedTuple):
 class GRUResiduals(NamedTuple):
   """The local gradients that are not with respect to a pre-activation."""
 
-  r: jax.Array  # [..., H], ∂aₙ/∂s; of `gru_reset_before`, ∂m/∂h
+  r: jax.Array  # [..., H], ∂aₙ/∂s; of `gru_reset_before`, ∂m/∂h, m = r ⊙ h
   z: jax.Array  # [..., H], ∂h'/∂h, not through h W_h
 
 
@@ -137,7 +137,10 @@ def _local_gradients(
   n: jax.Array,
   activations: Activations,
 ) -> tuple[jax.Array, GRUResiduals]:
-  """Return the local gradients of h' = (1 − z) ⊙ n + z ⊙ h."""
+  """Return the local gradients of h' = (1 − z) ⊙ n + z ⊙ h.
+
+  `derivative` takes the output of an activation, such as n, not its argument.
+  """
   gates, candidate, _ = activations
   dh_dan = (1 - z) * candidate.derivative(n)
   dh_daz = (h - n) * gates.derivative(z)

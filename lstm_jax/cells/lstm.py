@@ -132,7 +132,7 @@ def recur(
 
 
 def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
-  """Return i, f, g and o, [..., 4H]; an array `gates` holds g as well."""
+  """Return i, f, g and o, [..., 4H], together called `gates`, g included."""
   if activations == STANDARD:  # with one tanh: σ(a) = ½ + ½ tanh(a/2)
     k = _per_gate([0.5, 0.5, 1, 0.5], a)
     return (1 - k) + k * tanh(k * a)

@@ -7,10 +7,10 @@
 With a small vocabulary, eₜ is never computed. The input product eₜ W_x of the
 lowest layer, which has G gates, is row xₜ of the table W_e W_x, [V, G·H]. The
 table is computed once for all time steps; the product becomes a gather.
-With a large vocabulary, such as one of words, the table would have more rows
-than the batch has tokens, and more than 1,024. Then the rows of W_e are
-gathered and multiplied by W_x, as they are for a cell that does not take tokens
-(`takes_tokens` of a `Cell`).
+A vocabulary is large if the table would have more than 1,024 rows, and more
+rows than the batch (with `groups`, one group of it) has tokens, as with words.
+Then the rows of W_e are gathered and multiplied by W_x, as they are for a cell
+that does not take tokens (`takes_tokens` of a `Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
 Like `unroll`, the model's functions raise ValueError where the kernels cannot
@@ -184,7 +184,7 @@ def _language_model(
     if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
-      # The table may be wider than w_x: sums are float32 or wider.
+      # The table's dtype may be wider than w_x's: sums are float32 or wider.
       lowest = lowest._replace(w_x=table)
       xs = tokens
     else:

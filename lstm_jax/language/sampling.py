@@ -1,8 +1,8 @@
 """Sampling from a language model: the continuation of a prompt.
 
-`drawing` says how each token is drawn. `sample` draws whole continuations in
-one compiled loop; `text_stream` returns a text part by part, so that it can be
-printed while it is drawn.
+The module `drawing` says how each token is drawn. `sample` draws whole
+continuations in one compiled loop; a `TextStream` (the module `text_stream`)
+returns a text part by part, so that it can be printed while it is drawn.
 """
 
 from collections.abc import Sequence

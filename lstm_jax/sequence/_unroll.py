@@ -1,9 +1,10 @@
 """Apply a cell to every time step of a sequence: `unroll`.
 
 `unroll` checks its arguments (`arguments`), wraps the cell in the features
-asked for (`wrappers`), and calls the function of the chosen gradient (`scan`,
-`checkpointing`, `primal`) or the kernels (`fused`). A feature that is not used
-adds nothing: the compiled program is then that of the plain cell.
+asked for (`wrappers`), and calls the function of the chosen gradient (in
+`checkpointing`, which calls `scan`, or in `primal`) or the kernels (`fused`).
+A feature that is not used adds nothing: the compiled program is then that of
+the plain cell.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
@@ -104,8 +105,8 @@ def unroll(
 ) -> tuple[StateT, jax.Array]:
   """Apply `cell` to every time step of xs in turn.
 
-  Computes the same as this loop, by a scan over time, or with `Explicit` and a
-  linear recurrence for all time steps at once:
+  Computes the same as this loop, by a scan over time or, for a linear
+  recurrence with `Explicit`, for all time steps at once:
 
     hs = []
     for x in xs:

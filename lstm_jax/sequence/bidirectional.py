@@ -3,9 +3,9 @@
   →hₜ = cell(→θ, →sₜ₋₁, xₜ)     ←hₜ = cell(←θ, ←sₜ₊₁, xₜ)     hₜ = [→hₜ, ←hₜ]
 
 With lengths, the backward cell starts at each row's own last step. Resets
-divide a row into segments: →sₜ₋₁ ← 0 where step t is reset, and ←sₜ₊₁ ← 0 where
-the first unmasked step after t is reset. So nothing passes from one segment to
-another in either direction.
+divide a row into segments: →sₜ₋₁ is 0 where step t is reset, and ←sₜ₊₁ is 0
+where the first unmasked step after t is reset. So nothing passes from one
+segment to another in either direction.
 
 References: Schuster and Paliwal (1997), Bidirectional recurrent neural
 networks; Graves and Schmidhuber (2005) for LSTMs.

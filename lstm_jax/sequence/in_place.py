@@ -57,7 +57,8 @@ def scan_in_place(
   """
   steps = zs.shape[0]  # a symbolic T has no len
   few = isinstance(steps, int) and steps <= MOST_UNROLLED
-  on_cpu = is_cpu()  # now: the rule may be traced outside of `traced_for`
+  # Now: JAX may trace the rule later, outside of `platform.traced_for`.
+  on_cpu = is_cpu()
   if not on_cpu:
     scan = _scan_with_few_kernels
   else:
@@ -101,8 +102,9 @@ def _scan_unrolled(f, carry, zs, xs, reverse):
   """Scan as `scan_in_place` does, without a loop, over a few time steps.
 
   zs holds only these steps: those of a chunk (`checkpointing`), of another
-  short sequence, or of one iteration of `_scan_with_few_kernels`. A loop would
-  first write zeros to its outputs, and copy z and the carry at every step.
+  short sequence, or of one iteration of `_scan_with_few_kernels`. The results
+  are new arrays: nothing is overwritten here. A loop would first write zeros to
+  its outputs, and copy z and the carry at every step.
   """
   steps = len(zs)
   made: list[Any] = [None] * steps
@@ -157,8 +159,8 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
   size = GPU_STEPS if isinstance(steps, int) else 1
   if isinstance(steps, int) and steps < 2 * GPU_STEPS:
     # One iteration takes all steps. With a rest before one iteration, XLA in
-    # jax 0.10 compiles a wrong program for a CPU (the gradient of slstm over 6
-    # or 7 time steps).
+    # jax 0.10 compiles a wrong program if this loop is run on a CPU, as the
+    # tests do (the gradient of slstm over 6 or 7 time steps).
     size = steps
   rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))

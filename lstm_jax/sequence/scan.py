@@ -15,8 +15,9 @@ state. The input product, each weight gradient and the cotangent of the inputs
 are one product each, over all T·B rows. Autodiff of a scan computes all of
 these at every step, and accumulates the weight gradients in the carry of the
 scan. Two cells differ: mogrifier_lstm multiplies the inputs and computes their
-cotangent at every step, and layernorm_lstm computes the input product a second
-time in the backward.
+cotangent at every step, so that xₜ takes the place of axₜ and of the gates, and
+dxₜ that of daₜ; and layernorm_lstm computes the input product a second time in
+the backward.
 
 Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
@@ -109,6 +110,7 @@ def scan_sequence(
     last, hs = scan_outputs(cell, options, *inputs)
   else:
     last, hs = scan_steps(step_of_parts(cell), options, *inputs)
+  # Under `vmap`, its axis comes first in the state, and after time in hs.
   return aligned(last, 0, inputs), aligned(hs, 1, inputs)
 
 
@@ -146,8 +148,8 @@ def forward(
 ) -> tuple[tuple[State, jax.Array], SequenceResiduals]:
   """Return (state, hs), and the residuals for the backward.
 
-  Its arguments are those of `scan_outputs`. For a linear recurrence, `like`
-  also decides the dtypes of the residuals.
+  Its arguments are those of `scan_outputs`. In a linear recurrence, not only hs
+  but the residuals too get the dtypes of `like`.
   """
   operands = cast_operands(params, xs, options)
 

@@ -124,7 +124,8 @@ class CheckpointWriter:
     description = json.loads(text, object_pairs_hook=_with_distinct_keys)
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     for name, tree in trees.items():
-      if not jax.tree.leaves(tree) and not tree:  # orbax saves (EmptyState(),)
+      # A tree such as (EmptyState(),) has no array either, but orbax saves it.
+      if not jax.tree.leaves(tree) and not tree:
         raise ValueError(f"{name} must have at least one array, got {tree!r}")
     # Copies, because training steps donate the arrays.
     trees = jax.tree_util.tree_map_with_path(_copied, trees)
@@ -208,7 +209,8 @@ class CheckpointWriter:
   def _sync_new(self) -> None:
     """Wait until the files that orbax is about to rename are on the disk.
 
-    Orbax calls this in its own thread, so that the training does not wait.
+    Orbax calls this in its own thread, so that the training does not wait. Its
+    `post_finalization_callback` runs before the rename, in spite of the name.
     """
     for path in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
       sync_tree(path)
@@ -275,8 +277,9 @@ def checkpoint_errors(message: str) -> Iterator[None]:
     raise
   except Exception as error:  # orbax and TensorStore often raise bare ones
     cause: BaseException = error
+    # Behind a time-out is the error for which this process kept others waiting.
     while "DEADLINE_EXCEEDED" in str(cause) and cause.__context__:
-      cause = cause.__context__  # why this process kept the others waiting
+      cause = cause.__context__
     line = str(cause).strip().split("\n")[0]
     # The system's own message stands at the far end of TensorStore's.
     system = re.search(r"([^:]+) \[os_error_code=", line)

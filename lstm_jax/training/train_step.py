@@ -132,7 +132,8 @@ def make_train_step(
   return _compiled_train_step(model, optimizer, ema_decay)
 
 
-# By position: to `lru_cache`, an omitted keyword differs from its default.
+# `make_train_step` passes its arguments by position: to `lru_cache`, an omitted
+# keyword differs from its default.
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay):
   step = uncompiled_train_step(model, optimizer, ema_decay)
