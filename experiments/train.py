@@ -78,7 +78,7 @@ class Result(NamedTuple):
 
   directory: Path
   best_step: int  # 0 before the first evaluation
-  val_loss: float  # the lowest, nats per token; infinite if there is none
+  val_loss: float  # the lowest, nats per token; ∞ before an evaluation
   seconds: float  # of training steps
   stopped_by: signal.Signals | None = None  # the signal that stopped it early
   signalled: signal.Signals | None = None  # a signal too late to stop it

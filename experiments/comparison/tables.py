@@ -181,7 +181,7 @@ def _gradient_flow(record: Record) -> str:
 
 
 def _ratio(norm: float | None, first: float | None) -> str:
-  """Return norm / first, or – if either is None or `first` is 0.
+  """Return the ratio norm / first as a text, or "–" if it cannot be computed.
 
   `norm` is ‖∂ℓ/∂sₜ‖ and `first` ‖∂ℓ/∂h_T‖; None if not finite in float32.
   """

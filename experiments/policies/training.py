@@ -49,7 +49,7 @@ def train(
     config: the settings.
     keys: a PRNG key for each seed, [S].
     on_update: called after each update with its number, from 1, and the mean
-      return over the seeds in which an episode ended; None if there is none.
+      return over the seeds in which an episode ended; None if none ended.
 
   Returns:
     A record: `num_parameters` of one network; `compile_s`, the seconds to

@@ -165,7 +165,7 @@ def read_best(
     console: prints that message.
 
   Returns:
-    The weights; None if `best` is None or they are damaged.
+    The weights, or None without such weights and if they are damaged.
   """
   if not best:
     return None

@@ -34,8 +34,8 @@ class Corpus(NamedTuple):
   """The corpus of a run, cut into splits.
 
   The splits follow one another in the text. If a development split was cut out
-  of the middle of the training split, it is `val`, `test` is None, and the text
-  after the training split is not evaluated.
+  of the middle of the training split, `val` holds it and `test` nothing (None);
+  the text after the training split is then not evaluated.
   """
 
   text: str

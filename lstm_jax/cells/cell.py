@@ -107,7 +107,7 @@ class Cell(Protocol[ParamsT, StateT]):
   ) -> Callable[..., tuple[ParamsT, jax.Array | None]]:
     """(params, x, h, residuals, da, *extra cotangents) -> (d_params, dx).
 
-    Both have the accumulation dtype (`cells.precision`); dx of tokens is None.
+    Both have the accumulation dtype (`cells.precision`). Of tokens, dx is None.
     """
 
   @property
@@ -177,7 +177,7 @@ def one_step(
   def state_before(
     params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
   ) -> StateT:
-    """Check the weights; return the state, or the zero state if it is None."""
+    """Check the weights; return the state, with zeros in place of None."""
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
