@@ -54,11 +54,11 @@ from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.opening import check_same_run, recorded_flags
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import from_name, leaves, replace
 from experiments.trainer.resources import host_memory
 from experiments.trainer.run_dir import JOB_FLAGS
+from experiments.trainer.same_run import check_same_run, recorded_flags
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import cold_nats, stateful_nats

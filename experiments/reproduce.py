@@ -54,7 +54,7 @@ from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.opening import check_same_run
+from experiments.trainer.same_run import check_same_run
 
 RECORD = "reproduction.json"
 

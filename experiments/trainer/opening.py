@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import (
-  KEPT,
-  recorded_corpus,
-  recorded_path,
-)
+from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.environment import environment
 from experiments.trainer.extension import (
   MAY_CHANGE,
@@ -22,11 +18,10 @@ from experiments.trainer.extension import (
 )
 from experiments.trainer.files import ensure_directory, write_json
 from experiments.trainer.locking import lock
-from experiments.trainer.records import from_record, to_record
+from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import (
   CHECKPOINTS,
   CONFIG,
-  JOB_FLAGS,
   RESULT,
   SHA256,
   TEACHERS,
@@ -35,34 +30,18 @@ from experiments.trainer.run_dir import (
   is_sweep,
   move_back,
   read_config,
-  read_record,
   read_result,
   set_aside,
 )
+from experiments.trainer.same_run import (
+  changed_flags,
+  check_unchanged,
+  check_values,
+  described,
+  recorded_flags,
+)
 from lstm_jax.training import has_state, list_checkpoints
 from lstm_jax.training.durable import sync
-
-
-def check_same_run(
-  directory: Path, config: TrainConfig, sha256: str, *, advice: str
-) -> None:
-  """Raise ValueError unless a finished run is of this configuration and corpus.
-
-  Args:
-    directory: holds the run.
-    config: the configuration that it should have.
-    sha256: the hash of the corpus that it should have read.
-    advice: what to do about it, the end of the message.
-  """
-  record = read_record(directory)
-  changes = _described(record, _changes(record, config, sha256))
-  if record.get(SHA256) != sha256:
-    changes = changes or "the corpus has changed"
-  if changes:
-    raise ValueError(
-      f"{directory} holds a finished run of another configuration: {changes}; "
-      f"{advice}"
-    )
 
 
 def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
@@ -156,9 +135,9 @@ def _resume_or_start(
       f"{directory} holds {kind}; --overwrite replaces it, another --run keeps "
       "it"
     )
-  changes = _changes(record, config, facts[SHA256])
+  changes = changed_flags(record, config, facts[SHA256])
   if changes.keys() <= {*MAY_CHANGE}:
-    _check_values(directory, config, record)
+    check_values(directory, config, record)
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):
     how = extension = ""
@@ -166,7 +145,7 @@ def _resume_or_start(
       kind = "a finished run"
       others = {n: v for n, v in changes.items() if n not in MAY_CHANGE}
       if job.resume and others:
-        kind += f" of another configuration: {_described(record, others)}"
+        kind += f" of another configuration: {described(record, others)}"
       elif job.resume and may_extend and not _has_state(directory):
         kind += " without a checkpoint to continue from"
       elif job.resume and may_extend:
@@ -182,7 +161,7 @@ def _resume_or_start(
       f"another --run keeps it{extension}"
     )
   if not extending:
-    _check_unchanged(directory, record, changes)
+    check_unchanged(directory, record, changes)
   if record.get(SHA256) != facts[SHA256]:
     another = f", --init_from={directory} starts another from its weights"
     raise ValueError(
@@ -210,43 +189,6 @@ def _resume_or_start(
   return OpenedRun(directory, resuming=True, extended_from=epochs)
 
 
-def recorded_flags(config: TrainConfig) -> dict[str, Any]:
-  """Return the flags as config.json holds them."""
-  source, teachers = config.init_from, config.distillation.teacher
-  return to_record(config) | {
-    "corpus": recorded_corpus(config.data.corpus),
-    "init_from": recorded_path(source) if source else "",
-    "teacher": [recorded_path(name) for name in teachers],
-  }
-
-
-def _changes(
-  record: dict[str, Any], config: TrainConfig, sha256: str
-) -> dict[str, Any]:
-  """Return the flags that differ from config.json, with their new values.
-
-  A corpus at another path does not differ if its hash, `sha256`, is the same.
-  """
-  same = {*JOB_FLAGS, *(["corpus"] if record.get(SHA256) == sha256 else [])}
-  return {
-    name: value
-    for name, value in recorded_flags(config).items()
-    if name not in same and record.get(name) != value
-  }
-
-
-def _check_values(
-  directory: Path, config: TrainConfig, record: dict[str, Any]
-) -> None:
-  """Raise ValueError if CONFIG has a value that no flag can have."""
-  try:
-    from_record(type(config)(), record)
-  except ValueError as error:
-    raise ValueError(
-      f"{directory / CONFIG} is damaged: {error}; --overwrite replaces the run"
-    ) from None
-
-
 def _can_resume(
   directory: Path, result: dict[str, Any] | None, extending: bool
 ) -> bool:
@@ -263,25 +205,6 @@ def _has_state(directory: Path) -> bool:
   """Return whether a run has a checkpoint that a training can continue from."""
   checkpoints = directory / CHECKPOINTS
   return any(has_state(checkpoints, s) for s in list_checkpoints(checkpoints))
-
-
-def _check_unchanged(
-  directory: Path, record: dict[str, Any], changes: dict[str, Any]
-) -> None:
-  """Raise ValueError if the run has another configuration."""
-  if changes:
-    raise ValueError(
-      f"{directory} holds an unfinished run of another configuration: "
-      f"{_described(record, changes)}; --overwrite replaces it, another --run "
-      "keeps it"
-    )
-
-
-def _described(record: dict[str, Any], changes: dict[str, Any]) -> str:
-  return "; ".join(
-    f"{name} is {record.get(name)!r} there and {value!r} here"
-    for name, value in changes.items()
-  )
 
 
 def _new_directory() -> Path:

@@ -26,9 +26,10 @@ from experiments.trainer.corpus_path import (
 from experiments.trainer.data import text_sha256
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.named_corpora import CACHE, CORPORA, NamedCorpus
-from experiments.trainer.opening import check_same_run, open_run_dir
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
+from experiments.trainer.same_run import check_same_run
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from tests.experiments.conftest import VERSES, edit_config

@@ -1,0 +1,88 @@
+"""Whether a run directory holds the run that flags and corpus describe."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import recorded_corpus, recorded_path
+from experiments.trainer.records import from_record, to_record
+from experiments.trainer.run_dir import CONFIG, JOB_FLAGS, SHA256, read_record
+
+
+def recorded_flags(config: TrainConfig) -> dict[str, Any]:
+  """Return the flags as config.json holds them."""
+  source, teachers = config.init_from, config.distillation.teacher
+  return to_record(config) | {
+    "corpus": recorded_corpus(config.data.corpus),
+    "init_from": recorded_path(source) if source else "",
+    "teacher": [recorded_path(name) for name in teachers],
+  }
+
+
+def check_same_run(
+  directory: Path, config: TrainConfig, sha256: str, *, advice: str
+) -> None:
+  """Raise ValueError unless a finished run is of this configuration and corpus.
+
+  Args:
+    directory: holds the run.
+    config: the configuration that it should have.
+    sha256: the hash of the corpus that it should have read.
+    advice: what to do about it, the end of the message.
+  """
+  record = read_record(directory)
+  changes = described(record, changed_flags(record, config, sha256))
+  if record.get(SHA256) != sha256:
+    changes = changes or "the corpus has changed"
+  if changes:
+    raise ValueError(
+      f"{directory} holds a finished run of another configuration: {changes}; "
+      f"{advice}"
+    )
+
+
+def changed_flags(
+  record: dict[str, Any], config: TrainConfig, sha256: str
+) -> dict[str, Any]:
+  """Return the flags that differ from config.json, with their new values.
+
+  A corpus at another path does not differ if its hash, `sha256`, is the same.
+  """
+  same = {*JOB_FLAGS, *(["corpus"] if record.get(SHA256) == sha256 else [])}
+  return {
+    name: value
+    for name, value in recorded_flags(config).items()
+    if name not in same and record.get(name) != value
+  }
+
+
+def check_values(
+  directory: Path, config: TrainConfig, record: dict[str, Any]
+) -> None:
+  """Raise ValueError if CONFIG has a value that no flag can have."""
+  try:
+    from_record(type(config)(), record)
+  except ValueError as error:
+    raise ValueError(
+      f"{directory / CONFIG} is damaged: {error}; --overwrite replaces the run"
+    ) from None
+
+
+def check_unchanged(
+  directory: Path, record: dict[str, Any], changes: dict[str, Any]
+) -> None:
+  """Raise ValueError if the run has another configuration."""
+  if changes:
+    raise ValueError(
+      f"{directory} holds an unfinished run of another configuration: "
+      f"{described(record, changes)}; --overwrite replaces it, another --run "
+      "keeps it"
+    )
+
+
+def described(record: dict[str, Any], changes: dict[str, Any]) -> str:
+  """Return each changed flag with its value in config.json and the new one."""
+  return "; ".join(
+    f"{name} is {record.get(name)!r} there and {value!r} here"
+    for name, value in changes.items()
+  )
