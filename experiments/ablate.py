@@ -58,7 +58,11 @@ from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import from_name, leaves, replace
 from experiments.trainer.resources import host_memory
 from experiments.trainer.run_dir import JOB_FLAGS
-from experiments.trainer.same_run import check_same_run, recorded_flags
+from experiments.trainer.same_run import (
+  REPLACE_OR_KEEP,
+  check_same_run,
+  recorded_flags,
+)
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
@@ -165,8 +169,7 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
   path = directory / run_dir.RESULT
   if config.job.overwrite or not path.exists():
     return None
-  advice = "--overwrite replaces it, another --run keeps it"
-  check_same_run(directory, config, sha256, advice=advice)
+  check_same_run(directory, config, sha256, advice=REPLACE_OR_KEEP)
   result = run_dir.read_result(directory) or {}
   names = "step", "val_loss", "seconds"
   entries: list[Any] = [result.get(name) for name in names]

@@ -34,6 +34,7 @@ from experiments.trainer.run_dir import (
   set_aside,
 )
 from experiments.trainer.same_run import (
+  REPLACE_OR_KEEP,
   changed_flags,
   check_unchanged,
   check_values,
@@ -115,78 +116,61 @@ def _resume_or_start(
   facts: dict[str, Any],
   may_extend: bool,
 ) -> OpenedRun:
-  """Find a run to resume, or extend it, or write config.json of a new one."""
+  """Find a run to resume, or extend it, or start a new one."""
   move_back(directory)
-  record, job = read_config(directory), config.job
-  now = datetime.now().astimezone().isoformat(timespec="seconds")
-  if record is None or job.overwrite:
+  record = read_config(directory)
+  if record is None or config.job.overwrite:
     if record is not None:
       _check_corpus_stays(directory, config)
       _check_sources_stay(directory, config)
       set_aside(directory)
-    record = recorded_flags(config) | environment() | facts | {"started": now}
-    write_json(directory / CONFIG, record)
+    record = recorded_flags(config) | environment() | facts
+    write_json(directory / CONFIG, record | {"started": _now()})
     return OpenedRun(directory, resuming=False)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
-  if is_sweep(record) != is_sweep(to_record(config)):
-    kind = "a sweep" if is_sweep(record) else "a single run"
-    raise ValueError(
-      f"{directory} holds {kind}; --overwrite replaces it, another --run keeps "
-      "it"
-    )
+  _check_kind(directory, config, record)
   changes = changed_flags(record, config, facts[SHA256])
   if changes.keys() <= {*MAY_CHANGE}:
     check_values(directory, config, record)
   extending = may_extend and extends(record, changes, result)
-  if not (job.resume and _can_resume(directory, result, extending)):
-    how = extension = ""
-    if result is not None:
-      kind = "a finished run"
-      others = {n: v for n, v in changes.items() if n not in MAY_CHANGE}
-      if job.resume and others:
-        kind += f" of another configuration: {described(record, others)}"
-      elif job.resume and may_extend and not _has_state(directory):
-        kind += " without a checkpoint to continue from"
-      elif job.resume and may_extend:
-        early = result.get("stopped_early")
-        flag = "--patience, or 0," if early else "--num_epochs"
-        extension = f", a larger {flag} extends it"
-    elif job.resume:
-      kind = "a run without a checkpoint to resume from"
+  if not (config.job.resume and _can_resume(directory, result, extending)):
+    if result is None:
+      found = _unfinished(config)
     else:
-      kind, how = "an unfinished run", "--resume continues it, "
-    raise ValueError(
-      f"{directory} already holds {kind}; {how}--overwrite replaces it, "
-      f"another --run keeps it{extension}"
-    )
+      found = _finished(directory, config, record, changes, result, may_extend)
+    raise ValueError(f"{directory} already holds {found}")
   if not extending:
     check_unchanged(directory, record, changes)
-  if record.get(SHA256) != facts[SHA256]:
-    another = f", --init_from={directory} starts another from its weights"
-    raise ValueError(
-      f"corpus {config.data.corpus} has changed since the run in {directory} "
-      f"started; --overwrite starts it again{another if may_extend else ''}"
-    )
-  if facts.get(TEACHERS) != record.get(TEACHERS):
-    raise ValueError(
-      f"the teachers have other weights than when the run in {directory} "
-      "started; --overwrite starts it again"
-    )
-  if not extending:
-    if not list_checkpoints(directory / CHECKPOINTS):
-      # The run begins again, from the weights of --init_from as they are now.
-      write_json(directory / CONFIG, record | facts)
-    return OpenedRun(directory, resuming=True)
+  _check_facts(directory, config, record, facts, may_extend)
+  if extending:
+    return _extend(directory, config, record, result)
+  if not list_checkpoints(directory / CHECKPOINTS):
+    # The run begins again, from the weights of --init_from as they are now.
+    write_json(directory / CONFIG, record | facts)
+  return OpenedRun(directory, resuming=True)
+
+
+def _extend(
+  directory: Path,
+  config: TrainConfig,
+  record: dict[str, Any],
+  result: dict[str, Any] | None,
+) -> OpenedRun:
+  """Give a run more epochs or another patience; it is unfinished again."""
   check_extension(directory, record, config, result)
-  epochs = record["num_epochs"]
-  resumption = environment() | {"started": now}
-  record = extended_record(record, config, result, resumption)
+  resumption = environment() | {"started": _now()}
+  extended = extended_record(record, config, result, resumption)
   # Delete the result first: after a kill, the run must not count as finished.
   (directory / RESULT).unlink(missing_ok=True)
   sync(directory)
-  write_json(directory / CONFIG, record)
+  write_json(directory / CONFIG, extended)
+  epochs = record["num_epochs"]
   return OpenedRun(directory, resuming=True, extended_from=epochs)
+
+
+def _now() -> str:
+  return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _can_resume(
@@ -205,6 +189,67 @@ def _has_state(directory: Path) -> bool:
   """Return whether a run has a checkpoint that a training can continue from."""
   checkpoints = directory / CHECKPOINTS
   return any(has_state(checkpoints, s) for s in list_checkpoints(checkpoints))
+
+
+def _unfinished(config: TrainConfig) -> str:
+  """Return what a message says of an unfinished run that is not resumed."""
+  if config.job.resume:
+    kind, advice = "a run without a checkpoint to resume from", ""
+  else:
+    kind, advice = "an unfinished run", "--resume continues it, "
+  return f"{kind}; {advice}{REPLACE_OR_KEEP}"
+
+
+def _finished(
+  directory: Path,
+  config: TrainConfig,
+  record: dict[str, Any],
+  changes: dict[str, Any],
+  result: dict[str, Any],
+  may_extend: bool,
+) -> str:
+  """Return what a message says of a finished run that is not extended."""
+  kind, advice = "a finished run", ""
+  others = {n: v for n, v in changes.items() if n not in MAY_CHANGE}
+  if config.job.resume and others:
+    kind += f" of another configuration: {described(record, others)}"
+  elif config.job.resume and may_extend and not _has_state(directory):
+    kind += " without a checkpoint to continue from"
+  elif config.job.resume and may_extend:
+    early = result.get("stopped_early")
+    flag = "--patience, or 0," if early else "--num_epochs"
+    advice = f", a larger {flag} extends it"
+  return f"{kind}; {REPLACE_OR_KEEP}{advice}"
+
+
+def _check_kind(
+  directory: Path, config: TrainConfig, record: dict[str, Any]
+) -> None:
+  """Raise ValueError if a sweep would resume a single run, or the reverse."""
+  if is_sweep(record) != is_sweep(to_record(config)):
+    kind = "a sweep" if is_sweep(record) else "a single run"
+    raise ValueError(f"{directory} holds {kind}; {REPLACE_OR_KEEP}")
+
+
+def _check_facts(
+  directory: Path,
+  config: TrainConfig,
+  record: dict[str, Any],
+  facts: dict[str, Any],
+  may_extend: bool,
+) -> None:
+  """Raise ValueError if the corpus or the teachers' weights have changed."""
+  if record.get(SHA256) != facts[SHA256]:
+    another = f", --init_from={directory} starts another from its weights"
+    raise ValueError(
+      f"corpus {config.data.corpus} has changed since the run in {directory} "
+      f"started; --overwrite starts it again{another if may_extend else ''}"
+    )
+  if facts.get(TEACHERS) != record.get(TEACHERS):
+    raise ValueError(
+      f"the teachers have other weights than when the run in {directory} "
+      "started; --overwrite starts it again"
+    )
 
 
 def _new_directory() -> Path:

@@ -8,6 +8,8 @@ from experiments.trainer.corpus_path import recorded_corpus, recorded_path
 from experiments.trainer.records import from_record, to_record
 from experiments.trainer.run_dir import CONFIG, JOB_FLAGS, SHA256, read_record
 
+REPLACE_OR_KEEP = "--overwrite replaces it, another --run keeps it"
+
 
 def recorded_flags(config: TrainConfig) -> dict[str, Any]:
   """Return the flags as config.json holds them."""
@@ -75,8 +77,7 @@ def check_unchanged(
   if changes:
     raise ValueError(
       f"{directory} holds an unfinished run of another configuration: "
-      f"{described(record, changes)}; --overwrite replaces it, another --run "
-      "keeps it"
+      f"{described(record, changes)}; {REPLACE_OR_KEEP}"
     )
 
 
