@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.checks import check_inputs, check_params, check_weights
+from lstm_jax.cells.checks import check_inputs
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.cells.serialization import serializable
+from lstm_jax.cells.weight_checks import check_params, check_weights
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H], for G gates of H units
 State = Any  # a NamedTuple with at least h [..., H], the output

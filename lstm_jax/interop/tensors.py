@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells import gru, gru_reset_before, lstm, projected_lstm, rnn
-from lstm_jax.cells.checks import check_weights, parts_of
+from lstm_jax.cells.weight_checks import check_weights, parts_of
 
 Array = np.ndarray | jax.Array
 

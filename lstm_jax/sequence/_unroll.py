@@ -24,11 +24,11 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
-from lstm_jax.cells.checks import PARTS
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.reverse_only import reverse_only
+from lstm_jax.cells.weight_checks import PARTS
 from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.adjoint import (
   Adjoint,

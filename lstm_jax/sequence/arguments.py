@@ -12,12 +12,10 @@ from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
   check_broadcasts,
   check_inputs,
-  check_params,
   check_same_type,
-  check_weights,
-  parts_of,
   time_major_hint,
 )
+from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.sequence.wrappers import Wrapped
 
 NEEDED = "initial_state", "project"  # functions that these checks call

@@ -36,10 +36,11 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.checks import PARTS, check_arrays, check_same_type
+from lstm_jax.cells.checks import check_arrays, check_same_type
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.weight_checks import PARTS
 from lstm_jax.sequence.arguments import check_functions, check_sequence
 from lstm_jax.sequence.in_place import separate
 from lstm_jax.sequence.primal import ScanOptions

@@ -31,7 +31,8 @@ from lstm_jax.cells.cell import (
   cell_name,
   output_size,
 )
-from lstm_jax.cells.checks import check_count, check_params
+from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.weight_checks import check_params
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import (

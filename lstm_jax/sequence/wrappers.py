@@ -41,12 +41,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lstm_jax.cells.cell import Cell, Residuals, State, one_step
-from lstm_jax.cells.checks import (
-  check_broadcasts,
-  check_same_type,
-  parts_of,
-)
+from lstm_jax.cells.checks import check_broadcasts, check_same_type
 from lstm_jax.cells.serialization import serializable
+from lstm_jax.cells.weight_checks import parts_of
 
 
 class Wrapped(NamedTuple):

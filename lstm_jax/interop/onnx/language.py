@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from lstm_jax.cells.cell import Cell, Params, cell_name
-from lstm_jax.cells.checks import check_params
+from lstm_jax.cells.weight_checks import check_params
 from lstm_jax.interop.onnx.activations import base_cell
 from lstm_jax.interop.onnx.nodes import to_onnx
 from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET, import_onnx

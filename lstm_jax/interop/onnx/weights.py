@@ -42,7 +42,7 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params, cell_name
-from lstm_jax.cells.checks import check_params, check_weights, parts_of
+from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.interop.onnx.activations import base_cell
 
 

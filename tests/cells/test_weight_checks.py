@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Autodiff, layernorm_lstm, unroll
-from lstm_jax.cells.checks import check_params
+from lstm_jax.cells.weight_checks import check_params
 from tests.draws import B, D, H, T
 from tests.test_docs import DOCS, code_blocks
 

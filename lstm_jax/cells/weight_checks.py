@@ -1,0 +1,174 @@
+"""Check that the weights of a cell fit each other, and the cell its contract.
+
+Nothing is computed: a step and its backward are traced for their shapes.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.checks import axes_text
+from lstm_jax.cells.precision import upcast
+
+PARTS = (
+  "initial_state",
+  "project",
+  "recur",
+  "recur_backward",
+  "parameter_gradients",
+)
+
+
+def check_params(project: Callable[..., Any], params: Any) -> None:
+  """Raise ValueError unless params have the type that the cell takes.
+
+  Args:
+    project: the cell's `project`. The type is the annotation of its first
+      argument. Any type is accepted if this annotation is missing, `Any`, a
+      `Protocol` or not a class, or if it is a string and one of the annotations
+      of `project` cannot be evaluated.
+    params: the weights.
+  """
+  try:
+    signature = inspect.signature(project, eval_str=True)
+  except Exception:  # a string may be any text, or name a typing-only import
+    signature = inspect.signature(project)
+  expected = next(iter(signature.parameters.values())).annotation
+  if expected in (inspect.Parameter.empty, Any):
+    return
+  if not isinstance(expected, type) or _is_protocol(expected):
+    return
+  if not isinstance(params, expected):
+    found = type(params).__name__
+    raise ValueError(f"params must be {expected.__name__}, got {found}")
+
+
+def _is_protocol(kind: type) -> bool:
+  return getattr(kind, "_is_protocol", False)
+
+
+def parts_of(cell: Any) -> tuple[Callable | None, ...]:
+  """Return the functions PARTS of a cell, with None for each that it lacks."""
+  return tuple(getattr(cell, name, None) for name in PARTS)
+
+
+def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
+  """Raise ValueError unless params are floats whose shapes fit each other.
+
+  Without this check, a bias of one element would be broadcast to all units.
+  Weights fit if they have the shapes of the gradients that the cell itself
+  computes. If a part is None, shapes are not checked; if the backward raises
+  NotImplementedError, all shapes with which a step runs are accepted.
+
+  Args:
+    parts: the functions PARTS of the cell, with None for each that it lacks.
+    params: the weights, of the cell's type, without an axis of layers or seeds.
+
+  Raises:
+    ValueError: as above; params have no w_x; or a step or its backward fails,
+      or returns other shapes than it must.
+  """
+  if not hasattr(params, "w_x"):
+    raise ValueError(
+      "params must be a NamedTuple with the input weights w_x [D, ...], got "
+      f"{type(params).__name__}"
+    )
+  leaves, structure = jax.tree.flatten_with_path(params)
+  kinds = []
+  for path, x in leaves:
+    if not hasattr(x, "dtype") and not isinstance(x, float | int):
+      name, found = jax.tree_util.keystr(path), type(x).__name__
+      raise ValueError(f"params{name} must be an array, got {found}")
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+      name = jax.tree_util.keystr(path)
+      raise ValueError(f"params{name} must be floats, got {dtype}")
+    kinds.append((jnp.shape(x), dtype))
+  if all(map(callable, parts)):
+    _check_step(parts, structure, tuple(kinds))
+
+
+@lru_cache(maxsize=256)  # else each call outside of `jax.jit` traces a step
+def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
+  """Raise ValueError if a step fails, or a shape is not as it must be."""
+  initial_state, project, recur, recur_backward, parameter_gradients = parts
+  params = jax.tree.unflatten(
+    structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+  )
+
+  def forward(params, batch=()):
+    x = jnp.zeros((*batch, len(params.w_x)), params.w_x.dtype)
+    state = initial_state(params, batch)
+    ax = project(params, x)
+    after, gates, residuals = recur(params, state, ax)
+    return x, state, after, ax, gates, residuals
+
+  def backward(params, batch):
+    x, state, _, _, gates, residuals = forward(params, batch)
+    d_state, *das = recur_backward(params, gates, residuals, upcast(state))
+    d_params = parameter_gradients(params, x, state.h, residuals, *das)[0]
+    return state, d_state, d_params
+
+  # This checks shapes: mixed dtypes pass, even if JAX is set to refuse them.
+  eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
+  misfit, weights = "weights do not fit each other", _named(params)
+  error = f"{misfit}, or the cell is wrong: {weights}"
+  try:
+    _, state, after, ax, gates, _ = eval_shape(forward, params)
+  except (TypeError, ValueError, IndexError, AttributeError) as cause:
+    raise ValueError(f"{error}; a step fails: {cause}") from cause
+  _check_type(error, "recur must return a state", state, after)
+  for name, expected, found in (
+    ("gates of project's shape", ax, gates),
+    ("a state of initial_state's shapes", state, after),
+  ):
+    if _shapes(found) != _shapes(expected):
+      raise ValueError(
+        f"{error}; recur must return {name}, {_named(expected)}, "
+        f"got {_named(found)}"
+      )
+  results, failure = None, None
+  for batch in ((), (1,)):  # a backward may need a batch axis, to sum over
+    try:
+      results = eval_shape(partial(backward, batch=batch), params)
+      break
+    except NotImplementedError:  # the cell has no backward yet
+      return
+    except Exception as cause:
+      failure = cause
+  else:
+    raise ValueError(f"{error}; its backward fails: {failure}") from failure
+  state, d_state, gradients = results
+  _check_type(error, "recur_backward must return a state", state, d_state)
+  what = "parameter_gradients must return gradients"
+  _check_type(error, what, params, gradients)
+  if _shapes(gradients) != _shapes(params):
+    raise ValueError(
+      f"{misfit}: {weights}; their gradients have {_named(gradients)}"
+    )
+
+
+def _check_type(error: str, what: str, expected: Any, found: Any) -> None:
+  """Raise ValueError unless `found` has the tree structure of `expected`."""
+  if len({*map(jax.tree.structure, (expected, found))}) > 1:
+    kind = "an array" if hasattr(found, "dtype") else type(found).__name__
+    raise ValueError(
+      f"{error}; {what} of type {type(expected).__name__}, {_named(expected)}, "
+      f"got {kind}, {_named(found)}"
+    )
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+  return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+def _named(tree: Any) -> str:
+  """Return the names and shapes of arrays, such as "w_x [4, 24], b [24]"."""
+  return ", ".join(
+    f"{jax.tree_util.keystr(path)} {axes_text(leaf.shape)}".lstrip(". ")
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  )
