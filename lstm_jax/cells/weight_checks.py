@@ -21,6 +21,7 @@ PARTS = (
   "recur_backward",
   "parameter_gradients",
 )
+MISFIT = "weights do not fit each other"
 
 
 def check_params(project: Callable[..., Any], params: Any) -> None:
@@ -113,12 +114,32 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
     d_params = parameter_gradients(params, x, state.h, residuals, *das)[0]
     return state, d_state, d_params
 
-  # This checks shapes: mixed dtypes pass, even if JAX is set to refuse them.
-  eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
-  misfit, weights = "weights do not fit each other", _named(params)
-  error = f"{misfit}, or the cell is wrong: {weights}"
+  _check_forward(forward, params)
+  _check_backward(backward, params)
+
+
+def _eval_shape(f: Callable, params: Any) -> Any:
+  """Return the shapes of f(params); f may mix dtypes, even if JAX may not."""
+  with jax.numpy_dtype_promotion("standard"):
+    return jax.eval_shape(f, params)
+
+
+def _wrong(params: Any) -> str:
+  """Return the beginning of a message: the weights, or the cell, is wrong."""
+  return f"{MISFIT}, or the cell is wrong: {_named(params)}"
+
+
+def _check_forward(forward: Callable, params: Any) -> None:
+  """Raise ValueError if a step fails, or gives other gates or another state.
+
+  Args:
+    forward: (params) -> (x, state, next state, project's result, gates,
+      residuals).
+    params: the weights.
+  """
+  error = _wrong(params)
   try:
-    _, state, after, ax, gates, _ = eval_shape(forward, params)
+    _, state, after, ax, gates, _ = _eval_shape(forward, params)
   except (TypeError, ValueError, IndexError, AttributeError) as cause:
     raise ValueError(f"{error}; a step fails: {cause}") from cause
   _check_type(error, "recur must return a state", state, after)
@@ -131,10 +152,22 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
         f"{error}; recur must return {name}, {_named(expected)}, "
         f"got {_named(found)}"
       )
-  results, failure = None, None
+
+
+def _check_backward(backward: Callable, params: Any) -> None:
+  """Raise ValueError if a backward fails, or a gradient has another shape.
+
+  A backward that raises NotImplementedError passes.
+
+  Args:
+    backward: (params, batch shape) -> (state, its cotangent, gradients of the
+      weights).
+    params: the weights.
+  """
+  error, failure = _wrong(params), None
   for batch in ((), (1,)):  # a backward may need a batch axis, to sum over
     try:
-      results = eval_shape(partial(backward, batch=batch), params)
+      shapes = _eval_shape(partial(backward, batch=batch), params)
       break
     except NotImplementedError:  # the cell has no backward yet
       return
@@ -142,13 +175,13 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
       failure = cause
   else:
     raise ValueError(f"{error}; its backward fails: {failure}") from failure
-  state, d_state, gradients = results
+  state, d_state, gradients = shapes
   _check_type(error, "recur_backward must return a state", state, d_state)
   what = "parameter_gradients must return gradients"
   _check_type(error, what, params, gradients)
   if _shapes(gradients) != _shapes(params):
     raise ValueError(
-      f"{misfit}: {weights}; their gradients have {_named(gradients)}"
+      f"{MISFIT}: {_named(params)}; their gradients have {_named(gradients)}"
     )
 
 
