@@ -85,24 +85,12 @@ def gradcheck(
   # Jitted, f is traced once here. JAX's cache has no trace of a new `partial`,
   # so that the next check traces f anew: the code it calls may have changed.
   explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))
-  outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
-  shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
-  if shapes[0] != shapes[1]:
-    raise ValueError(
-      f"explicit must return outputs of shapes {shapes[1]}, as autodiff does, "
-      f"got {shapes[0]}"
-    )
-  if len({*map(jax.tree.structure, outputs)}) > 1:
-    found, expected = (str(jax.tree.structure(tree)) for tree in outputs)
-    raise ValueError(
-      f"explicit must return {expected}, as autodiff does, got {found}"
-    )
-  if not shapes[0] or any(0 in shape for shape in shapes[0]):
-    raise ValueError(f"the outputs must have elements, got {shapes[0]}")
+  found, outputs = (jax.eval_shape(f, x) for f in (explicit, autodiff))
+  _check_outputs(found, outputs)
   # Random numbers are NumPy's: JAX would compile a program for every shape.
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   v = jax.tree.map(
-    lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype), outputs[1]
+    lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype), outputs
   )
 
   def scalar(f, flat):
@@ -135,22 +123,25 @@ def gradcheck(
   )
   along_units = _evaluate(slope, units, flat.size)
 
-  rows, start, least = [], 0, 1e-3 * _rms(ga)
-  for i, (name, shape, part) in enumerate(tensors):
+  ends = np.cumsum([len(indices) for indices in picked])
+  centrals = np.split(along_coordinates, ends[:-1])
+  units = units.reshape(len(tensors), num_directions, flat.size)
+  along_units = along_units.reshape(len(tensors), num_directions)
+  least = 1e-3 * _rms(ga)
+  rows = []
+  for (name, shape, part), chosen, central, d, along in zip(
+    tensors, picked, centrals, units, along_units, strict=True
+  ):
     floor = max(least, _rms(ga[part]))
-    central = along_coordinates[start : start + len(picked[i])]
-    start += len(picked[i])
-    sampled, every = picked[i] - part.start, np.arange(ga[part].size)
-    chosen = slice(i * num_directions, (i + 1) * num_directions)
-    along, d = along_units[chosen], units[chosen]
+    sampled, every = chosen - part.start, np.arange(ga[part].size)
     index = np.arange(num_directions)
     rows.append(
       TensorReport(
         name=name,
         size=len(every),
         explicit_autodiff=_error(ge[part], ga[part], floor, every, shape),
-        explicit_central=_error(ge[picked[i]], central, floor, sampled, shape),
-        autodiff_central=_error(ga[picked[i]], central, floor, sampled, shape),
+        explicit_central=_error(ge[chosen], central, floor, sampled, shape),
+        autodiff_central=_error(ga[chosen], central, floor, sampled, shape),
         explicit_directional=_error(d @ ge, along, floor, index, index.shape),
         autodiff_directional=_error(d @ ga, along, floor, index, index.shape),
       )
@@ -174,6 +165,25 @@ def _slices(x):
   if not tensors:
     raise ValueError("x must be a tree of float arrays, got no array")
   return tensors
+
+
+def _check_outputs(explicit, autodiff):
+  """Raise ValueError unless both have elements, in equal trees of shapes."""
+  found, expected = (
+    [y.shape for y in jax.tree.leaves(tree)] for tree in (explicit, autodiff)
+  )
+  if found != expected:
+    raise ValueError(
+      f"explicit must return outputs of shapes {expected}, as autodiff does, "
+      f"got {found}"
+    )
+  if len({*map(jax.tree.structure, (explicit, autodiff))}) > 1:
+    raise ValueError(
+      f"explicit must return {jax.tree.structure(autodiff)}, as autodiff does, "
+      f"got {jax.tree.structure(explicit)}"
+    )
+  if not found or any(0 in shape for shape in found):
+    raise ValueError(f"the outputs must have elements, got {found}")
 
 
 def _pick(draw, tensors, limit):
