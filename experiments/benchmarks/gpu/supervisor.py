@@ -19,6 +19,7 @@ START_SECONDS = 90.0  # for a process to start
 COMPILE_SECONDS = 90.0  # for the cases of a batch to be compiled
 END_SECONDS = 5.0  # for a process to end: a driver, or a core dump, takes long
 NO_TIME = "no time is left"
+PROCESS_ENDED = "the process ended"
 
 
 class Worker(Protocol):
@@ -107,6 +108,18 @@ class Section(NamedTuple):
   jax_on_cpu: bool = False
 
 
+class Stop(NamedTuple):
+  """Why a worker sends no more results of a batch, and who is to blame.
+
+  Attributes:
+    why: "" if the batch is done, NO_TIME, or what happened to the worker.
+    running: the index of the case that ran then; None if none did.
+  """
+
+  why: str
+  running: int | None = None
+
+
 class Supervisor:
   """Runs the sections, one after the other."""
 
@@ -161,8 +174,7 @@ class Supervisor:
       batch, pending = pending[:together], pending[together:]
       if not batch:
         return
-      again: list[Case] = []
-      known = yield from self._run_together(batch, section, again)
+      known, again = yield from self._run_together(batch, section)
       # A batch that ended its worker does not tell how long the next one takes.
       if self._worker:
         last = self.elapsed() - self._batch_begin
@@ -199,11 +211,13 @@ class Supervisor:
     return worker.stop() if worker else ""
 
   def _run_together(
-    self, batch: list[Case], section: Section, again: list[Case]
-  ) -> Generator[tuple[Case, Result], None, bool]:
-    """Yield the results of a batch; put what must run again into `again`.
+    self, batch: list[Case], section: Section
+  ) -> Generator[tuple[Case, Result], None, tuple[bool, list[Case]]]:
+    """Yield the results of a batch.
 
-    Returns whether the case that ended the worker, if one did, is known.
+    Returns:
+      (known, again): whether the case that ended the worker, if one did, is
+      known; and the cases that must run again.
     """
     if self._worker is None or self._jax_on_cpu != section.jax_on_cpu:
       opened = self._open(section.jax_on_cpu)
@@ -213,50 +227,59 @@ class Supervisor:
             yield case, Result([], {case.name: opened}, [])
           else:
             yield case, Result([], {}, [f"{case.name}: {opened}"])
-        return True
-    worker = self._worker
-    assert worker is not None
+        return True, []
     self._batch_begin = self.elapsed()
     waiting = dict(enumerate(batch))
-    running: int | None = None
-    limit, why = COMPILE_SECONDS, ""
-    try:
-      worker.send(batch, self.left_out)
-      while not why:
-        left = self._seconds - self.elapsed()
-        message = worker.receive(min(limit, left))
-        match message:
-          case None if left < limit:
-            self.close()
-            for case in waiting.values():
-              yield case, Result([], {case.name: NO_TIME}, [])
-            return True
-          case None:
-            why = f"no answer in {limit:.0f} s; does it hang?"
-          case "running", int(running), _:
-            limit = section.limit
-          case "result", int(index), result:
-            running = None
-            yield waiting.pop(index), result
-          case "lost", index, text:
-            running, why = index, f"the device is lost: {text}"
-          case "done", *_:
-            return True
-          case _:
-            pass
-    except (EOFError, ConnectionError):
-      why = "the process ended"
-    ended = self._stop()
+    stop = yield from self._receive(waiting, section.limit)
+    if not stop.why:
+      return True, []
+    if stop.why == NO_TIME:
+      self.close()
+      for case in waiting.values():
+        yield case, Result([], {case.name: NO_TIME}, [])
+      return True, []
+    ended, running, again = self._stop(), stop.running, list[Case]()
     if running is None and len(batch) == len(waiting) == 1:
       (running,) = waiting  # it ended while its programs were compiled
     known = running is not None or not waiting
     if running is not None:
       case = waiting.pop(running)
-      if why == "the process ended":
-        why = f"the process ended, {ended}"
-      yield case, Result([], {}, [f"{case.name}: {why}"])
+      how = f", {ended}" if stop.why == PROCESS_ENDED else ""
+      yield case, Result([], {}, [f"{case.name}: {stop.why}{how}"])
       if not case.needs_kernels and case.kernels - self.left_out:
         again.append(case)
       self.left_out |= case.kernels
-    again += waiting.values()
-    return known
+    return known, [*again, *waiting.values()]
+
+  def _receive(
+    self, waiting: dict[int, Case], limit: float
+  ) -> Generator[tuple[Case, Result], None, Stop]:
+    """Have the worker run cases, and yield their results.
+
+    Args:
+      waiting: the cases by index, from which those with a result are removed.
+      limit: seconds after which a case without an answer counts as hung.
+    """
+    worker, seconds = self._worker, COMPILE_SECONDS
+    running: int | None = None
+    assert worker is not None
+    try:
+      worker.send([*waiting.values()], self.left_out)
+      while True:
+        left = self._seconds - self.elapsed()
+        match worker.receive(min(seconds, left)):
+          case None if left < seconds:
+            return Stop(NO_TIME)
+          case None:
+            return Stop(f"no answer in {seconds:.0f} s; does it hang?", running)
+          case "running", int(running), _:
+            seconds = limit
+          case "result", int(index), result:
+            running = None
+            yield waiting.pop(index), result
+          case "lost", index, text:
+            return Stop(f"the device is lost: {text}", index)
+          case "done", *_:
+            return Stop("")
+    except (EOFError, ConnectionError):
+      return Stop(PROCESS_ENDED, running)
