@@ -38,6 +38,7 @@ from experiments.comparison.ablations import (
   make_table,
   read_ablations,
 )
+from experiments.comparison.changes import apply_change, check_changes
 from experiments.trainer import run_dir
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus, is_piped
@@ -49,13 +50,12 @@ from experiments.trainer.data import (
 )
 from experiments.trainer.devices import share_batches
 from experiments.trainer.distillation import read_teachers
-from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.pretrained import read_pretrained
-from experiments.trainer.records import from_name, leaves, replace
+from experiments.trainer.records import replace
 from experiments.trainer.resources import host_memory
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.same_run import (
@@ -101,7 +101,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     mesh, devices = shared.job.mesh, shared.job.devices
     configs[name] = replace(configs[name], mesh=mesh, devices=devices)
   check_directories({name: _directory(job, name) for name in configs})
-  sha256 = _check(configs)
+  check_changes(configs)
+  sha256 = text_sha256(read_corpus_text(config.data.corpus))
   path, stopped_by = Path(job.run) / RECORD, None
   recipe = _recipe(config)
   split = "dev" if config.data.dev_fraction else "val"
@@ -183,55 +184,6 @@ def _directory(job: JobConfig, name: str) -> Path:
   return Path(job.run) / name.replace("/", "-")
 
 
-def apply_change(config: TrainConfig, change: str) -> TrainConfig:
-  """Return the configuration with the values of NAME=VALUE[,NAME=VALUE ...].
-
-  Raises:
-    ValueError: a name is not that of a training flag, is one of JOB_FLAGS, or
-      is given twice; or a value is not of the flag's kind or out of its range.
-  """
-  known = {leaf.name: leaf for leaf in leaves(config)}
-  values: dict[str, Any] = {}
-  for part in change.split(","):
-    name, _, text = part.partition("=")
-    if name not in known or name in JOB_FLAGS or name in values:
-      raise ValueError(
-        f"--change must be NAME=VALUE[,NAME=VALUE ...] of training flags, each "
-        f"once, got {name!r} in {change!r}"
-      )
-    kind = known[name].kind
-    try:
-      if known[name].repeated:  # a change gives one value, or none
-        values[name] = (kind(text),) if text else ()
-        continue
-      value = {"true": True, "false": False}[text] if kind is bool else text
-      values[name] = from_name(name, kind(value))
-    except (KeyError, ValueError) as error:
-      if isinstance(error, ValueError) and kind is str:
-        raise  # what `from_name` says
-      raise ValueError(
-        f"--change of {name} must be of kind {kind.__name__}, got {text!r}"
-      ) from None
-  return replace(config, **values)
-
-
-def _check(configs: dict[str, TrainConfig]) -> str:
-  """Raise ValueError for a wrong recipe or change; return the corpus's hash."""
-  base, seen = configs[BASE], dict[TrainConfig, str]()
-  for change, config in configs.items():
-    if config in seen and config != base:
-      raise ValueError(f"--change={change} is the same as {seen[config]}")
-    seen.setdefault(config, change)
-    if config.data != base.data:
-      names = ", ".join(leaf.name for leaf in leaves(base.data))
-      raise ValueError(
-        f"--change must leave {names} as they are, or the losses do not "
-        f"compare, got {change!r}"
-      )
-    _check_effect(base, change, config)
-  return text_sha256(read_corpus_text(base.data.corpus))
-
-
 def _check_models(config: TrainConfig) -> None:
   """Raise ValueError if a model that a run needs cannot be read."""
   if not (config.init_from or config.distillation.teacher):
@@ -239,20 +191,6 @@ def _check_models(config: TrainConfig) -> None:
   setup = make_setup(config)
   read_pretrained(setup)
   read_teachers(setup, host_memory())
-
-
-def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
-  """Raise ValueError for a set-up that fails, or a change without an effect."""
-  num_steps = make_setup(config).num_steps
-  if change == BASE:
-    return
-  if config == base:
-    raise ValueError(f"--change={change} is the recipe itself")
-  unused = without_effect(config, RULES, num_steps)
-  for part in change.split(","):
-    name, _, _ = part.partition("=")
-    if name in unused:
-      raise ValueError(f"in --change={change}, {unused[name]}")
 
 
 def _measure(result: train.Result) -> dict[str, Any]:

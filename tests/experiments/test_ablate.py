@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import ablate, train
+from experiments.comparison.changes import apply_change
 from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
@@ -144,7 +145,7 @@ def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
   # If the recipe itself diverges, nothing can be compared with it.
   with pytest.raises(Diverged, match="no checkpoint is kept"):
     ablate.run(
-      replace(ablate.apply_change(config, wild), run=f"{config.job.run}2"),
+      replace(apply_change(config, wild), run=f"{config.job.run}2"),
       [],
       console,
     )
@@ -216,9 +217,9 @@ def test_a_recipe_is_the_same_from_another_directory(
 
 
 def test_a_change_of_a_repeated_flag_is_one_value_or_none(config):
-  changed = ablate.apply_change(config, "teacher=runs/a")
+  changed = apply_change(config, "teacher=runs/a")
   assert changed.distillation.teacher == ("runs/a",)
-  none = ablate.apply_change(changed, "teacher=")
+  none = apply_change(changed, "teacher=")
   assert none.distillation.teacher == ()
 
 
