@@ -93,31 +93,12 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   if is_piped(config.data.corpus):
     corpus = config.data.corpus
     raise ValueError(f"each run must read --corpus, got the pipe {corpus}")
-  configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
-  # A run's own directory says how many devices resume it; `configs` keep the
-  # common --run, so that changes with equal effect compare as equal.
-  runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
-  for name, shared in zip(configs, share_batches(runs), strict=True):
-    mesh, devices = shared.job.mesh, shared.job.devices
-    configs[name] = replace(configs[name], mesh=mesh, devices=devices)
-  check_directories({name: _directory(job, name) for name in configs})
+  configs = _make_configs(config, changes)
   check_changes(configs)
   sha256 = text_sha256(read_corpus_text(config.data.corpus))
-  path, stopped_by = Path(job.run) / RECORD, None
-  recipe = _recipe(config)
-  split = "dev" if config.data.dev_fraction else "val"
-  if job.overwrite:
-    check_all_named(path, recipe, sha256, configs)
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    results = Ablations(recipe, sha256, [], now, split)
-  else:
-    results = read_ablations(path, recipe, sha256)._replace(split=split)
-  for name, changed in configs.items():
-    if not results.has(name):
-      _check_models(replace(changed, run=str(_directory(job, name))))
-  if job.overwrite and path.parent.is_dir():
-    results.write(path)  # else an interruption would keep old rows and runs
-  rows = results.rows
+  path, recipe = Path(job.run) / RECORD, _recipe(config)
+  results = _start(path, config, recipe, sha256, configs)
+  rows, stopped_by = results.rows, None
   if rows:
     console.print(f"results kept in {path}: {len(rows)}", soft_wrap=True)
   for number, (name, changed) in enumerate(configs.items(), start=1):
@@ -127,33 +108,95 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     directory = _directory(job, name)
     overwrite = job.overwrite or results.is_outdated(directory)
     single = replace(changed, run=str(directory), overwrite=overwrite)
-    try:
-      result = _finished(single, sha256) or train.run(single, console)
-    except Diverged as error:
-      if name == BASE:
-        raise
-      console.print(f"{error}", soft_wrap=True)
-      row = {"diverged": True, "environment": environment()}
-    else:
-      stopped_by = result.stopped_by
-      if stopped_by:
-        break
-      row = _measure(result)
-      stopped_by = result.signalled
-    if path.exists():  # another process may have added a row meanwhile
-      rows[:] = read_ablations(path, recipe, sha256).rows
-    if not results.has(name):  # that process may have measured the same run
-      rows.append({"change": name} | row)
-    results.write(path)
+    row, stopped_by = _train(name, single, sha256, console)
+    if row:
+      if path.exists():  # another process may have added a row meanwhile
+        rows[:] = read_ablations(path, recipe, sha256).rows
+      if not results.has(name):  # that process may have measured the same run
+        rows.append({"change": name} | row)
+      results.write(path)
     if stopped_by:
       break
   if rows:
     console.print(make_table(rows))
-    name = SPLITS[split]
+    name = SPLITS[results.split]
     console.print(f"cold, stateful: nats per token of the {name} split")
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   is_done = all(map(results.has, configs))
   return Result(rows, None if is_done else stopped_by)
+
+
+def _make_configs(
+  config: TrainConfig, changes: list[str]
+) -> dict[str, TrainConfig]:
+  """Return the configurations of BASE and of each change.
+
+  All keep the common --run, so that changes with equal effect compare as equal.
+
+  Raises:
+    ValueError: a change is malformed, or can have no directory of its own.
+  """
+  job = config.job
+  configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
+  # A run's own directory says how many devices resume it.
+  runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
+  for name, shared in zip(configs, share_batches(runs), strict=True):
+    mesh, devices = shared.job.mesh, shared.job.devices
+    configs[name] = replace(configs[name], mesh=mesh, devices=devices)
+  check_directories({name: _directory(job, name) for name in configs})
+  return configs
+
+
+def _start(
+  path: Path,
+  config: TrainConfig,
+  recipe: dict[str, Any],
+  sha256: str,
+  configs: dict[str, TrainConfig],
+) -> Ablations:
+  """Return the results kept in ablations.json; none with --overwrite.
+
+  Raises:
+    ValueError: as in `run`, about that file and the models that a run reads.
+  """
+  split = "dev" if config.data.dev_fraction else "val"
+  if config.job.overwrite:
+    check_all_named(path, recipe, sha256, configs)
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    results = Ablations(recipe, sha256, [], now, split)
+  else:
+    results = read_ablations(path, recipe, sha256)._replace(split=split)
+  for name, changed in configs.items():
+    if not results.has(name):
+      directory = _directory(config.job, name)
+      _check_models(replace(changed, run=str(directory)))
+  if config.job.overwrite and path.parent.is_dir():
+    results.write(path)  # else an interruption would keep old rows and runs
+  return results
+
+
+def _train(
+  name: str, config: TrainConfig, sha256: str, console: Console
+) -> tuple[dict[str, Any] | None, signal.Signals | None]:
+  """Train a run, if it is not finished, and measure it.
+
+  Returns:
+    (row, signal): the entries of its row, or None if a signal stopped the
+    training; and the signal that came, if one did.
+
+  Raises:
+    Diverged: the recipe itself diverges.
+  """
+  try:
+    result = _finished(config, sha256) or train.run(config, console)
+  except Diverged as error:
+    if name == BASE:
+      raise
+    console.print(f"{error}", soft_wrap=True)
+    return {"diverged": True, "environment": environment()}, None
+  if result.stopped_by:
+    return None, result.stopped_by
+  return _measure(result), result.signalled
 
 
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
