@@ -12,7 +12,6 @@ reproduction.json. The same command again skips what is finished, and resumes an
 interrupted training. --dry_run prints each command that trains or evaluates.
 """
 
-import json
 import shlex
 import signal
 import sys
@@ -46,17 +45,20 @@ from experiments.comparison.published import (
   cost,
   make_table,
 )
+from experiments.comparison.reproduction import (
+  RECORD,
+  read_done,
+  read_together,
+  write,
+)
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
-from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.same_run import check_same_run
-
-RECORD = "reproduction.json"
 
 
 class Reproduction(NamedTuple):
@@ -87,7 +89,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   configs = shared[len(teachers) :]
   if stopped_by := _train_teachers(shared[: len(teachers)], sha256, console):
     return Reproduction([], stopped_by)
-  done, together = _read_done(path, row), _read_together(path, row, jobs)
+  done, together = read_done(path, row), read_together(path, row, jobs)
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, configs, strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
@@ -96,7 +98,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
       if outdated:
-        _write(path, row, done, together, rows)
+        write(path, row, done, together, rows)
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
@@ -105,20 +107,20 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
     # Another process may have evaluated other seeds meanwhile.
-    done = _read_done(path, row) | done
-    together = _read_together(path, row, jobs)
+    done = read_done(path, row) | done
+    together = read_together(path, row, jobs)
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
     rows = [compare(result, chosen) for result in single_run_results(row)]
-    _write(path, row, done, together, rows)
+    write(path, row, done, together, rows)
   if flags := ensemble_flags(row, jobs):
     if not together:
       console.print(Rule(f"{row.name}, {len(jobs)} seeds together"))
       options = parse(evaluate.EvaluateConfig(), flags)
       together = evaluate.run(options, console)[UNIT]
-      done = _read_done(path, row) | done
+      done = read_done(path, row) | done
     results = ensemble_results(row, jobs)
     rows += [compare_together(result, together) for result in results]
-    _write(path, row, done, together, rows)
+    write(path, row, done, together, rows)
   console.print(make_table(rows))
   minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
   console.print(cost(row, minutes), soft_wrap=True)
@@ -184,80 +186,6 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
   entry = {UNIT: record[UNIT], "step": record["step"], "seconds": seconds}
   trained = environment_of(run_dir.read_record(job.directory))
   return entry | {"environment": trained}
-
-
-def _read_record(path: Path, row: Row) -> dict[str, Any]:
-  """Return reproduction.json, or {} if it is damaged, or not of this row."""
-  try:
-    record = json.loads(path.read_text("utf-8"))
-    if _head(row).items() <= record.items():
-      return record
-  except (OSError, ValueError, AttributeError, RecursionError):
-    pass
-  return {}
-
-
-def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
-  """Return the entries of reproduction.json by seed, if it is of this row.
-
-  A seed without an entry, or with a damaged one, is evaluated again.
-  """
-  try:
-    seeds = _read_record(path, row)["seeds"]
-    entries = {int(seed): entry for seed, entry in seeds.items()}
-    return {s: entry for s, entry in entries.items() if _is_whole(entry, row)}
-  except (ValueError, KeyError, AttributeError):
-    return {}
-
-
-def _read_together(
-  path: Path, row: Row, jobs: Sequence[Job]
-) -> dict[str, float]:
-  """Return reproduction.json's losses of the seeds together, by protocol.
-
-  These losses are of the runs beside the file: `run` deletes them before it
-  trains such a run again. Return {} if a protocol of the ensembles is missing.
-  """
-  results = ensemble_results(row, jobs)
-  names = [result.evaluated_by for result in results]
-  losses = _read_record(path, row).get("together")
-  if isinstance(losses, dict) and are_numbers(map(losses.get, names)):
-    return losses
-  return {}
-
-
-def _write(
-  path: Path,
-  row: Row,
-  done: dict[int, dict[str, Any]],
-  together: dict[str, float],
-  rows: list[dict[str, Any]],
-) -> None:
-  seeds = {str(seed): done[seed] for seed in sorted(done)}
-  found = {"seeds": seeds, "together": together, "results": rows}
-  write_json(path, _head(row) | found)
-
-
-def _is_whole(entry: Any, row: Row) -> bool:
-  """Return whether an entry has all numbers that this program reads."""
-  try:
-    losses = [
-      entry[UNIT][result.protocol] for result in single_run_results(row)
-    ]
-    return are_numbers([entry["seconds"], *losses])
-  except (KeyError, TypeError):
-    return False
-
-
-def _head(row: Row) -> dict[str, Any]:
-  """Return the entries that identify a reproduction of this row."""
-  protocols = [result.protocol for result in single_run_results(row)]
-  return {
-    "name": row.name,
-    "flags": [*row.flags],
-    "evaluate": [*row.evaluate],
-    "protocols": protocols,
-  }
 
 
 def commands(job: Job) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import evaluate, reproduce, train
 from experiments.comparison.published import UNIT
+from experiments.comparison.reproduction import read_done
 from experiments.trainer.records import replace
 from tests.experiments.conftest import copy_run
 from tests.experiments.reproduce.rows import ROW, forbid
@@ -137,7 +138,7 @@ def test_other_flags_of_evaluation_or_a_damaged_entry_evaluate_again(
     assert read(trained)["seeds"] == good["seeds"]
   gc.collect()  # now: in a deep recursion, finalizers would fail
   path.write_text("[" * 100_000)
-  assert reproduce._read_done(path, narrow) == {}
+  assert read_done(path, narrow) == {}
   # The whole record of another seed, which is not asked for, is kept.
   both = good | {"seeds": {"0": {}, "7": seed}}
   path.write_text(json.dumps(both))
