@@ -121,14 +121,8 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     results = ensemble_results(row, jobs)
     rows += [compare_together(result, together) for result in results]
     write(path, row, done, together, rows)
-  console.print(make_table(rows))
   minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
-  console.print(cost(row, minutes), soft_wrap=True)
-  compared = {entry["protocol"] for entry in rows}
-  for left in (r for r in row.results if r.protocol not in compared):
-    seeds = ", ".join(map(str, left.seeds))
-    message = f"not evaluated here: {left.protocol}, of seeds {seeds}"
-    console.print(message, soft_wrap=True)
+  _report(row, rows, minutes, console)
   console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Reproduction(rows)
 
@@ -186,6 +180,22 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
   entry = {UNIT: record[UNIT], "step": record["step"], "seconds": seconds}
   trained = environment_of(run_dir.read_record(job.directory))
   return entry | {"environment": trained}
+
+
+def _report(
+  row: Row,
+  rows: list[dict[str, Any]],
+  minutes: Sequence[float],
+  console: Console,
+) -> None:
+  """Print the table, each seed's minutes of training, and what is left out."""
+  console.print(make_table(rows))
+  console.print(cost(row, minutes), soft_wrap=True)
+  compared = {entry["protocol"] for entry in rows}
+  for left in (r for r in row.results if r.protocol not in compared):
+    seeds = ", ".join(map(str, left.seeds))
+    message = f"not evaluated here: {left.protocol}, of seeds {seeds}"
+    console.print(message, soft_wrap=True)
 
 
 def commands(job: Job) -> list[str]:

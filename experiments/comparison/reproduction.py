@@ -53,6 +53,15 @@ def write(
   together: dict[str, float],
   rows: list[dict[str, Any]],
 ) -> None:
+  """Write reproduction.json, whole or not at all.
+
+  Args:
+    path: reproduction.json.
+    row: the row of the board.
+    done: the entry of each seed.
+    together: the losses of the seeds together, by protocol; {} for none.
+    rows: of the table.
+  """
   seeds = {str(seed): done[seed] for seed in sorted(done)}
   found = {"seeds": seeds, "together": together, "results": rows}
   write_json(path, _head(row) | found)
