@@ -16,7 +16,7 @@ def normal_like(key, tree):
 def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
   """Return (params, state, xs) in float64, all of them `gaussian`.
 
-  Only the normaliser n of an sLSTM is at least 1, as it is after any step.
+  A normaliser n of an sLSTM is then made at least 1, as it is after any step.
   """
   sizes = {"steps": steps, "batch": batch, "size": size, "hidden": hidden}
   params, state, xs = gaussian(key, cell, shapes(cell, **sizes))
@@ -40,7 +40,7 @@ def gaussian(key, cell, tree):
   Their standard deviation is 1, and ¼ for a cell with ReLU: its states have no
   bound, and would grow with every step.
   """
-  # `recur` of a made cell is a `partial` with its activations as keywords.
+  # `recur` of a `MadeCell` is a `partial` with its activations as keywords.
   activations = getattr(cell.recur, "keywords", {}).values()
   scale = 0.25 if "relu" in str([*activations]) else 1.0
   return _draw(_seed(key), tree, scale)

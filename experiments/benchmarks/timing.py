@@ -95,7 +95,7 @@ def environment() -> dict[str, Any]:
     "python": platform.python_version(),
     "processor": _processor(),
     "device": jax.devices()[0].device_kind,
-    # A layer runs on one device, but its time depends on how many there are.
+    # Even the time of a program on one device depends on how many there are.
     "num_devices": jax.device_count(),
     "versions": versions,
   } | checkout(REPOSITORY)

@@ -19,7 +19,7 @@ def recorded_command(program: str) -> str:
   """Return this process's command line for a record that others will read.
 
   Unlike that of `cli.command_line`, it never has the path of this machine's
-  Python. Its other paths are those that were given.
+  Python. Paths in its arguments stay as they were given.
   """
   return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
 
@@ -66,7 +66,7 @@ def open_results(
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-  """Make a directory and its missing parents; remove them after the block.
+  """Make a directory and its missing parents; remove the empty ones at the end.
 
   Those that the block has filled stay, and so does all that was there before.
 
@@ -85,7 +85,7 @@ def _made(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def naming_damaged(path: Path) -> Iterator[None]:
-  """Have the errors of a block that checks a record name the record's file.
+  """Add the record's path to the errors of a block that checks the record.
 
   Raises:
     ValueError: the record lacks an entry, or an entry is not what it must be.
@@ -101,7 +101,7 @@ def naming_damaged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming_missing(path: Path) -> Iterator[None]:
-  """Have the error of a block that draws a record name the record's file.
+  """Add the record's path to the KeyError of a block that draws the record.
 
   Only a missing entry is blamed on the record; other errors are raised as they
   are.

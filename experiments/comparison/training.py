@@ -34,7 +34,7 @@ from lstm_jax.training import (
   make_optimizer,
 )
 
-NUM_SAMPLES, SAMPLE_LENGTH = 8, 500  # samples of each seed, in characters
+NUM_SAMPLES, SAMPLE_LENGTH = 8, 500  # of each seed; characters of each
 TEMPERATURE = 1.0
 EXCERPT = 200  # characters of the one sample that is kept
 
@@ -152,7 +152,7 @@ class _Recorder(Observer):
   on_step: Callable[[int, float, float], None] | None
   evaluations: list[dict[str, Any]] = field(default_factory=list)
   samples: list[dict[str, Any]] = field(default_factory=list)
-  start: float = 0.0  # when the step that `after_step` times next began
+  start: float = 0.0  # when the current step began; `after_step` times it
 
   def is_due(self, step: int) -> bool:
     """Return whether to evaluate or sample after a step."""

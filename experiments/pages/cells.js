@@ -1,6 +1,6 @@
 "use strict";
-// The forward pass of each cell's step, in the letters of lstm_jax/cells: a prime
-// marks a value after the step.
+// The forward pass of one step of each cell that a page can run, in the letters
+// of lstm_jax/cells: a prime marks a value after the step.
 
 const sigmoid = (a) => 1 / (1 + Math.exp(-a));
 
@@ -40,7 +40,8 @@ const CELLS = {
     state: ["h"],
     gates: ["r", "z", "n"],
     // r = σ(xᵣ + uᵣ), z = σ(x_z + u_z), n = tanh(xₙ + r (uₙ + bₙ))
-    // h' = (1 − z) n + z h, with [x] = x W_x + b and [u] = h W_h
+    // h' = (1 − z) n + z h
+    // with [xᵣ, x_z, xₙ] = x W_x + b and [uᵣ, u_z, uₙ] = h W_h
     recur(p, ax, u, { h }) {
       const H = h.length, { b, b_n } = p;
       p.w_h.multiply(h, u);
@@ -58,16 +59,16 @@ const CELLS = {
     state: ["h"],
     gates: ["r", "z", "n"],
     // r and z as for the GRU, m = r h, n = tanh(xₙ + m Wₙ)
-    // h' = (1 − z) n + z h, with [u] = h W_rz and W_h = [W_rz, Wₙ]
+    // h' = (1 − z) n + z h, with [uᵣ, u_z] = h W_rz and W_h = [W_rz, Wₙ]
     recur(p, ax, u, { h }) {
       const H = h.length, { b } = p, m = new Float64Array(H);
-      p.w_h.multiply(h, u, 0, 2 * H);
+      p.w_h.multiply(h, u, 0, 2 * H);  // u[0] to u[2H − 1], by W_rz
       for (let k = 0; k < H; k++) {
         const r = sigmoid(ax[k] + b[k] + u[k]);
         m[k] = r * h[k];
         u[k] = r, u[H + k] = sigmoid(ax[H + k] + b[H + k] + u[H + k]);
       }
-      p.w_h.multiply(m, u, 2 * H);
+      p.w_h.multiply(m, u, 2 * H);  // the other H, by Wₙ
       for (let k = 0; k < H; k++) {
         const z = u[H + k];
         const n = Math.tanh(ax[2 * H + k] + b[2 * H + k] + u[2 * H + k]);

@@ -49,7 +49,7 @@ class RunHistory(NamedTuple):
 
   directory: Path
   member: str  # name of a sweep's member; empty for a single run
-  record: dict[str, Any]  # config.json
+  record: dict[str, Any]  # config.json; of a member, with its seed and rate
   config: TrainConfig  # a member has that of its sweep, whose batches it reads
   rows: list[dict[str, Any]]  # metrics.jsonl; of a member, its evaluations
   samples: list[Sample]
@@ -58,7 +58,7 @@ class RunHistory(NamedTuple):
 
   @property
   def unit(self) -> str:
-    """What a token is, in the singular: the tokenizers are named so."""
+    """What a token is, as "word": a tokenizer is named after its tokens."""
     return self.config.data.tokenizer
 
 
@@ -184,6 +184,9 @@ def _corpus_facts(
   data: DataConfig, sha256: str
 ) -> tuple[int, np.ndarray, int | None]:
   """Return (V, tokens and gap of the training split) of the text of this hash.
+
+  The gap is the index of the first token after a development split that was cut
+  out of the training split, or None.
 
   Raises:
     ValueError: the corpus cannot be read, or is another text.

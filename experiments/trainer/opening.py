@@ -117,7 +117,7 @@ def _resume_or_start(
   may_extend: bool,
 ) -> OpenedRun:
   """Find a run to resume, or extend it, or start a new one."""
-  move_back(directory)
+  move_back(directory)  # if a kill interrupted `set_aside`
   record = read_config(directory)
   if record is None or config.job.overwrite:
     if record is not None:
@@ -131,6 +131,7 @@ def _resume_or_start(
   result = read_result(directory)
   _check_kind(directory, config, record)
   changes = changed_flags(record, config, facts[SHA256])
+  # Other changes are refused below; `extends` computes with config.json.
   if changes.keys() <= {*MAY_CHANGE}:
     check_values(directory, config, record)
   extending = may_extend and extends(record, changes, result)

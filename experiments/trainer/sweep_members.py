@@ -70,7 +70,7 @@ class Member(NamedTuple):
 class Progress(NamedTuple):
   """Where a sweep stands after a training step, beside its train state."""
 
-  batch_size: int  # of the carried state
+  batch_size: int  # of the recurrent state that one step leaves to the next
   val_losses: list[list[tuple[int, float | None]]]  # of each member
   best: tuple[float, int] | None  # (loss, step) of the lowest loss of all
   seconds: float  # of the training steps
@@ -193,10 +193,11 @@ def restore(
   def read(step: int) -> tuple[TrainState, Progress]:
     progress = read_progress(checkpoints, step, Progress)
     batch_size = progress.batch_size
+    # The carried state may have another batch size than that of `state`.
     restored = read_resized_state(checkpoints, step, state, batch_size)
     consequence = "and only those of a lower loss replace them"
-    # This call only prints a message if the best weights are damaged: the
-    # training does not need them.
+    # This call only prints a message, which ends with `consequence`, if the
+    # best weights are damaged: the training does not need them.
     read_best(checkpoints, progress.best, params, consequence, console)
     return restored, progress
 

@@ -5,8 +5,8 @@ It is an object with the same functions, and not a module. Calls with equal
 arguments return the same object, and so do pickle and copy: configurations that
 name such a cell stay equal, and no program is compiled twice. (To pickle a cell
 with an activation of your own, define the activation's functions at the top
-level of a module, without `jax.jit`. Call `jnp.tanh` and most functions of
-`jax.nn` within such a function: they are results of `jax.jit`.)
+level of a module, without `jax.jit`. `jnp.tanh` and most functions of `jax.nn`
+are results of `jax.jit`: call them in such a function; do not pass them.)
 
   >>> from lstm_jax.cells import RELU, rnn
   >>> cell = rnn.with_activation(RELU)
@@ -80,8 +80,9 @@ def made_cell(
   """Make the cell that `maker(*arguments)` returns, once for equal arguments.
 
   Args:
-    maker: as in `MadeCell`. In a copy of its module (`testing.plant`) it is
-      another function, so that the copy has cells of its own.
+    maker: as in `MadeCell`. In a copy of its module, which `testing.plant`
+      makes to plant an error, it is another function, so that the copy has
+      cells of its own.
     arguments: the arguments of the maker.
     names: the names of the functions in the maker's module that take the
       keywords.

@@ -19,10 +19,10 @@ Backward, from dh' and dc'
                                                   dw_f = Σ da_f ⊙ c
                                                   dwₒ  = Σ daₒ ⊙ c'
 
-Each gate also reads the cell state of its own unit: the input and forget gates
-read c, the output gate reads c'. The local gradients leave out these paths,
-which dc₊ and dc add. The notation is that of `lstm`; dc₊ is all of
-the gradient with respect to c'.
+Each of the gates i, f and o also reads the cell state of its own unit: i and f
+read c, o reads c'. The local gradients leave out these paths, which dc₊ and dc
+add. The notation is that of `lstm`; dc₊ is all of the gradient with respect to
+c'.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)

@@ -10,12 +10,12 @@ A text is split at its spaces, and the strings between them into pieces:
 
 Spaces are not tokens: rules decide between which two pieces a space belongs
 (`_space_between`). Where the text disagrees with the rules, the piece is
-another token, whose symbol begins with a space: " ," is a comma with a space
-before it, " love" is a word without a space after a comma, and " '" opens a
-quotation after a word, while "'" closes it. So decoding returns the text in its
-normal form (`normalize`): every space character is " ", consecutive ones are
-one except in indentation, and those at the end of a line or at the beginning of
-the text are left out.
+another token. A space at the beginning of its symbol marks it, also if the text
+lacks a space there: " ," is a comma with a space before it, " love" is a word
+right after a comma, and " '" opens a quotation after a word, while "'" closes
+it. So decoding returns the text in its normal form (`normalize`): every space
+character is " ", consecutive ones are one except in indentation, and those at
+the end of a line or at the beginning of the text are left out.
 
 >>> text = "'Tis thee,\n  thee I love, love!"
 >>> tokenizer = WordTokenizer.from_text(text, min_count=2)

@@ -5,10 +5,11 @@ result has 64 rows. All that a kernel computes is therefore transposed: hidden
 units along the rows, sequences along the columns. The smallest result is a
 block of 64 × 8, and a warpgroup has one for every 8 sequences.
 
-Arrays in the GPU's memory are read and written in two ways. Those that other
-programs read, such as the outputs, are [..., B, H], and a block is transposed
-between registers. Those that only the backward kernel reads are stored as
-blocks, [T, B/8, H, 8].
+Blocks are read from and written to the GPU's memory in two ways. Arrays that
+other programs read or write, such as the projected inputs [T, B, G, H] and the
+outputs [T, B, H], have the units last, and a block is transposed between
+registers. Those that only the backward kernel reads are stored as blocks,
+[T, B/8, H, 8].
 
 The operands of a product lie in shared memory as `wgmma` reads them: in tiles
 of 8 rows of 128 bytes, swizzled.
@@ -37,13 +38,16 @@ def operand(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
 
 
 def accumulators(count: int, rows: int) -> list[Any]:
-  """Return accumulators of `wgmma`, each [64, rows], for `pl.run_scoped`."""
+  """Return accumulators of `wgmma`, each [64, rows], for `pl.run_scoped`.
+
+  `rows` is the number of sequences, rows of [B, H]: here they are columns.
+  """
   return [plgpu.ACC((UNITS, rows), jnp.float32)] * count
 
 
-def columns(total: jax.Array, block: int) -> Block:
-  """Return a block of an accumulated product [64, rows]."""
-  return total[:, block * COLUMNS : (block + 1) * COLUMNS]
+def columns(total: jax.Array, number: int) -> Block:
+  """Return the block with this number of an accumulated product [64, rows]."""
+  return total[:, number * COLUMNS : (number + 1) * COLUMNS]
 
 
 def read(ref: Ref) -> Block:

@@ -34,9 +34,9 @@ The products x W_x of all inputs, T·B·G·H numbers for G gates, are written on
 and read again step by step, and so are the cotangents daₜ of the gates'
 pre-activations. Where they are larger than the cache, a chunk at a time is
 faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
-and adds a chunk's da to the weights' gradients right after them. All residuals
-are saved, as without chunks. A chunk of at most 4 steps needs no loop (module
-`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
+and a chunk's da right after its backward, for the weights' gradients. All
+residuals are saved, as without chunks. A chunk of at most 4 steps needs no loop
+(`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
 make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
@@ -124,7 +124,7 @@ def scan_checkpointed(
   chunk = chunk or math.ceil(FULL_SPEED_ROWS / max(1, batch))
   if not isinstance(steps, int):
     return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
-  if chunk >= steps and policy != "recompute":
+  if chunk >= steps and policy != "recompute":  # one chunk saves no memory
     return scan_sequence(cell, options, params, state, xs, extras)
   chunk = min(chunk, steps)
   return _scan_chunks(cell, options, policy, chunk, params, state, xs, extras)

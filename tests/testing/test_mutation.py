@@ -131,7 +131,7 @@ def recur_backward(params, gates, residuals, d_state):
   dw[1] = gates + d_state
   first, *das = 1.0, 2.0, 3.0
   *rest, dlast = 1.0, 2.0, 3.0
-  dh, *others, (dc, dn) = 1.0, 2.0, (3.0, 4.0)
+  dh, *others, (dc, dn) = 1.0, 2.0, (3.0, 4.0)  # dc, dn: nested, no terms
   return first, das, rest, dlast, dh, others
 """
   module = module_of(tmp_path, "targets", source)

@@ -147,7 +147,7 @@ def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
 
 
 def describe() -> dict[str, Any]:
-  """Return the environment, its kind of device, and JAX's version."""
+  """Return the environment with the device's kind and JAX's version added."""
   device = jax.devices()[0]
   return environment() | {
     "platform": device.platform,

@@ -74,8 +74,9 @@ def test_after_a_case_that_ends_a_worker_the_others_run(does, why, supervisor):
   assert supervisor.left_out == A
   skipped = {"of the same": "a case with its kernel has crashed or hung"}
   assert results["of the same"].skipped == skipped
+  # A case is skipped at once where its kernel is left out: before others run.
   assert names(found) == ["first", "bad", "of the same", "of another kernel"]
-  assert results["of another kernel"].rows[0]["left_out"] == []
+  assert results["of another kernel"].rows[0]["left_out"] == []  # it ran B
 
 
 class NeverStarts(InProcess):
@@ -166,14 +167,14 @@ def test_a_case_that_has_not_begun_is_not_to_blame_for_the_end_of_a_worker():
   assert not supervisor.left_out
 
 
-def test_a_case_of_several_libraries_runs_again_without_its_kernel(supervisor):
+def test_a_case_that_can_do_without_its_kernels_runs_again(supervisor):
   bad = Fake("bad", A | B, needs_kernels=False, does="abort")
   (_, first), (_, second) = run(supervisor, bad)
   assert len(first.failures) == 1 and first.rows == []
   assert second.failures == [] and second.rows[0]["left_out"] == ["a", "b"]
 
 
-def test_a_case_that_ends_a_worker_without_a_kernel_runs_once(supervisor):
+def test_a_case_without_kernels_that_ends_a_worker_runs_once(supervisor):
   bad = Fake("bad", needs_kernels=False, does="abort")
   section = Section("fakes", [bad], until=1000.0)
   # At most two results, since a case that always ran again would never end.

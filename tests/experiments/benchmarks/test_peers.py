@@ -36,7 +36,7 @@ MODEL = SIZES | {"num_layers": 2, "vocabulary_size": 7}
 
 @pytest.fixture(autouse=True)
 def standard_ranks():
-  """Let the other libraries add a bias [K] to an array [..., K]."""
+  """Let other libraries add a bias [K] to an array [..., K], and mix dtypes."""
   with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
     yield
 
@@ -181,7 +181,8 @@ def test_the_products_have_the_rows_that_our_model_multiplies(
 
   monkeypatch.setattr(products, "compile_program", compile_program)
   config = ModelConfig(embedding_size=2, hidden_size=5)
-  # T 4 and B 3: without a table, each of the 12 tokens is a row.
+  # T 4 and B 3. Up to V 1,024, the model multiplies all V rows of the embedding;
+  # above, a row for each of the 12 tokens of the batch.
   products.make_products(config, vocabulary_size, 4, 3)
   assert shapes == [(rows, 2), (2, 20), (rows, 2), (2, 20)]
 
@@ -261,6 +262,7 @@ def test_the_loss_of_a_model_falls():
 
 @pytest.mark.exhaustive
 def test_both_original_programs_take_the_same_training_steps():
+  """One is an LSTM in NumPy, the other our training step, compiled."""
   compiled, numpy = original.compiled_program(3)(), original.numpy_program()
   found = np.concatenate([compiled.run(), compiled.run()])
   expected = [numpy.run() for _ in range(6)]

@@ -29,9 +29,9 @@ def record():
       {"words_in_train": [0.1, 0.1]},
       {"words_in_train": [share, None]},
     ]
-    losses = {"val_loss": [loss - 0.01, loss + 0.01]}
+    last = {"val_loss": [loss - 0.01, loss + 0.01]}
     return {"cell": cell, "budget": budget} | {
-      "evaluations": [{"val_loss": [4.0, 4.0]}, losses],
+      "evaluations": [{"val_loss": [4.0, 4.0]}, last],
       "samples": samples,
     }
 
@@ -67,6 +67,7 @@ def test_a_row_has_the_values_of_its_cell(record):
   steps, timed = (series.values for series in losses.series)
   assert steps["gru"] == [1.57, 1.59]
   np.testing.assert_allclose(timed["gru"], [1.59, 1.61])
+  # The LSTM has one run for both budgets; "far" has none after equal time.
   assert timed["lstm"] == steps["lstm"] and "far" not in timed
   assert [series.label for series in context.series] == [
     *("65 to 128 characters", "9 to 16 characters")
@@ -81,7 +82,7 @@ def test_a_row_has_the_values_of_its_cell(record):
 def test_a_far_loss_does_not_lengthen_the_axis(record):
   losses, _, words, *_ = make_panels(record)
   end = edge(losses, sorted_cells(record))
-  assert 1.65 < end < 1.7  # of the best six with their equal time, not of 2.3
+  assert 1.65 < end < 1.7  # past the best six (c, equal time: 1.66), not 2.3
   assert edge(words, sorted_cells(record)) is None
   record["runs"] = [run for run in record["runs"] if run["cell"] != "far"]
   assert edge(make_panels(record)[0], sorted_cells(record)) is None
@@ -92,7 +93,7 @@ def test_the_axis_is_at_most_twice_as_long_as_the_best_cells_need():
     values = {"a": [1.0], "b": [1.5], "c": [2.0], "d": [far]}
     panel = Panel("", "", [Series("", values)], cut=True)
     assert edge(panel, [*"abcd"]) == end
-  assert edge(panel, ["e"]) is None  # it has diverged
+  assert edge(panel, ["e"]) is None  # no values, as if it had diverged
 
 
 def test_a_missing_gradient_or_loss_is_left_out(record):

@@ -1,18 +1,18 @@
-"""A row of published results, and a guard for programs that must not run."""
+"""An invented row of the board, and a guard for programs that must not run."""
 
 from experiments.comparison.board import Result, Row, Training
 
 ROW = Row(
-  "verse",
-  "verse",
-  "LSTM",
-  [
-    Result("cold", 2.0, 0.5, [0, 1], [1.5, 2.5]),
+  name="verse",
+  corpus="verse",
+  model="LSTM",
+  results=[
+    Result("cold", 2.0, std=0.5, seeds=[0, 1], values=[1.5, 2.5]),
     Result("stateful", 1.75),
     Result("ensemble_stateful", 1.0, seeds=[0, 1]),
   ],
-  "by hand",
-  training=Training([2, 3], "a core"),
+  settings="by hand",
+  training=Training(minutes=[2, 3], machine="a core"),
   recipe="verse",
 )
 

@@ -122,7 +122,7 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
 
 
 @pytest.mark.exhaustive
-def test_each_protocol_compiles_one_program_for_texts_of_any_length(
+def test_a_shorter_last_chunk_or_window_compiles_no_second_program(
   params, scale, monkeypatch
 ):
   """The last chunk, window, segment and batch are padded to full length."""
@@ -168,7 +168,7 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
     cold_nats(MODEL, params, TOKENS[:1])
   with pytest.raises(ValueError, match=message + r"\(2, 1\)$"):
     stateful_nats(MODEL, params, [[1], [2]])
-  for tokens in ([0, 1, -1, 2], [0, len(params.bias)], [0.5, 1.0]):
+  for tokens in ([0, 1, -1, 2], [0, V], [0.5, 1.0]):
     with pytest.raises(ValueError, match=r"^tokens must be integers in \[0, "):
       stateful_nats(MODEL, params, tokens)
     with pytest.raises(ValueError, match=r"^tokens must be integers in \[0, "):
