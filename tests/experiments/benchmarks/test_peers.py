@@ -181,7 +181,7 @@ def test_the_products_have_the_rows_that_our_model_multiplies(
 
   monkeypatch.setattr(products, "compile_program", compile_program)
   config = ModelConfig(embedding_size=2, hidden_size=5)
-  # T 4 and B 3. Up to V 1,024, the model multiplies all V rows of the embedding;
+  # T 4 and B 3. Up to V 1,024, all V rows of the embedding are multiplied;
   # above, a row for each of the 12 tokens of the batch.
   products.make_products(config, vocabulary_size, 4, 3)
   assert shapes == [(rows, 2), (2, 20), (rows, 2), (2, 20)]
