@@ -5,20 +5,20 @@ r"""Ablate a recipe: train it once more for each change, and compare.
 
 trains the recipe, and then once more with each change. Seed and budget are the
 recipe's unless the change names them. Each run has a directory under --run,
-named after its change, with - in place of /. The table compares the mean losses
-over the development split, if there is one, or else over the validation split,
-never over the test split. The cold loss is that of windows of 256 tokens, each
-read from the zero state; the stateful loss is that of one pass over the text.
---change=seed=1 shows what the seed alone does. The results are kept in
-ablations.json: a change in this file is not trained again, and one that was
-interrupted is resumed. A change that diverges is marked. --overwrite trains all
-changes again; every change in the file must then be given. If this program is
-interrupted, the command that it prints resumes it, without --overwrite.
+named after its change, with - in place of /, or "base" for the recipe. The
+table compares the mean losses over the development split, if there is one, or
+else over the validation split, never over the test split. The cold loss is that
+of windows of 256 tokens, each read from the zero state; the stateful loss is
+that of one pass over the text. --change=seed=1 shows what the seed alone does.
+The results are kept in ablations.json: a change that has a row there is not
+trained again, and one that was interrupted is resumed. A change that diverges
+is marked. --overwrite trains the recipe and all changes again; every change in
+the file must then be given. If this program is interrupted, the command that it
+prints resumes it, without --overwrite.
 """
 
 import shlex
 import signal
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,11 @@ from experiments.trainer.data import (
 )
 from experiments.trainer.devices import share_batches
 from experiments.trainer.distillation import read_teachers
-from experiments.trainer.environment import environment, environment_of
+from experiments.trainer.environment import (
+  environment,
+  environment_of,
+  time_now,
+)
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -83,7 +87,9 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       tokens, equals another change, or can have no directory of its own; --run
       is not given or is a run, holds another recipe's or corpus's results, or
       with --overwrite, those of changes that are not given; the corpus is a
-      pipe; or as in `train.run`, for any of the runs and before the first.
+      pipe; or as in `train.run`: for the corpus, the configurations and the
+      models to read, before the first run; for a run's directory and the
+      memory, when that run is reached.
     Diverged: the recipe itself diverges.
   """
   job = config.job
@@ -134,11 +140,12 @@ def _make_configs(
   All keep the common --run, so that changes with equal effect compare as equal.
 
   Raises:
-    ValueError: a change is malformed, or can have no directory of its own.
+    ValueError: a change is malformed, or can have no directory of its own; or
+      as in `share_batches`.
   """
   job = config.job
   configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
-  # A run's own directory says how many devices resume it.
+  # `share_batches` reads in --run how many devices a resumed run has.
   runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
   for name, shared in zip(configs, share_batches(runs), strict=True):
     mesh, devices = shared.job.mesh, shared.job.devices
@@ -162,8 +169,7 @@ def _start(
   split = "dev" if config.data.dev_fraction else "val"
   if config.job.overwrite:
     check_all_named(path, recipe, sha256, configs)
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    results = Ablations(recipe, sha256, [], now, split)
+    results = Ablations(recipe, sha256, [], time_now(), split)
   else:
     results = read_ablations(path, recipe, sha256)._replace(split=split)
   for name, changed in configs.items():

@@ -49,7 +49,7 @@ from experiments.comparison.reproduction import (
   RECORD,
   read_done,
   read_together,
-  write,
+  write_reproduction,
 )
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
@@ -98,7 +98,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
       if outdated:
-        write(path, row, done, together, rows)
+        write_reproduction(path, row, done, together, rows)
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
@@ -111,7 +111,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     together = read_together(path, row, jobs)
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
     rows = [compare(result, chosen) for result in single_run_results(row)]
-    write(path, row, done, together, rows)
+    write_reproduction(path, row, done, together, rows)
   if flags := ensemble_flags(row, jobs):
     if not together:
       console.print(Rule(f"{row.name}, {len(jobs)} seeds together"))
@@ -120,7 +120,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       done = read_done(path, row) | done
     results = ensemble_results(row, jobs)
     rows += [compare_together(result, together) for result in results]
-    write(path, row, done, together, rows)
+    write_reproduction(path, row, done, together, rows)
   minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
   _report(row, rows, minutes, console)
   console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """The parts of the benchmark: which cases each measures, and for which peers.
 
-A part yields for each case the rows of its results (sizes, peer, times) and the
-peers that it skips, with the reason.
+A part yields for each measurement of a case the rows of its results (sizes,
+peer, and times, bytes or launches) and the peers that it skips, and why.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +63,8 @@ SAMPLING: list[Row] = [
   {"hidden_size": 512, "num_samples": 1},
   {"hidden_size": 512, "num_samples": 64},
 ]
-GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {  # part: (size, its values)
+# {"part" of the rows: (size, its values)}, all measured by the part growth.
+GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {
   "growth in steps": ("seq_len", (16, 64, 256, 1024)),
   "growth in batch": ("batch_size", (1, 8, 32, 128)),
   "growth in hidden": ("hidden_size", (64, 128, 256, 512, 1024)),
@@ -80,8 +81,8 @@ def model_part(
 ) -> Results:
   """Time the Adam step of a language model.
 
-  A case holds the sizes that differ from MODEL. `peers` holds the names of the
-  peers to time; None for all.
+  A case holds the sizes that differ from MODEL. `part` is only written into the
+  rows. `peers` holds the names of the peers to time; None for all.
   """
   makers = models.models()
   if peers is not None:
@@ -158,7 +159,10 @@ def memory_part(sizes: Row) -> Results:
 
 
 def launches_part(sizes: Row) -> Results:
-  """Count the kernel launches of a layer's gradient, compiled for an H100."""
+  """Count the kernel launches per time step of a layer's gradient.
+
+  It is compiled for an H100.
+  """
   case = LAUNCHES | _sizes_of(sizes, LAUNCHES)
   for cell in ("lstm", "gru"):
     for dtype in launches.DTYPES:
@@ -223,7 +227,8 @@ def _layer(sizes: Row, rounds: int) -> Results:
 def _linear(sizes: Row, rounds: int) -> Results:
   case = _sizes_of(sizes, LAYER)
   cases = [case] if case else LINEAR
-  return linear_part(cases, rounds, linear.COEFFICIENTS)
+  cells = [*linear.COEFFICIENTS]  # its keys are the cells' names
+  return linear_part(cases, rounds, cells)
 
 
 def _resets(sizes: Row, rounds: int) -> Results:

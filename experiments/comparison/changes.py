@@ -44,9 +44,10 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
 
 
 def check_changes(configs: Mapping[str, TrainConfig]) -> None:
-  """Raise ValueError for a set-up that fails, or a change that is no change.
+  """Raise ValueError for a set-up that fails, or a change that is none.
 
-  A change must also leave the data as they are, so that the losses compare.
+  A change must differ in effect from the recipe and from every other change,
+  and leave the data as they are, so that the losses compare.
 
   Args:
     configs: those of BASE and of each change, by name.

@@ -1,8 +1,9 @@
 """The figure of a comparison of many cells: a row for each, the best on top.
 
-Lines of more than a few cells lie over each other. Here each panel has one
-number for each cell at the end of the training, so that the cells compare. A
-loss far to the right of the others' is written as a number at the edge.
+Lines of more than a few cells lie over each other. Here each panel has one or
+two numbers for each cell, all but the time of a step from the end of the
+training, so that the cells can be compared. A loss far to the right of the
+others' is written as a number at the edge.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ NEAR = 0.75  # share of the cells, the best ones, that decide the axis's length
 
 
 class Series(NamedTuple):
-  """The values of one mark in a panel: of each cell, those of its seeds."""
+  """The values of one kind of mark, by cell: of each seed, or one for all."""
 
   label: str
   values: dict[str, list[float]]
 
 
 class Panel(NamedTuple):
-  """One panel: its title, the unit of its axis, and one or two marks."""
+  """One panel: its title, the unit of its axis, one or two kinds of marks."""
 
   title: str
   unit: str
@@ -186,7 +187,7 @@ def edge(panel: Panel, order: list[str]) -> float | None:
 
 
 def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
-  """Draw one panel: a mark at the mean of each cell, a line over its seeds."""
+  """Draw one panel: per cell, a mark at the mean, a line from min to max."""
   end = edge(panel, order)
   far: dict[str, list[str]] = {}
   for series, color in zip(panel.series, (FILLED, OPEN), strict=False):

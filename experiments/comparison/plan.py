@@ -124,6 +124,7 @@ def ensemble_flags(row: Row, jobs: Sequence[Job]) -> list[str]:
   results = ensemble_results(row, jobs)
   if not results:
     return []
+  # experiments.evaluate takes the protocol's name without "ensemble_".
   protocols = [f"--protocol={result.evaluated_by}" for result in results]
   return [
     *(f"--run={job.directory}" for job in jobs),
@@ -148,9 +149,9 @@ def parse(default: Any, arguments: list[str]) -> Any:
       whatever the current directory is.
 
   Raises:
-    absl.flags.Error: a flag is unknown, or its value is not of its kind; or an
-      argument is not a flag.
-    ValueError: a value is out of its range.
+    absl.flags.Error: a flag is unknown, or its value is not of its kind or is
+      outside of absl's bounds; or an argument is not a flag.
+    ValueError: a value within absl's bounds is out of its range.
   """
   values = flags.FlagValues()
   holders = define_flags(default, values)

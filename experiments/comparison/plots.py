@@ -25,7 +25,7 @@ from experiments.trainer.figures import SMALL, TEXT, save, tidy, zoom_on_tail
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # comparison.json, or an entry in one of its lists
 FIRST = {"rnn": "tab:orange", "gru": "tab:green", "lstm": "tab:blue"}
 OTHERS = (
   *("tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan"),
@@ -92,8 +92,8 @@ def _val_loss(record: Record, panel: Axes) -> None:
 
 
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
-  # The LSTM has one run: the other cells get its time. If no cell has a run of
-  # equal time, all are drawn over the time of equal steps.
+  # The LSTM has one run, whose time the other cells get. If there is no run of
+  # equal time, the runs of equal steps are drawn again, over their time.
   runs, note = finished(record), "the same runs"
   if timed := _select(runs, budget=EQUAL_TIME):
     runs, note = timed + _select(runs, cell="lstm"), "each for the LSTM's time"

@@ -35,8 +35,9 @@ def read_together(
 ) -> dict[str, float]:
   """Return reproduction.json's losses of the seeds together, by protocol.
 
-  These losses are of the runs beside the file: `run` deletes them before it
-  trains such a run again. Return {} if a protocol of the ensembles is missing.
+  These losses are of the runs beside the file: `experiments.reproduce` deletes
+  them before it trains such a run again. Return {} if a protocol of the
+  ensembles is missing.
   """
   results = ensemble_results(row, jobs)
   names = [result.evaluated_by for result in results]
@@ -46,7 +47,7 @@ def read_together(
   return {}
 
 
-def write(
+def write_reproduction(
   path: Path,
   row: Row,
   done: dict[int, dict[str, Any]],

@@ -2,7 +2,7 @@
 // Finding passages in the text of the explorer: a pattern, those where the unit
 // is strongest, and those where the layer is in a similar state.
 const MOST = 30;  // passages listed
-const APART = 12;  // tokens, at least, between two passages of a ranking
+const APART = 12;  // the least distance of two passages in a ranking, in tokens
 const BEFORE = 24, AFTER = 24;  // tokens of context shown around a passage
 
 let anchor = null;  // the other end of the selection; null if there is none
@@ -57,6 +57,8 @@ function strongest() {
 // gates, which are in [0, 1], 0.5 is subtracted instead.
 function similar() {
   const [first, last] = selection(), n = pieces.length;
+  // Signed levels are 1 to 255, a gate's 0 to 255. `mean` is a sum: a positive
+  // factor leaves the cosine as it is.
   const middle = signal.signed ? 128 : 127.5;
   const mean = ranks.map((_, u) => {
     let sum = 0;
@@ -155,7 +157,8 @@ function step(direction) {
   moveTo(target);
 }
 
-// Finds again, unless the passages depend on the pattern alone.
+// Finds again after another choice, such as of a unit or signal, unless the
+// passages depend on the pattern alone. The button "refind" always finds.
 function refind() {
   if ($("finder").value !== "pattern") find();
 }

@@ -1,6 +1,6 @@
 "use strict";
-// Starts both halves of the page: in the first the model writes, in the second
-// it scores a text.
+// Starts both halves of writer.html: in the first the model writes, in the
+// second it scores a text.
 
 let data, model, writing, reading;
 
@@ -8,6 +8,7 @@ async function start() {
   data = await unpackHeader();
   $("about").textContent = data.about;
   $("cost").textContent = data.cost;
+  // data.unit is what a token is, "character" or "word"; not a unit of a layer.
   for (const e of document.querySelectorAll(".unit")) e.textContent = data.unit;
   for (const id of ["next", "expected"]) {
     $(id).classList.toggle("words", data.unit === "word");
@@ -27,7 +28,7 @@ async function start() {
   writing.showSettings();
   reading = new Reading(data, model, tokens);
   writing.restart();
-  const whole = reading.read();
+  const whole = reading.read();  // a promise: the whole text is read
   new ResizeObserver(() => writing.show()).observe($("units").parentElement);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     writing.units.makeColors();

@@ -1,15 +1,18 @@
 "use strict";
-// The first half of the page: the model writes, and a unit colors the text.
+// The first half of writer.html: the model writes, and a unit colors the text.
 
 const SPEEDS = [1, 2, 5, 10, 20, 50, 150, 500, Infinity];  // tokens a second
 const LIST_EVERY = 80;  // ms between two lists of the next token, at least
 
 class Writing {
+  // tokens: the tokenizer, of tokens.js; `track.tokens` are those written.
   constructor(data, model, tokens) {
     Object.assign(this, { data, model, tokens });
     this.track = new Track(model, data.start);
     this.box = $("text");
     this.spans = [];  // of the tokens that are kept
+    // Probabilities of the next token: the model's own, and those at the chosen
+    // temperature and top-p, with which it is drawn.
     this.own = new Float64Array(data.symbols.length);
     this.drawn = new Float64Array(data.symbols.length);
     this.run = null;  // an object that stands for the loop that writes, if any
@@ -59,7 +62,9 @@ class Writing {
     $("next").replaceChildren();
   }
 
-  // Decides the next token: of the prompt, or drawn.
+  // Decides the next token: of the prompt, or drawn. The number `uniform` is
+  // renewed only once a drawn token is written, so that after a change of the
+  // settings the same number decides.
   decide() {
     const { temperature, topP } = this.settings;
     softmax(this.track.y, temperature, this.drawn, this.tokens.unknown);
@@ -75,6 +80,7 @@ class Writing {
     else this.uniform = this.random();
     this.track.push(token);
     this.append(this.spell(token), given);
+    // A full track forgets its oldest tokens; their elements go as well.
     for (let k = this.track.drop(); k > 0; k--) {
       const span = this.spans.shift(), line = span.parentElement;
       span.remove();
@@ -152,7 +158,8 @@ class Writing {
     if (below < 200) this.box.scrollTop = this.box.scrollHeight;
   }
 
-  // Shows what the model expects at the cursor, or at the end of the text.
+  // Shows what the model expects after the token at the cursor, or after the
+  // last token.
   show(seldom = false) {
     if (this.pending === null) return;  // after a prompt that was refused
     const now = performance.now();

@@ -61,9 +61,9 @@ class Core(NamedTuple):
   """The part of a network that may remember."""
 
   init: Callable  # (key, D, H) -> params
-  output_size: Callable  # (params) -> the size of h
+  output_size: Callable  # (params) -> P, the size of h, not always H
   initial_state: Callable  # (batch size, H) -> state
-  step: Callable  # (params, state, x [B, D], start [B]) -> (state, h [B, H])
+  step: Callable  # (params, state, x [B, D], start [B]) -> (state, h [B, P])
   unroll: Callable  # the same for T time steps
 
 

@@ -36,8 +36,9 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 def check_entries(record: dict[str, Any]) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
-  Each list must have the length that the configuration gives it, and the values
-  that only the figure reads must be numbers.
+  Each list must have the length that the configuration gives it. `guessing`,
+  which only the figure reads, must be a number. Returns and episodes must be
+  numbers or None, and beside a return at least one episode must have ended.
   """
   check_numbers("guessing", [record["guessing"]])
   for run in record["networks"].values():

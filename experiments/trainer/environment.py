@@ -1,9 +1,10 @@
-"""The device, the package versions and the commit that a run computes with."""
+"""The device, the package versions and the commit of a run, and the time."""
 
 import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,11 @@ def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
   """Return the `environment` of an earlier run, from its config.json."""
   entries = "versions", "device", "git_commit", "git_dirty"
   return {name: record[name] for name in entries if name in record}
+
+
+def time_now() -> str:
+  """Return the time and its zone in ISO 8601, to the second."""
+  return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def device_name() -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import KEPT
-from experiments.trainer.environment import environment
+from experiments.trainer.environment import environment, time_now
 from experiments.trainer.extension import (
   MAY_CHANGE,
   check_extension,
@@ -125,7 +125,7 @@ def _resume_or_start(
       _check_sources_stay(directory, config)
       set_aside(directory)
     record = recorded_flags(config) | environment() | facts
-    write_json(directory / CONFIG, record | {"started": _now()})
+    write_json(directory / CONFIG, record | {"started": time_now()})
     return OpenedRun(directory, resuming=False)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
@@ -160,7 +160,7 @@ def _extend(
 ) -> OpenedRun:
   """Give a run more epochs or another patience; it is unfinished again."""
   check_extension(directory, record, config, result)
-  resumption = environment() | {"started": _now()}
+  resumption = environment() | {"started": time_now()}
   extended = extended_record(record, config, result, resumption)
   # Delete the result first: after a kill, the run must not count as finished.
   (directory / RESULT).unlink(missing_ok=True)
@@ -168,10 +168,6 @@ def _extend(
   write_json(directory / CONFIG, extended)
   epochs = record["num_epochs"]
   return OpenedRun(directory, resuming=True, extended_from=epochs)
-
-
-def _now() -> str:
-  return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _can_resume(

@@ -23,9 +23,9 @@ Backward, from dh' and dc'
 
 with ∂ the local gradients [∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g, ∂h'/∂aₒ], and û and var
 u in N' those of the vector that N normalised in the forward pass. The notation
-is that of `lstm`. The backward scan returns dy for every time step beside da.
-`parameter_gradients` recomputes x̂: one more product, and T·B·4H fewer numbers
-to save.
+is that of `lstm`. The backward scan of `unroll` returns dy for every time step
+beside da. `parameter_gradients` recomputes x̂: one more product, and T·B·4H
+fewer numbers to save.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -185,8 +185,8 @@ def normalise_backward(
 ) -> jax.Array:
   """Return du from dû, given the two results of `normalise(u)`."""
   mean_product = (dnormal * normal).mean(axis=-1, keepdims=True)
-  dcentred = dnormal - normal * mean_product
-  du = (dcentred - dnormal.mean(axis=-1, keepdims=True)) * scale
+  dacross = dnormal - normal * mean_product  # dû without its part along û
+  du = (dacross - dnormal.mean(axis=-1, keepdims=True)) * scale
   return du
 
 

@@ -19,7 +19,8 @@ Backward, from dh' and dc'
 
 The output h has P units and the cell state c has H, so the recurrent weights
 are [P, 4H] and [H, P] instead of [H, 4H]: fewer if P < 4H/5. The backward scan
-returns dh' for every time step beside da, so that dW_r is one product as well.
+returns dh' for every time step beside da, so that dW_r, like dW_x and dW_h, is
+one product over all time steps.
 The notation is that of `lstm`. PyTorch's `nn.LSTM` with `proj_size` is this
 cell.
 

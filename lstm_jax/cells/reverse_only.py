@@ -1,10 +1,11 @@
 """An identity that raises an error with a given message in forward mode.
 
 A function with a custom VJP has no forward mode, and JAX's error does not say
-what to use instead. `reverse_only` returns its arrays unchanged, and passes
-their tangents through an operation of its own. Reverse mode only transposes
-this operation, and the transpose is the identity. Forward mode evaluates,
-compiles or batches the operation, and each of these raises the error.
+what to use instead. `reverse_only`, applied to the arguments of such a
+function, returns them unchanged, and passes their tangents through an operation
+of its own. All that reverse mode does with this operation is to transpose it,
+and the transpose is the identity. Forward mode evaluates, compiles or batches
+the operation, and each of these raises the error.
 
   >>> import jax
   >>> f = lambda x: reverse_only(x, "no forward mode") ** 2

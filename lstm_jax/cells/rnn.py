@@ -119,7 +119,7 @@ def parameter_gradients(
   da: jax.Array,
 ) -> tuple[RNNParams, jax.Array | None]:
   """Return (d_params, dx); d_params are sums over the rows of da [..., H]."""
-  del residuals  # not needed: x W_x and h W_h have the same cotangent
+  del residuals  # empty, since da is the cotangent of x W_x and of h W_h
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return RNNParams(dw_x, dw_h, db), dx

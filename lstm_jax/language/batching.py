@@ -151,8 +151,9 @@ def columns(
       "each piece of the text beside the gap must have at least 2 tokens, "
       f"got {sizes[0]} and {sizes[1]}"
     )
-  # At least one column reads the smaller piece. The larger piece then needs
-  # enough columns that none of them is longer than that one.
+  # At least one column reads the smaller piece, and so has at most small - 1
+  # time steps. All columns have the same length, so that the larger piece needs
+  # enough columns of at most that length.
   least = 1 + math.ceil((large - 1) / (small - 1))
   if batch_size < least:
     longest = (small + large - 2) // least

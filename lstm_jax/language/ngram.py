@@ -6,13 +6,13 @@ c, n(c) = Σ_w n(c w), and u(c) the number of distinct w that followed c:
   p_k(w | c) = max(n(c w) − δ, 0) / n(c) + δ u(c) / n(c) · p_{k−1}(w | c′)
 
 p_{−1} = 1 / V, and p_k = p_{k−1} where c is new: interpolated absolute
-discounting (Chen and Goodman 1999, section 2.6). For the longest contexts,
-n(c w) is how often w followed c. For shorter contexts, n(c w) is the number of
-distinct contexts, one token longer, that w followed (Kneser and Ney 1995; Chen
-and Goodman, section 2.7): w is counted after c′ only if it had not followed c
-before. At the start of a text, where there is no longer context, w is counted
-each time. The training texts are counted first; each token of the text is
-counted after it has been predicted.
+discounting (Chen and Goodman 1999, section 2.6). For contexts of `order`
+tokens, n(c w) is how often w followed c. For shorter contexts, n(c w) is the
+number of distinct contexts, one token longer, that w followed (Kneser and Ney
+1995; Chen and Goodman, section 2.7): w is counted after c′ only if it had not
+followed c before. A context that begins where its text begins cannot be one
+token longer: w is counted after it each time. The training texts are counted
+first; each token of the text is counted after it has been predicted.
 
 >>> import numpy as np
 >>> text = np.array([0, 1, 0, 1, 0])
@@ -39,7 +39,7 @@ DISCOUNT = 0.75  # δ
 class Predictions(NamedTuple):
   """What the n-gram model predicts of each token but the first."""
 
-  log_probs: np.ndarray  # of every token, float64 [N − 1, V]
+  log_probs: np.ndarray  # of all V possible tokens, float64 [N − 1, V]
   longest: np.ndarray  # length of the longest context seen before, int [N − 1]
 
 
@@ -116,7 +116,7 @@ def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
 def _count(
   pieces: list[np.ndarray], vocabulary_size: int, order: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Count what follows the contexts of the text in the training texts.
+  """Count, in the training texts, what follows the contexts of the text.
 
   Args:
     pieces: the training texts, and last the text, each int64 [M].

@@ -10,13 +10,14 @@ at the start, and computes for its sequences
                            and to the GPU's memory
     dhᵀ    ← W_h daᵀ + …   on the tensor cores
 
-where … is the part of dh that does not pass through h W_h. The gradients of the
-weights and of the inputs are computed from all das in one product each, outside
-of the kernel. Of the E cotangents in da, the first G are those of h W_h, and
-only they are multiplied by W_h (G and E: `limits.Counts`). At a masked step,
-hs[t] is the h before the step: da is 0, and the cotangent of the state after
-the step, including d(hs[t]), becomes that of the state before it. At a step
-that resets, the cotangent ds of the state before it is 0.
+where ds is the cotangent of the state before the step without the part through
+h W_h, and … is its h, transposed. The gradients of the weights and of the
+inputs are computed from all das in one product each, outside of the kernel. Of
+the E cotangents in da, the first G are those of h W_h, and only they are
+multiplied by W_h (G and E: `limits.Counts`). At a masked step, hs[t] is the h
+before the step: da is 0, and the cotangent of the state after the step,
+including d(hs[t]), becomes that of the state before it. At a step that resets,
+the whole cotangent of the state before it is 0.
 """
 
 from typing import Any

@@ -12,8 +12,8 @@ The kernel computes u = h W_h and, in the backward, the rest of dh, which is
 in float32, or in float16 where the products' operands have 16 bits
 (`registers.stored`). The largest float16 is 65,504; ∂h'/∂a_z is at most
 (|h| + 1)/4, ∂h'/∂aᵣ at most |s|/4, and the others at most 1: enough for |h| and
-|s| up to 2.6e5. z is saved as its distance from the nearer end of [0, 1]
-(`registers.pack_gate`).
+|s| up to 2.6e5. z is saved as its signed distance from the nearer end of
+[0, 1]: as z, or above ½ as z − 1 (`registers.pack_gate`).
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """How the gradient of an unrolled sequence is computed: the `adjoint` argument.
 
-  Explicit()                        the gradient derived by hand (`scan`)
+  Explicit()                        the gradient derived by hand (scan.py)
   Explicit(chunk=C)                 the same, with one state saved per chunk
   Explicit(residuals="recompute")   the same, with only the states saved
   Step()                            autodiff of a scan of `cell.step`, whose own
@@ -35,8 +35,8 @@ class Explicit:
       every time step, from which the backward recomputes the gates of a chunk
       in one product. See `checkpointing` for the memory of each.
     chunk: C, the number of time steps whose gates the backward holds at once.
-      None: all T with "gates"; with "recompute" the fewest that make 1,024
-      rows C·B or more, or 32 if T or B is symbolic (`jax.export`).
+      None: all T with "gates"; with "recompute" the fewest with C·B ≥ 1,024
+      rows, or 32 if T or B is symbolic (`jax.export`).
 
   Raises:
     ValueError: `residuals` is neither of the two, or `chunk` is not an

@@ -1,9 +1,9 @@
 """A whole sequence in one GPU kernel for each pass, forward and backward.
 
-This is `scan`, with its two scans over time as kernels of `mosaic_gpu`. The
-input product of all time steps is computed before the forward kernel, and the
-gradients of the weights and of the inputs after the backward kernel, in one
-product each.
+This is `sequence.scan`, with its two scans over time as kernels of
+`mosaic_gpu`. The input product of all time steps is computed before the forward
+kernel, and the gradients of the weights and of the inputs after the backward
+kernel, in one product each.
 
 The kernels take an H that is a multiple of 64, and a B that is a multiple of
 `plan.rows`: 8, 16 or 32. Other sizes are padded with zeros here. A padded unit

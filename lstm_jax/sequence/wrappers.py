@@ -23,7 +23,7 @@ NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
 `unroll` combines the wrappers. They can also be used directly:
 `masked(lstm).step(params, state, x, mask)` is a step like any other. It raises
 ValueError where the added argument is of another shape, dtype or type than the
-wrapper's function says.
+wrapper's docstring says.
 
 References:
   Krueger et al. (2017), Zoneout: regularizing RNNs by randomly preserving
@@ -234,10 +234,10 @@ def _wrapped(
   if own is None or getattr(cell, "recur_backward", None) is None:
     backward = gradients = None  # a user's cell, without a backward
   parts = cell.project, recur, backward, gradients
-  checked, taken = (
+  parts_inside, extras_inside = (
     cell.innermost if isinstance(cell, Wrapped) else (parts_of(cell), 0)
   )
-  innermost = checked, taken + num_extras
+  innermost = parts_inside, extras_inside + num_extras
   steps = one_step(cell.initial_state, *parts, innermost=innermost)
   init: Any = getattr(cell, "init", None)  # nothing here calls it
   return Wrapped(

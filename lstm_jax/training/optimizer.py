@@ -118,7 +118,7 @@ def _skip_nonfinite(
   """Return a rule that skips a gradient whose norm is NaN or infinite.
 
   `train_step` uses the same norm to decide whether the recurrent state and the
-  average stay as they were.
+  average of the weights stay as they were.
   """
   guarded = optax.apply_if_finite(rule, MAX_SKIPPED)
 

@@ -105,7 +105,7 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
 def test_a_run_is_in_no_part_of_another_run(name, finished, config):
   inner = replace(config, run=str(finished / name))
   facts = {SHA256: "0"}
-  if name == "inner":  # the outer run has no file of that name
+  if name == "inner":  # not a part of a run: another run may lie there
     with open_run_dir(inner, facts):
       return
   part = name.split("/")[0]
@@ -122,7 +122,9 @@ def test_a_run_is_replaced_only_by_one_that_has_reached_a_checkpoint(
 ):
   params = load(finished).params
   bad = replace(config, **DIVERGES, overwrite=True)
-  for _ in range(2):  # a second failure does not push out what is kept
+  # The message is about the failed run. The run that it replaced stays in
+  # `previous`, also at a second failure.
+  for _ in range(2):
     with pytest.raises(Diverged, match="no checkpoint is kept"):
       train.run(bad, console)
     kept = load(finished / "previous").params
@@ -245,8 +247,8 @@ def test_a_damaged_config_is_an_error_that_names_it(finished, config):
   path = finished / "config.json"
   good = json.loads(path.read_text())
   path.write_text("[" * 200_000)
-  # Collect garbage now: in the deepest call of the parser, finalizers would
-  # fail.
+  # Collect garbage now: near the recursion limit, which the parser reaches,
+  # finalizers would fail.
   gc.collect()
   with pytest.raises(
     ValueError, match=r"there is no run in .*: no config\.json"

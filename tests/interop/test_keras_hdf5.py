@@ -222,7 +222,7 @@ def test_one_direction_may_have_a_bias_and_the_other_none(
 
 
 @pytest.mark.parametrize(
-  ("group", "found"), [("model_weights/lstm", "model_weights"), (None, "noth")]
+  ("group", "found"), [("model_weights/x", "model_weights"), (None, "nothing")]
 )
 def test_a_file_that_keras_3_did_not_write_is_named(group, found, tmp_path):
   path = tmp_path / "model.weights.h5"

@@ -41,7 +41,7 @@ def test_without_onnx_the_extra_to_install_is_named(key, uninstall):
 
 
 def save(path, *nodes, tensors=()):
-  """Write a file of these nodes; their input X is a constant too."""
+  """Write a file of these nodes, with input X and tensors as constants."""
   xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
   tensors = [xs, *tensors]
   graph = onnx.helper.make_graph(list(nodes), "layers", [], [], tensors)
@@ -57,6 +57,7 @@ def test_layers_of_one_name_are_refused(key, tmp_path):
       interop.to_onnx(lstm, params, name=name, outputs={"Y": output})
       for name, output in zip(names, outputs, strict=True)
     ]
+    # All layers name their tensors alike, so those of the first serve all.
     save(path, *(node for node, _ in layers), tensors=layers[0][1])
     with pytest.raises(ValueError, match=match):
       interop.load(path)

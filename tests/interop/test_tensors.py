@@ -101,6 +101,7 @@ def test_arrays_of_numpy_are_written_in_one_dtype(write, cells, without, key):
 def test_arrays_of_the_other_byte_order_are_read(library):
   read, weights = CALLS[library]
   swapped = jax.tree.map(lambda x: x.astype(x.dtype.newbyteorder()), weights)
+  # The last item: params or layers after the cell, or cuDNN's only layer.
   assert worst(read(swapped)[-1], read(weights)[-1]) == 0
 
 

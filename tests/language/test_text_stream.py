@@ -20,7 +20,7 @@ from tests.compiling import count_programs
 from tests.draws import worst
 
 VERSE = "Thou art more\n  lovely, and more 'temperate': thou\nart.\n"
-RULES = DrawingRules(1.5, 9, 0.9, 0.01)
+RULES = DrawingRules(temperature=1.5, top_k=9, top_p=0.9, min_p=0.01)
 LENGTH = 2 * PART + 5
 CHARACTERS = CharTokenizer.from_text(VERSE)
 WORDS = WordTokenizer.from_text(VERSE, min_count=1)
@@ -148,7 +148,7 @@ def test_a_text_is_read_with_any_default_kind_of_key(key):
 
 def test_a_text_of_another_length_compiles_no_other_program(key):
   model, params = make_model(CHARACTERS, key)
-  # No other test has this top_k: it would have compiled the programs before.
+  # A top_k of its own: the programs of another test would be compiled already.
   rules = RULES._replace(top_k=8)
   stream = TextStream(model, params, CHARACTERS, rules)
   with count_programs() as programs:

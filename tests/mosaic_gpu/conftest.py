@@ -1,8 +1,9 @@
 """Threads for the interpreter of GPU kernels.
 
-Warpgroups wait for each other, and so do the thread blocks of a cluster. XLA
-runs them on a pool with as many threads as there are cores, or devices if those
-are more. With fewer threads than a kernel has, all would wait for ever.
+The interpreter runs each warpgroup as one CPU thread. Warpgroups wait for each
+other, and so do the thread blocks of a cluster. XLA has a pool with as many of
+these threads as there are cores, or devices if those are more. With fewer than
+the warpgroups that run at once, all would wait for ever.
 """
 
 from contextlib import suppress

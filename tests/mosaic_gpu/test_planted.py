@@ -22,8 +22,9 @@ from tests.mosaic_gpu.layers import (
 
 pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
-# As `lstm_jax.testing.terms` names them. From "dan#2" on, they are of the
-# products after the kernel, which the LSTM and the RNN leave to their cells.
+# As `lstm_jax.testing.terms` names them: dan#2 is the second assignment of dan.
+# From it on, they are of the GRU's `parameter_gradients`, the products after
+# the kernel; the LSTM and the RNN call that function of their cells.
 TERMS = {
   "lstm": ("dc_sum[0]", "dc_sum[1]", "dai", "daf", "dag", "dao", "dc"),
   "gru": (
@@ -38,7 +39,7 @@ STEPS = 3  # the fewest with which every wrong kernel below is caught
 
 
 def arguments_and_options(name):
-  """Return (params, state, xs), and options with masked steps and resets."""
+  """Return (params, state, xs), and options: mask, reset and reverse."""
   arguments = draw(CELLS[name], steps=STEPS)
   rng = np.random.default_rng(4)
   step_shape = arguments[2].shape[:2]
@@ -60,7 +61,9 @@ def found(name, featured):
 
 @ALL_CELLS
 def test_nothing_planted_is_no_error(name):
-  featured = name == "lstm"  # as in test_a_wrong_kernel_is_caught
+  # The LSTM with the options of test_a_wrong_kernel_is_caught, the others with
+  # none, as in test_a_scaled_term_of_a_backward_is_caught.
+  featured = name == "lstm"
   assert agree(found(name, featured), expected(name, featured))
 
 
@@ -82,6 +85,7 @@ def of_outputs(error):
 def test_every_term_is_planted():
   for name, planted in TERMS.items():
     every = terms(fused._time_step(CELLS[name]))
+    # Of these, each part is planted instead of the whole.
     parted = {term.partition("[")[0] for term in every if "[" in term}
     assert set(planted) == set(every) - parted
 

@@ -14,9 +14,9 @@ from tests.draws import shapes
 T, B, D, H = 64, 3, 24, 32
 KEY = jax.random.key(0)
 
-# Upper bounds of temporary memory, without arguments and results, in T·B·H
-# float32 numbers, for inputs that are (vectors, tokens). None for a cell that
-# takes no tokens.
+# Upper bounds of temporary memory, without arguments and results, for inputs
+# that are (vectors, tokens): how many times T·B·H float32 numbers. None for a
+# cell that takes no tokens.
 TEMPORARY = {
   "lstm": (8, 10),
   "gru": (9, 12),
@@ -131,7 +131,9 @@ def test_chunks_save_the_states_of_the_table(residuals, chunk):
 def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
   yes = jnp.ones((T, B), bool)
   assert saved(reset=yes) - saved() == T * B * H
+  # If the mask alone saved this h, the reset would add nothing to it.
   assert saved(reset=yes, mask=yes) - saved(mask=yes) == T * B * H
+  # Both need this h, and it is saved once.
   both = {"reset": yes, "state_dropout": jnp.ones(H, bool)}
   assert saved(**both) - saved() == T * B * H
 
@@ -142,14 +144,15 @@ def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
 def test_chunks_stay_within_their_bound(name, residuals):
   """The bound, in floats, is the sum of what a gradient must hold.
 
-  These are the states and the chunk in the table of `checkpointing`, the
-  outputs, and the weights' gradients.
+  These are the states in the table of `checkpointing` (of "recompute" only
+  those after each step), the chunk, by its bound in TEMPORARY, the outputs, and
+  for the weights' gradients 4 times their size.
   """
   cell, chunk = TABLE[name].cell, 8
   params, state = shapes_of(cell)
   weights, unit = (
     sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, state)
-  )  # unit is S·B·H
+  )  # unit: the elements of the state before one time step
   saved_states = unit * (T if residuals == "recompute" else T // chunk)
   of_chunk = B * H * TEMPORARY[name][0] * chunk
   bound = saved_states + of_chunk + 4 * weights
@@ -240,6 +243,8 @@ def test_a_shorter_last_chunk_costs_one_more_array_of_outputs():
     return compiled.memory_analysis().temp_size_in_bytes
 
   outputs = 4 * 1024 * batch * hidden
+  # On a CPU all have chunks of 32 steps, here 1,024 rows: it is the default of
+  # "recompute", and Explicit() takes it for more than 8,192 rows T·B.
   for adjoint in (Explicit("recompute"), Explicit(chunk=32), Explicit()):
     more = reserved(1025, adjoint) - reserved(1024, adjoint)
     assert more < 1.1 * outputs, adjoint

@@ -19,7 +19,8 @@ XS = jnp.ones((T, B, D), jnp.float32)
 @pytest.mark.parametrize("cell", [lstm, gru, peephole_lstm])
 @pytest.mark.parametrize("other", [lstm, gru, rnn, peephole_lstm])
 def test_params_of_another_cell_are_named(cell, other):
-  params, state = cell.init(KEY, D, H), cell.initial_state
+  params = cell.init(KEY, D, H)
+  state = cell.initial_state(params, (B,))
   weights = other.init(KEY, D, H)
   if cell is other:
     assert unroll(cell, weights, None, XS)[1].shape == (T, B, H)
@@ -28,10 +29,8 @@ def test_params_of_another_cell_are_named(cell, other):
   message = rf"^params must be {expected}, got {found}\b"
   calls = (
     lambda: unroll(cell, weights, None, XS),
-    lambda: cell.step(weights, state(params, (B,)), XS[0]),
-    lambda: state_cotangents(
-      cell, weights, state(params, (B,)), XS, state(params, (B,))
-    ),
+    lambda: cell.step(weights, state, XS[0]),
+    lambda: state_cotangents(cell, weights, state, XS, state),
   )
   for call in calls:
     with pytest.raises(ValueError, match=message):
@@ -67,7 +66,7 @@ def test_weights_that_do_not_fit_each_other_are_refused(cell):
         unroll(cell, weights, None, XS)
 
 
-def test_weights_are_floats_and_fit_in_a_step_too():
+def test_a_step_refuses_misfits_too_and_a_sequence_refuses_integers():
   params = lstm.init(KEY, D, H)
   state = lstm.initial_state(params, (B,))
   text = rf"^weights do not fit each other: w_x \[{D}, {4 * H}\], .*, b \[1\]"
@@ -101,7 +100,7 @@ def test_weights_are_arrays(field, value, message):
       call()
 
 
-def test_weights_of_a_cell_without_a_backward_are_accepted():
+def test_weights_of_a_cell_without_recur_backward_are_accepted():
   forward_only = lstm_with(recur_backward=None, parameter_gradients=None)
   params = lstm.init(KEY, D, H)
   expected = unroll(lstm, params, None, XS)

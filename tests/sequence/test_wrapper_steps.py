@@ -33,7 +33,7 @@ def test_a_cell_that_takes_an_extra_itself_may_be_wrapped(key):
 
   parts = lstm.project, recur, None, None
   steps = one_step(lstm.initial_state, *parts)
-  own = CellOfFunctions(lstm.init, lstm.initial_state, *parts, *steps, True)
+  own = CellOfFunctions(lstm.init, lstm.initial_state, *parts, *steps)
   params, state, xs = arguments(lstm, key)
   wrapped = wrappers.resettable(wrappers.masked(own))
   mask, reset = MASK[0], jnp.zeros(B, bool)

@@ -4,10 +4,10 @@
   python -m tests.training.many_devices joined OUT PORT PROCESSES ID
   python -m tests.training.many_devices queued OUT
 
-The first compares meshes of eight simulated devices with one of them. The
+The first compares meshes of eight simulated devices with a single device. The
 second is one of PROCESSES that train on one mesh; process 0 compares that with
-a training on its own device. The third never reads what its training steps
-return. Process 0 writes what is found to the file OUT.
+a training on its own device. The third reads what its training steps return
+only after the last of them. Process 0 writes what is found to the file OUT.
 """
 
 import json
@@ -107,7 +107,7 @@ class Recorded:
 
 
 def start(config, mesh, groups):
-  """Return (train step, its record, state) before the first step."""
+  """Return (train step, its `Recorded` or None, the state to start from)."""
   model = language_model(*config, regularizers=NOISE, groups=groups)
   rule = make_optimizer(
     OptimizerConfig(learning_rate=0.01, warmup_steps=0), 100
@@ -138,8 +138,8 @@ def trained(config, mesh=None):
 
   Returns:
     (losses and gradient norms, the last state without its carry, what is sent).
-    The last is (collectives, number of weights that a device holds), or None
-    without a mesh.
+    What is sent is (collectives, and beside them the number of weights that a
+    device holds), or None without a mesh.
   """
   groups = mesh.size if mesh else 1
   train_step, recorded, state = start(config, mesh, groups)
@@ -184,7 +184,8 @@ def shared_members():
   """Compare eight members on four devices with the same on one.
 
   Returns:
-    How far losses and weights are from one device, and what is sent.
+    How far losses and weights are from one device, what is sent, and how far
+    the members' last losses are apart.
   """
   model = language_model(*DEEP, regularizers=NOISE)
   rule = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), 100)
@@ -237,6 +238,7 @@ def simulated():
   result = {"losses": one[0][:, 0].tolist()}
   for text in ("data:8", "data:4,model:2"):
     result[text] = differences(DEEP, make_mesh(parse_mesh(text)), one)
+  # Four devices cannot share the H / 2 rows of a projected w_h.
   _, _, state = start(PROJECTED, make_mesh({"data": 2, "model": 4}), 8)
   result["projected"] = [
     leaf.sharding.is_fully_replicated for leaf in state.params.layers[0]
@@ -257,7 +259,7 @@ def joined(port, processes, index):
 
 
 def queued():
-  """Take many training steps, read no result, and return their number."""
+  """Take many training steps and only then read one result: their number."""
   mesh = make_mesh({"data": 8})
   model = language_model(ModelConfig(hidden_size=16), V, groups=8)
   optimizer = make_optimizer(OptimizerConfig(), MANY)

@@ -65,7 +65,7 @@ def test_a_checkpoint_that_was_deleted_does_not_come_back(
   writer.delete_after(3)  # waits for the one of step 5
   disk.after_failure(tmp_path / "disk", left)
   assert list_checkpoints(left / "checkpoints") == [3]
-  first = "checkpoints/3"  # only the second save has waited for the first
+  first = "checkpoints/3"  # save(5, …) waited for it, no other call
   assert tree(left / first) == tree(tmp_path / "disk" / first)
   writer.close()
 

@@ -63,13 +63,14 @@ def project(params, x):
 def recur(params, state, ax):
   q, k, v = jnp.split(ax, 3, axis=-1)
   m = 0.9 * state.m + k[..., :, None] * v[..., None, :]
+  # No backward reads the second result; its shape must be that of ax.
   return MatrixState(m, jnp.einsum("...k,...kv->...v", q, m)), ax, ()
 
 
-halves = project, recur, None, None  # without a backward: for Autodiff()
-forward, backward, step = one_step(initial_state, *halves)
+parts = project, recur, None, None  # without a backward: for Autodiff()
+forward, backward, step = one_step(initial_state, *parts)
 cell = CellOfFunctions(
-  init, initial_state, *halves, forward, backward, step, takes_tokens=False
+  init, initial_state, *parts, forward, backward, step, takes_tokens=False
 )
 
 
@@ -125,6 +126,7 @@ def test_each_epoch_begins_at_the_zero_state_of_its_batch_size(key):
   config = ModelConfig(cell, embedding_size=3, hidden_size=H)
   model = language_model(config, V, adjoint=Autodiff())
   params = model.init(key)
+  # 3 epochs of B 3, T 4; the last of them has B 5. They have 11 steps.
   batching = BatchingConfig(3, 4, 3, late_batch_size=5)
   # So small a learning rate leaves the weights as they are.
   rule = make_optimizer(OptimizerConfig(learning_rate=1e-30), 11)

@@ -113,7 +113,8 @@ class Stop(NamedTuple):
 
   Attributes:
     why: "" if the batch is done, NO_TIME, or what happened to the worker.
-    running: the index of the case that ran then; None if none did.
+    running: the index of the case that ran then; None if none did, or for
+      NO_TIME.
   """
 
   why: str
@@ -258,7 +259,11 @@ class Supervisor:
 
     Args:
       waiting: the cases by index, from which those with a result are removed.
-      limit: seconds after which a case without an answer counts as hung.
+      limit: seconds after which a case that runs counts as hung. Until the
+        first one runs, the limit is COMPILE_SECONDS.
+
+    Returns:
+      Why there are no more results.
     """
     worker, seconds = self._worker, COMPILE_SECONDS
     running: int | None = None

@@ -26,14 +26,14 @@ loop over time where all of this holds:
 Anything else runs in Flax's own RNN, unchanged.
 
 `implementation` is that of `unroll`: "mosaic_gpu" for one GPU kernel for all
-time steps. Weights, carry and the cell's `dtype` must then each be float32 or
-bfloat16. `dtype` is only that of the operands of products; sums, gates and c
-are float32. So the results with bfloat16 differ from Flax's: they are closer to
-those with float32. For example:
+time steps. In place of the condition on dtypes above, weights, carry and the
+cell's `dtype` must then each be float32 or bfloat16. `dtype` is only that of
+the operands of products; sums, gates and c are float32. So the results with
+bfloat16 differ from Flax's: they are closer to those with float32. For example:
 
   LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
 
-With "mosaic_gpu", a call that would run in Flax's own RNN is an error.
+With "mosaic_gpu", any other call is an error: Flax's own RNN is not used.
 
 Where `unroll` is used, three things differ from Flax. Given `seq_lengths`,
 padded outputs are 0, where Flax applies the cell to the padding; and the final
@@ -110,7 +110,7 @@ class LinenRNN(linen.RNN):
 
     Raises:
       ValueError: implementation is unknown; or it is "mosaic_gpu", and the
-        kernels cannot run here, or not this module with these arguments.
+        kernels cannot run here, or cannot compute this call of this module.
     """
     check_implementation(self.implementation)
     options = _options(self, return_carry, time_major, reverse, keep_order)

@@ -48,7 +48,10 @@ def check_distinct(
   outputs: Mapping[str, str],
   weights: Mapping[str, str],
 ) -> None:
-  """Raise ValueError if a name occurs twice, except twice within inputs."""
+  """Raise ValueError if a name occurs twice, except twice within inputs.
+
+  The names of the weights differ from each other: a prefix and their keys.
+  """
   taken = {name: key for key, name in weights.items()}
   for key, name in inputs.items():
     _check_free(key, name, taken)

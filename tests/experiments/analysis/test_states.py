@@ -52,7 +52,7 @@ def modulated(p, x, h):
 
 
 def slstm_gates(p, x, state):
-  """Return the gates; i and f are divided by the larger of the two."""
+  """Return the gates: i = exp(aᵢ) and f = exp(m) σ(a_f), over the larger."""
   ai, af, ag, ao = np.split(x @ p.w_x + p.b, 4)
   heads = np.split(state.h, len(p.w_h))
   ah = [h @ w for h, w in zip(heads, p.w_h, strict=True)]
@@ -65,7 +65,11 @@ def slstm_gates(p, x, state):
 
 
 def gates_by_hand(name, p, x, h, c, c_next):
-  """Return the gates of one step, from the equations of the cells' files."""
+  """Return the gates and candidates that `signals` has for one step.
+
+  They follow the equations of the cells' files. For min_gru and min_lstm there
+  are none, since `signals` does not have their gates.
+  """
   if name in ("rnn", "relu_rnn", "min_gru", "min_lstm", "lru"):
     return {}
   if name == "gru":
@@ -151,7 +155,7 @@ def autodiff_gradient(cell, params: LanguageParams):
   embedding = params.embedding
   tied = params.readout is None
   readout = embedding.T if tied else params.readout
-  rows = embedding[TOKENS] * (H**0.5 if tied else 1.0)
+  rows = embedding[TOKENS] * (H**0.5 if tied else 1.0)  # tied: √E, and E = H
 
   def log_p(added, t):
     xs = rows

@@ -62,10 +62,10 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
 def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
   """The scale of the gradient comes from the start of that text.
 
-  It is estimated in segments as long as those of the settings. Stand-ins
-  replace `gradient_scale`, by the segment length, and `dynamic_nats`: the
-  loss is the number of settings (of rate, decay and segment) that are not those
-  of `wanted`; a rate of 1e-4 diverges.
+  It is estimated in segments as long as those of the settings. A stand-in for
+  `gradient_scale` returns the segment length. One for `dynamic_nats` diverges
+  at a rate of 1e-4, and else returns the number of settings (of rate, decay and
+  segment) that differ from `wanted`; on the evaluated part, it returns 5.
   """
   best, tried = DynamicEvalConfig(3e-5, 2e-3, 40), []
   wanted = best
@@ -73,6 +73,7 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
 
   def scale(model, params, batches):
     inputs, _ = batches.batch(batches.num_batches - 1)
+    # The last batch of the first 200,000 tokens, SCALE_TOKENS.
     assert inputs.shape == (len(inputs), 32) and 150_000 < inputs.max() < 2e5
     return len(batches.batch(0)[0])
 
@@ -94,9 +95,10 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
     tried.clear()
     settings = dynamic_eval.FixedSettings(**fixed)
     choice, found = dynamic_eval.evaluate_dynamically(*arguments, settings)
-    assert found.tolist() == [-5.0] * 6
+    assert found.tolist() == [-5.0] * 6  # log probabilities
     return choice
 
+  # A choice is (settings, their loss, number tried, tokens to try them on):
   # 4 rates × 3 decays in segments of 20, and then segments of 10 and 40.
   assert choose() == (best, 0.0, 14, 20_000)
   assert {config.segment for config in tried[:12]} == {20}
@@ -155,6 +157,7 @@ def test_as_many_settings_are_tried_at_once_as_there_are_cores(
     lambda count: threads.append(count) or pool(count),
   )
   monkeypatch.setattr(evaluate, "num_cores", lambda: 3)
+  # The pool is made even where nothing is left to choose, as here.
   fixed = {"rate": 1e-4, "decay": 0.02, "protocol": ("dynamic",)}
   evaluate.run(replace(options, **fixed), console)
   assert threads == [3]

@@ -1,4 +1,4 @@
-"""Runs and pages for the tests, and the data that a page's script unpacks."""
+"""Untrained runs for the tests, and the data that a page's script unpacks."""
 
 import base64
 import functools
@@ -27,9 +27,9 @@ Shall I compare thee to a 'summer's day?'
 
 Thou art more lovely -->
 """
-# Lines of verse with an indentation and, in the tests, an unknown word.
+# Lines of verse with an indentation; "temperate" is unknown to `words_page`.
 LINES = "Thou art more lovely, more", "  temperate Thou art", "more"
-LENGTH = 400  # characters of the text of the page of `explored_run`
+LENGTH = 400  # characters of text in the page of the fixture explored_page
 # The flags of each model. The embedding of a tied one is as large as its h.
 MODELS = {name: {"cell": cell, "num_layers": 2} for name, cell in CELLS.items()}
 MODELS["lstm"] |= {"embedding_size": 5}
@@ -66,6 +66,7 @@ def untrained_runs(directory):
 
   @functools.cache
   def make(name):
+    # As the fixture `standard_promotion`, before which session fixtures run.
     with jax.numpy_dtype_promotion("standard"):
       changes = MODELS[name] | {"run": str(directory / name)}
       return write_run(replace(config, **changes))
@@ -76,7 +77,7 @@ def untrained_runs(directory):
 def exact_params(trained):
   """Return the 8-bit weights of a run's page, dequantized in float64.
 
-  There the product of a level (int8) and the scale of its row is exact.
+  In float64 the product of a level (int8) and the scale of its row is exact.
   """
   quantized = jax.tree.map(
     lambda leaf: leaf.astype(np.float64) if leaf.dtype != np.int8 else leaf,
@@ -125,7 +126,7 @@ class PageData:
     return np.array(next(s["scale"] for s in signals if s["name"] == name))
 
   def signal(self, layer, name):
-    """Return (values [H, N], their largest rounding error [H, 1])."""
+    """Return (values [H, N tokens], their largest rounding error [H, 1])."""
     signal = next(
       s for s in self.header["layers"][layer]["signals"] if s["name"] == name
     )
@@ -136,7 +137,11 @@ class PageData:
     return levels / 255, np.full_like(scale, 0.5 / 255)
 
   def paths(self, layer):
-    """Return {field of the state: norms [N, W]}, W the header's window."""
+    """Return {field of the state: norms [N, W]}, W the header's window.
+
+    They are of the gradient of the prediction at each of N tokens with respect
+    to the state k = 0 … W − 1 time steps before.
+    """
     paths = {}
     for path in self.header["layers"][layer]["paths"]:
       levels = self.array(path["blob"]).reshape(-1, self.header["window"])
@@ -149,7 +154,7 @@ class PageData:
 def val_text(directory):
   """Return the first LENGTH characters of a run's validation split.
 
-  They are what the page of `explored_run` shows.
+  For the fixture `explored_run`, they are what `explored_page` shows.
   """
   record = json.loads((directory / run_dir.CONFIG).read_text())
   text = read_text(record["corpus"])

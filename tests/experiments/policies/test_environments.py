@@ -93,7 +93,8 @@ def test_the_maze_is_what_its_docstring_says(key, actions):
 def test_an_episode_without_a_turn_ends_at_the_limit(action, bumps, key):
   """Its return is the sum of the costs of actions that did not move.
 
-  FORWARD moves LENGTH times, to the junction; LEFT never moves.
+  FORWARD moves LENGTH times, to the junction. LEFT never moves, and only at the
+  junction would it be a turn that ends the episode.
   """
   _, rewards, dones = play(MAZE, key, np.full(2 * LIMIT, action))
   assert np.flatnonzero(dones).tolist() == [LIMIT - 1, 2 * LIMIT - 1]
@@ -158,5 +159,5 @@ def test_the_next_episode_is_drawn_anew(environment, key):
   first = dones[0].argmax() + 1  # all end at once
   assert dones[:, first - 1].all()
   assert len({o.tobytes() for o in np.asarray(observations[:, first])}) > 1
-  different = observations[:, 0] != observations[:, first]
+  different = (observations[:, 0] != observations[:, first]).any(axis=1)
   assert different.any() and not different.all()

@@ -135,8 +135,8 @@ def test_reading_is_repeated_while_a_run_replaces_its_checkpoints(
 ):
   """The newest checkpoint is still listed, but its files are gone.
 
-  The lock says that a run is writing. Here the same files come back, in place
-  of another checkpoint.
+  The lock says that a run is writing. Here the same files come back, where a
+  run would have written another checkpoint.
   """
   monkeypatch.setattr(trained, "PAUSE", 0.0)
   (checkpoints.parent / "lock").write_text("1")

@@ -59,14 +59,14 @@ def test_clicks_and_keys_show_what_the_library_computes(
   tokens = trained.tokenizer.encode(text)
   model, state = trained.model, trained.model.initial_state(())
   state, logits = model.apply(trained.params, state, tokens[: index + 1])
-  _, half = data.signal(1, "c")
-  assert abs(value - state[1].c[unit]) < half[unit, 0] + 1e-3
+  _, rounding = data.signal(1, "c")
+  assert abs(value - state[1].c[unit]) < rounding[unit, 0] + 1e-3
 
   # Another layer and a gate: the color of a character is the gate's level.
   opened.press("L", "s")
   assert (chosen(opened, "layer"), chosen(opened, "signal")) == ("0", "i")
   unit, value = value_shown(opened)
-  gate, half = data.signal(0, "i")
+  gate, _ = data.signal(0, "i")
   assert abs(value - gate[unit, index]) < 1e-3
   pixel, fill = opened.run(
     """
@@ -136,12 +136,12 @@ def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
   assert cursor() == 0
   opened.press("s", "s", "s", "s")  # from c over i, f and g
   assert chosen(opened, "signal") == "o"
-  opened.press("s", "S", "S", "o")
+  opened.press("s", "S", "S", "o")  # to h and back over o; order 1 was chosen
   assert (chosen(opened, "signal"), chosen(opened, "order")) == ("g", "2")
   first = chosen(opened, "unit")
   opened.press("n", "p")
   assert chosen(opened, "unit") == first
-  # The menus come before the text, in their visual order.
+  # From the menu of layers, Tab moves on in visual order, and last to the text.
   opened.run("document.getElementById('layer').focus()")
   order = []
   for _ in range(9):
@@ -149,7 +149,7 @@ def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
     order.append(opened.run(focused))
   menus = ["signal", "order", "previous", "unit", "following"]
   assert order == [*menus, "owntitle", "pin", "select", "text"]
-  opened.press("i")  # a pin is named, too
+  opened.press("i")  # pins a unit: each control, its pin's too, has a name
   unnamed = opened.run(
     """
     return [...document.querySelectorAll("select, button, canvas, [tabindex]")]

@@ -36,7 +36,10 @@ def press_with(chromium, modifier, key):
 
 
 def ranking(data, layer, signal, order):
-  """Return the units from best to worst, and the score of each as text."""
+  """Return the units from best to worst, and all scores as texts, by unit.
+
+  `order` is a value of the menu "order": 1 for the first feature.
+  """
   signals = data.header["layers"][layer]["signals"]
   (scores,) = (s["scores"][order - 1] for s in signals if s["name"] == signal)
   measure = data.header["features"][order - 1]["measure"]
@@ -84,7 +87,7 @@ def test_menus_choose_the_best_unit_and_the_legend_says_its_score(
   check(0, "f", order, units[5])
   opened.press("N")
   check(0, "f", order, units[4])
-  opened.press("P", "n")
+  opened.press("P", "n")  # both to the next: Shift reverses a key
   check(0, "f", order, units[6])
   opened.run("$('previous').click(); $('previous').click();")
   check(0, "f", order, units[4])
@@ -168,7 +171,8 @@ def test_keys_scroll_the_text_and_a_click_finds_its_character(
     " textCanvas.clientWidth, textBox.clientWidth, palettes.true[1].fill]"
   )
   assert sizes[0] == sizes[1] and sizes[2] == sizes[3]
-  assert sizes[4] == "rgb(100,177,244)"  # the dark scheme's most negative color
+  # Level 1 has the dark scheme's most negative color: signed levels start at 1.
+  assert sizes[4] == "rgb(100,177,244)"
   assert press_with(opened, "ctrl", "f")  # the browser finds in the page
 
 
