@@ -133,7 +133,7 @@ def _context(record: Record, panel: Axes) -> None:
     _band(panel, run["lengths"], losses, run["cell"])
   panel.set_xscale("log", base=2)
   _plain_x(panel)
-  note = "of characters with so many before them, at most"
+  note = "of contexts between the previous point and this"
   xlabel = "context, characters"
   title = "Validation loss by context"
   tidy(panel, title, xlabel, "nats per character", note)
