@@ -146,7 +146,7 @@ def test_chunks_stay_within_their_bound(name, residuals):
 
   These are the states in the table of `checkpointing` (of "recompute" only
   those after each step), the chunk, by its bound in TEMPORARY, the outputs, and
-  for the weights' gradients 4 times their size.
+  the weights' gradients, which XLA holds twice: measured, up to 2.01 times.
   """
   cell, chunk = TABLE[name].cell, 8
   params, state = shapes_of(cell)
@@ -155,7 +155,7 @@ def test_chunks_stay_within_their_bound(name, residuals):
   )  # unit: the elements of the state before one time step
   saved_states = unit * (T if residuals == "recompute" else T // chunk)
   of_chunk = B * H * TEMPORARY[name][0] * chunk
-  bound = saved_states + of_chunk + 4 * weights
+  bound = saved_states + of_chunk + 2.1 * weights
   if residuals == "gates":  # else the outputs are among the states
     bound += T * state.h.size
   compiled = compiled_gradient(
