@@ -216,13 +216,6 @@ def test_a_recipe_is_the_same_from_another_directory(
   assert "ablations.json: 1\n" in console.file.getvalue()
 
 
-def test_a_change_of_a_repeated_flag_is_one_value_or_none(config):
-  changed = apply_change(config, "teacher=runs/a")
-  assert changed.distillation.teacher == ("runs/a",)
-  none = apply_change(changed, "teacher=")
-  assert none.distillation.teacher == ()
-
-
 def test_a_corpus_that_can_be_read_only_once_is_refused(config, console):
   path = Path(config.data.corpus)
   path.unlink()
