@@ -70,7 +70,7 @@ from experiments.trainer.evaluation import (
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.trained import BEST, CHECKPOINTS, Trained
+from experiments.trainer.trained import BEST, LAST, Trained
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.options import check_options, option
 from lstm_jax.language.word_tokenizer import normalize
@@ -112,7 +112,7 @@ class EvaluateConfig:
     BEST,
     "The weights: of the lowest validation loss, or the last of a finished "
     "run. Both are the averaged ones, if the run averages.",
-    choices=CHECKPOINTS,
+    choices=(BEST, LAST),
   )
   protocol: tuple[str, ...] = option(
     DEFAULT, "Protocol; may be repeated.", choices=PROTOCOLS

@@ -29,7 +29,7 @@ from lstm_jax.training import (
   read_params,
 )
 
-BEST, LAST = CHECKPOINTS = "best", "last"  # the values of --checkpoint
+BEST, LAST = "best", "last"  # the values of --checkpoint
 ATTEMPTS, PAUSE = 10, 0.1  # of `read_replaced`; seconds between attempts
 Value = TypeVar("Value")
 

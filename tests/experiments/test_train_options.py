@@ -10,7 +10,7 @@ from experiments.trainer.data import read_corpus
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
-from experiments.trainer.trained import CHECKPOINTS, LAST, load
+from experiments.trainer.trained import BEST, LAST, load
 from lstm_jax.language import middle_slice, read_text, split
 from lstm_jax.language.evaluate import stateful_nats
 from lstm_jax.training import eval_params, read_state
@@ -156,7 +156,7 @@ def test_the_last_weights_are_those_of_the_last_step_whatever_its_loss(
   losses = iter((1.0, 2.0, 0.5, 3.0, 4.0))  # after steps 10, 20, 30, 40, 47
   monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
   result = train.run(replace(config, ema_decay=0.9), console)
-  best, last = (load(result.directory, name) for name in CHECKPOINTS)
+  best, last = (load(result.directory, name) for name in (BEST, LAST))
   assert (best.step, best.val_loss) == (30, 0.5)
   assert (last.step, last.val_loss) == (47, 4.0)
   checkpoints = result.directory / "checkpoints"
