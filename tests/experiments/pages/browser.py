@@ -237,7 +237,7 @@ def contrast(fill, ink):
 
   Args:
     fill: the color, a string whose numbers are red, green and blue (0 to 255).
-    ink: "#fff" for white; anything else is black.
+    ink: "#fff" for white, or "#000" for black.
   """
 
   def luminance(values):
@@ -248,5 +248,5 @@ def contrast(fill, ink):
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
   a = luminance(re.findall(r"\d+", fill))
-  b = luminance([255] * 3 if ink == "#fff" else [0] * 3)
+  b = luminance({"#fff": [255] * 3, "#000": [0] * 3}[ink])
   return (max(a, b) + 0.05) / (min(a, b) + 0.05)

@@ -62,6 +62,7 @@ def test_a_signed_signal_is_rounded_to_half_a_level_of_its_unit():
   values[0, 3] = 0
   levels, largest = quantize_signed(values)
   assert levels.dtype == np.uint8
+  assert np.array_equal(largest, np.abs(values).max(axis=1))
   decoded = (levels.astype(float) - 128) / 127 * largest[:, None]
   error = np.abs(decoded - values).max(axis=1)
   assert (error <= 0.5 / 127 * largest + 1e-12).all()

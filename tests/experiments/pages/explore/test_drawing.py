@@ -68,13 +68,25 @@ def test_the_text_has_bars_passages_and_a_selection(
   data = PageData(explored_page)
   header = data.header["layers"][1]["signals"][1]
   levels = data.array(header["blob"]).reshape(12, -1)[unit]
-  fills = opened.run("return palettes.true.map(({ fill }) => fill)")
+  fills, inks = opened.run(
+    "return ['fill', 'ink'].map((key) => palettes.true.map((c) => c[key]))"
+  )
   found = [
     call for call in opened.run(CALLS, "drawText") if call[0] == "fillRect"
   ][: len(text)]
   for t, (_, fill, x, y, _, height) in enumerate(found):
     assert fill == as_hex(fills[levels[t]])
     assert [x, y, height] == [np.floor(place(t)[0] + 0.5), place(t)[1], CELL]
+  letters = [
+    (color, symbol)
+    for name, color, symbol, *_ in opened.run(CALLS, "drawText")
+    if name == "fillText"
+  ]
+  assert letters == [
+    ({"#000": "#000000", "#fff": "#ffffff"}[inks[level]], c)
+    for level, c in zip(levels, text.replace("\n", "↵"), strict=True)
+    if c != " "
+  ]
   # The bars, 6 pixels at most, show four decades of the norm of the gradient
   # with respect to h and c together.
   h, c = (data.paths(1)[name][cursor, : cursor + 1] for name in ("h", "c"))

@@ -138,6 +138,12 @@ def test_the_lines_are_named_at_their_ends_without_overlap(opened, directories):
   assert {name[:8] for name, *_ in names} == {d.name[:8] for d in directories}
   (_, y0, height, _), (_, y1, *_) = sorted(names, key=lambda name: name[1])
   assert y1 - y0 >= 0.9 * height
+  starts = opened.run(
+    "return [...document.querySelectorAll('text.name')].map((text) =>"
+    "text.getBBox().x)"
+  )
+  ends = [line[-1][0] for line in lines(opened)[1::2]]  # both at the last step
+  assert max(ends) < min(starts) and max(starts) < min(ends) + 12
   assert max(end for *_, end in names) <= opened.run(
     "return document.getElementById('chart').clientWidth"
   )

@@ -106,6 +106,11 @@ def test_the_samples_of_a_step_are_side_by_side(opened, directories):
     directory.name for directory in directories
   ]
   assert all(row[1].startswith("best checkpoint, step") for row in shown())
+  (left, top), (left2, top2) = opened.run(
+    "return [...document.querySelectorAll('#samples article')].map((box) =>"
+    "[box.getBoundingClientRect().left, box.getBoundingClientRect().top])"
+  )
+  assert left < left2 and top == top2
   choose(opened, "evaluation", "0")
   assert text_of(opened, "evaluationname") == "Untrained"
   for (_, title, text), directory in zip(shown(), directories, strict=True):

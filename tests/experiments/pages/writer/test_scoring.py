@@ -91,12 +91,13 @@ def test_a_typed_text_is_scored_marked_and_continued(opened):
     i for i, v in zip(known, nats, strict=True) if v > np.log(100)
   ]
   # An edit in the middle gives what reading the text anew gives.
-  opened.run("$('own').value = 'Thou art'; await reading.read();")
-  edited = opened.run("return reading.track.nats")
-  fresh = opened.run(
-    "const tokens = reading.known.map((item) => item.token);" + NATS
-  )
-  assert np.abs(np.array(edited) - fresh).max() < 1e-5  # states in float32
+  for text in ("Thee art", "Thou art"):
+    read(opened, text)
+    edited, fresh = opened.run(
+      "const tokens = reading.known.map((item) => item.token);"
+      f"return [reading.track.nats, (() => {{{NATS}}})()];"
+    )
+    assert np.abs(np.array(edited) - fresh).max() < 1e-5  # states in float32
   # The first suggestion stands in the text, and a key takes it.
   ghost = opened.run("return reading.ghost.textContent")
   assert ghost and ghost == opened.run("return reading.suggestions[0]")

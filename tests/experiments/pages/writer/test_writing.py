@@ -184,7 +184,18 @@ def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
     "return [$('own').clientHeight, $('marked').clientHeight,"
     " $('own').scrollHeight]"
   )
-  assert heights[0] == heights[1] >= heights[2]  # both break the same lines
+  assert heights[0] == heights[1] >= heights[2]
+  # Without the suggestion, both break the lines of a long text alike.
+  lines = chromium.run("""
+    $("own").value = "Thou art ".repeat(60);
+    await reading.read();
+    reading.ghost.remove();
+    return ["own", "marked"].map((name) => {
+      $(name).style = "height: 0; min-height: 0; padding-bottom: 0";
+      return $(name).scrollHeight;
+    });
+  """)
+  assert lines[0] == lines[1] > 100
   # A long word, whose continuations are buttons.
   chips = chromium.run(
     "reading.text = 'more'.repeat(40); reading.suggest(['art', 'Thou']);"
