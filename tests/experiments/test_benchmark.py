@@ -145,7 +145,8 @@ def record_of(rows, **environment):
   return {"environment": environment, "rows": rows}
 
 
-def test_flags_are_refused_before_measuring(given, tmp_path):
+def test_flags_are_refused_before_measuring(given, tmp_path, monkeypatch):
+  monkeypatch.setattr(benchmark, "run", None)  # is not called
   row = {"part": "original", "peer": "numpy", "median_ms": 1.0}
   old = tmp_path / "old.json"
   old.write_text(json.dumps(record_of([row])))
@@ -163,8 +164,7 @@ def test_flags_are_refused_before_measuring(given, tmp_path):
     with pytest.raises(ValueError, match=message):
       benchmark.main()
   given(PART=["memory", "launches"], COMPARE=str(old))
-  message = "^--compare needs a part with times, got memory, launches$"
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=r"^--compare .* got memory, launches$"):
     benchmark.main()
 
 

@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -128,7 +129,7 @@ def test_the_seed_draws_the_keys(comparison, tmp_path, console, monkeypatch):
   drawn = []
 
   def describe(models, corpus, config, keys, trial_key, console):
-    drawn.append(jax.random.key_data(keys))
+    drawn.append(jax.random.key_data(jnp.stack([*keys, trial_key])))
     raise KeyboardInterrupt
 
   monkeypatch.setattr(compare_cells, "describe_cells", describe)
@@ -138,7 +139,7 @@ def test_the_seed_draws_the_keys(comparison, tmp_path, console, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       compare_cells.run(config, tmp_path, console)
   first, second = drawn
-  assert len(first) == 2 and (first != second).any(axis=1).all()
+  assert len(first) == 3 and (first != second).any(axis=1).all()
 
 
 @pytest.mark.exhaustive

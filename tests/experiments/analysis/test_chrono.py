@@ -62,9 +62,12 @@ def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
 
 @pytest.mark.exhaustive
 def test_the_input_gate_of_an_lstm_gets_the_opposite_bias(key):
+  params, _ = initial_and_changed("lstm", key)
+  (layer,) = params.layers
+  given = params._replace(layers=(layer._replace(b=layer.b + 0.5),))  # no 0s
   before, after = (
     params.layers[0].b.reshape(4, -1)
-    for params in initial_and_changed("lstm", key)
+    for params in (given, with_chrono_biases(given, "lstm", key, 50))
   )
   np.testing.assert_array_equal(after[0], -after[1])
   np.testing.assert_array_equal(after[2:], before[2:])

@@ -30,7 +30,9 @@ from tests.draws import normal_like, worst
 
 V, N = 7, 53
 RNG = np.random.default_rng(0)
-TOKENS, BEFORE = (RNG.integers(0, V, n).astype(np.int32) for n in (N, 140))
+TOKENS, BEFORE, TRAINING = (
+  RNG.integers(0, V, n).astype(np.int32) for n in (N, 140, 90)
+)
 CONFIG = DynamicEvalConfig(rate=0.05, decay=0.02, segment=4)
 SETTINGS = Settings(window=8, fixed=dynamic_eval.FixedSettings(*CONFIG))
 
@@ -44,7 +46,7 @@ def members(key):
 
 
 def outcomes(members, tokens=TOKENS, names=PROTOCOLS):
-  texts = Texts(tokens, BEFORE, [BEFORE])
+  texts = Texts(tokens, BEFORE, [TRAINING])
   protocols = Protocols(members, texts, SETTINGS, names)
   return {name: protocols.outcome(name).nats for name in names}
 
@@ -64,7 +66,7 @@ def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
     [np.exp(stateful_log_probs(*m, TOKENS)) for m in members], axis=0
   )
   cold = np.mean([np.exp(-cold_nats(*m, TOKENS, 8)) for m in members], axis=0)
-  trained, read = (ngram_predictions(TOKENS, t, V) for t in ([BEFORE], []))
+  trained, read = (ngram_predictions(TOKENS, t, V) for t in ([TRAINING], []))
   ngrams = trained.log_probs, read.log_probs
 
   def mixed(probs):

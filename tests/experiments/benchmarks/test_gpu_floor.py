@@ -101,11 +101,11 @@ def test_a_large_layer_on_an_h100_is_bound_by_its_products(monkeypatch):
 def test_a_training_step_moves_the_optimizer_state():
   sizes = {"num_params": 1000, "vocabulary_size": 11, **SIZES}
   # Adam moves 7 numbers for each parameter; hs and dhs are written and read.
-  floor = training_step_floor(SLOW_MEMORY, "rnn", "TF32", **sizes)
+  floor = training_step_floor(SLOW_MEMORY, "gru", "TF32", **sizes)
   assert floor == pytest.approx(4 * (7 * 1000 + 4 * 350) / 7)
-  # A time step: 5 sequences × (10 × 10 of the state, 10 × 11 of the readout).
-  floor = training_step_floor(SLOW_PRODUCTS, "rnn", "TF32", **sizes)
-  assert floor == pytest.approx(1e6 * 3 * 2 * 5 * (100 + 110) / 1e9)
+  # A time step: 5 sequences × (10 × 3·10 of the state, 10 × 11 of the readout).
+  floor = training_step_floor(SLOW_PRODUCTS, "gru", "TF32", **sizes)
+  assert floor == pytest.approx(1e6 * 3 * 2 * 5 * (300 + 110) / 1e9)
 
 
 def test_a_device_is_found_by_its_kind():

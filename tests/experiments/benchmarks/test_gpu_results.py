@@ -125,6 +125,7 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
   rows = [
     row(64, "scan", 7.0, 1.0, batch_size=128),
     row(32, "scan", 7.0, 1.0, part="gpu policy"),
+    row(32, "scan", 5.0, 1.0, cell="rnn"),
     row(128, "kernel bfloat16", 4.0, 0.5),
     row(64, "kernel bfloat16", 2.0, 0.25),
     row(64, "kernel bfloat16", 9.0, 9.0, backward=False),
@@ -146,6 +147,8 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
       },
     ),
     ("gru, B 128", {"scan": [[64, 7]]}),
+    ("rnn, B 16", {"scan": [[32, 5]]}),
+    ("rnn, B 128", {}),
   ]
 
 

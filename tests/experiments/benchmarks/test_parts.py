@@ -11,19 +11,28 @@ TIMES = {"median_ms": 2.0, "quartiles_ms": [1.0, 3.0]}
 def measured(monkeypatch):
   """Measure nothing; return a function: (part, sizes) -> the rows of cases."""
 
-  def compare(makers, rounds, *problem):
+  def compare(makers, rounds, problem):
     assert rounds == 3
-    return [{"peer": "lstm_jax"} | TIMES], {}
+    return [{"peer": "lstm_jax", "problem": problem} | TIMES], {}
+
+  def make_problem(*given, **sizes):
+    return given, sizes
 
   monkeypatch.setattr(parts, "compare", compare)
   for module in (parts.models, parts.sequences, parts.resets, parts.samplers):
-    monkeypatch.setattr(module, "make_problem", lambda *_, **__: None)
+    monkeypatch.setattr(module, "make_problem", make_problem)
 
   def measure(part, sizes):
     cases = parts.PARTS[part].measure(sizes, 3)
     return [row for (row,), _ in cases]
 
   return measure
+
+
+def problem_of(row, names):
+  """Return what `make_problem` must have got for the labels of a row."""
+  given = tuple(row[k] for k in ("cell", "backward") if k in row)
+  return given, {k: row[k] for k in names}
 
 
 @pytest.mark.parametrize(
@@ -43,17 +52,22 @@ def test_a_size_that_is_given_leaves_one_case_of_each_cell(
   rows = measured(part, {})
   found = [(row.get("backward"), {k: row[k] for k in defaults}) for row in rows]
   assert found == [(mode, defaults | case) for case in cases for mode in modes]
+  for row in rows:
+    assert row["problem"] == problem_of(row, defaults)
   assert [*dict.fromkeys(row.get("cell") for row in rows)] == cells
   rows = measured(part, {"hidden_size": 7, "other": 5})
   found = [(row.get("cell"), row.get("backward")) for row in rows]
   assert found == [(cell, mode) for cell in cells for mode in modes]
   for row in rows:
     assert {k: row[k] for k in defaults} == defaults | {"hidden_size": 7}
+    assert row["problem"] == problem_of(row, defaults)
     assert row["part"] == part and "other" not in row
 
 
 def test_the_speed_of_sampling_counts_all_samples(measured):
   one, many = measured("sampling", {})
+  sizes = {"hidden_size": 512, "num_samples": 64, "length": 500}
+  assert many["problem"] == ((), sizes)
   assert one["tokens_per_second"] == 1e3 * 500 / 2.0
   assert many["tokens_per_second"] == 64 * one["tokens_per_second"]
 

@@ -243,7 +243,8 @@ def test_a_timed_sampler_draws_all_of_its_samples_at_random(name):
   problem = samplers.make_problem(5, 2, 3)
   found = np.asarray(make(problem).run())
   assert found.shape == (2, 3)
-  assert (found != problem.greedy_samples[:, :3]).any()
+  assert (found != problem.greedy_samples[:, :3]).any(axis=1).all()
+  assert (found[0] != found[1]).any()
 
 
 def test_onnxruntime_with_other_samples_is_refused():

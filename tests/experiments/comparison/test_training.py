@@ -18,6 +18,7 @@ from experiments.comparison.training import (
 )
 from experiments.trainer.errors import Diverged
 from lstm_jax.language import stateful_loss
+from lstm_jax.language.params import init_params
 from lstm_jax.training import Metrics
 
 TOO_LARGE = 3e38  # a learning rate whose first update diverges
@@ -95,12 +96,21 @@ def test_samples_are_judged_by_the_words_of_both_splits(
   assert found["text"] == seeds[0][0]
 
 
-def test_the_keys_of_samples_draw_no_weights(key):
+def test_the_keys_of_samples_draw_no_weights(key, comparison, monkeypatch):
   keys = jax.random.split(key, 2)
   found = jax.random.key_data(sample_keys(keys)).tolist()
+  split, drawn = jax.random.split, []
+
+  def spy(key, num=2):
+    children = split(key, num)
+    drawn.append(jax.random.key_data(children).tolist())
+    return children
+
+  monkeypatch.setattr(jax.random, "split", spy)
   for each, seed in zip(found, keys, strict=True):
-    drawn = jax.random.split(seed, 4)  # as the initial weights are
-    assert each not in jax.random.key_data(drawn).tolist()
+    drawn.clear()
+    init_params(comparison.model, 7, seed)
+    assert drawn and all(each not in children for children in drawn)
   assert found[0] != found[1]
 
 
@@ -110,7 +120,8 @@ def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
   monkeypatch.setattr(
     training, "time", SimpleNamespace(monotonic=lambda: clock[0])
   )
-  corpus, metrics = SimpleNamespace(val=None), Metrics([1, 3], 0, [24, 24], {})
+  corpus = SimpleNamespace(val=None)
+  metrics = Metrics([1, 1, 4], 0, [24, 24], {})
   monkeypatch.setattr(training, "_sample", lambda *args: {})
   recorder = training._Recorder(
     cell, corpus, None, 5, lambda *values: progress.append(values)

@@ -144,6 +144,8 @@ def test_both_goals_and_every_symbol_are_drawn():
   assert set(map(int, goals)) == {LEFT, RIGHT}
   for column in symbols.T:
     assert set(map(int, column)) == set(range(SYMBOLS))
+  shown, _, _ = play(REPEAT, keys[0], np.zeros(DELAY + ANSWERS, int))
+  assert shown[1:].any(axis=0).all()  # drawn by `step`
 
 
 @pytest.mark.exhaustive

@@ -142,7 +142,9 @@ def test_a_network_takes_a_cell_by_the_name_of_its_module(drawn):
 
 
 def test_initial_layers_are_orthogonal_and_the_actor_nearly_0(drawn):
+  feed_forward = make_network(FEED_FORWARD, D, H, ACTIONS).init(KEY)
   for layer, scale in (
+    (feed_forward.core, 2**0.5),
     (drawn.encoder, 2**0.5),
     (drawn.actor, 0.01),
     (drawn.critic, 1),

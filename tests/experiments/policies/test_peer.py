@@ -59,7 +59,9 @@ def test_outputs_and_gradients_are_equal_in_float64(name, key):
 
     def outputs(params):
       _, *heads = network.unroll(params, state, observations, starts)
-      return heads
+      after, *_ = network.step(params, state, observations[0], starts[0])
+      _, *acted = network.step(params, after, observations[1], starts[1])
+      return heads, acted
 
     gradient = jax.grad(weighed(outputs, key))
     return jax.jit(lambda params: [outputs(params), gradient(params)])(params)
@@ -72,7 +74,7 @@ def test_outputs_and_gradients_are_equal_in_float64(name, key):
 
 
 def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
-  started, updated = [], []
+  checked, started, updated = [], [], []
 
   def start(network, environment, config, keys):
     started.append((network, str(jax.random.key_data(keys))))
@@ -88,7 +90,7 @@ def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
   networks = {"unroll": "a", "scanned": "b", "flax": "c"}
   for name, function in {
     "racers": lambda *given: networks,
-    "check_equal": lambda *given: None,
+    "check_equal": lambda *given: checked.append(given[:3]),
     "start": start,
     "make_update": make_update,
     "compile_program": lambda *given: (None, 0.5, 8),
@@ -96,6 +98,7 @@ def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
   }.items():
     monkeypatch.setattr(peer, name, function)
   rows = race("gru", MAZE, SMALL, key)
+  assert checked == [("gru", MAZE, SMALL)]
   assert [row[1:] for row in rows] == [(0.5, 8)] * 3
   assert updated == [name for name, _ in started] == ["a", "b", "c"]
   ((keys,),) = [{keys for _, keys in started}]

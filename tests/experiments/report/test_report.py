@@ -31,6 +31,7 @@ def test_the_page_has_every_loss_and_sample_of_every_run(
   assert [run["name"] for run in header["runs"]] == ["lstm", "rnn"]
   for run, directory in zip(header["runs"], directories, strict=True):
     rows = read_rows(directory)
+    assert {*run["curves"]} == {"train_loss", "val_loss", "lr", "grad_norm"}
     for name, curve in run["curves"].items():
       values = [(row["step"], row[name]) for row in rows if name in row]
       assert values == list(zip(curve["step"], curve["value"], strict=True))
@@ -39,6 +40,7 @@ def test_the_page_has_every_loss_and_sample_of_every_run(
     validation = run["curves"]["val_loss"]
     expected = [seconds[step] for step in validation["step"]]
     assert validation["seconds"] == expected
+    assert run["curves"]["train_loss"]["seconds"] == [*seconds.values()]
     assert run["epoch_ends"] == [rows[-1]["step"]]  # there is one epoch
     samples = "".join(
       f"=== {s['title']} ===\n{s['text']}\n\n" for s in run["samples"]
