@@ -27,10 +27,16 @@ def two_processes(monkeypatch, gathered):
 
 def test_all_processes_have_the_value_of_the_first_in_float64(monkeypatch):
   two_processes(monkeypatch, None)
-  utils = multihost.multihost_utils
-  monkeypatch.setattr(utils, "broadcast_one_to_all", jax.device_put)
+  utils, sent = multihost.multihost_utils, []
+
+  def broadcast(data):
+    sent.append(jax.device_put(data))
+    return sent[0]
+
+  monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
   with jax.enable_x64(False):  # as in a training, where arrays become float32
-    assert multihost.from_first_process(0.1) == 0.1
+    for own in (0.1, 0.7):  # in the first process, and in another
+      assert multihost.from_first_process(own) == 0.1
 
 
 def test_processes_stop_together_by_the_request_of_any(monkeypatch):

@@ -67,10 +67,11 @@ class Recorder:
 
 @pytest.fixture
 def epochs():
-  """Two epochs of five batches of 2 × 3 tokens."""
-  one = make_batches(np.arange(2 * 15 + 1), batch_size=2, seq_len=3)
-  assert one.num_batches == 5
-  return [one, one]
+  """Two epochs of five batches of 2 × 3 tokens; no two batches are equal."""
+  texts = np.arange(62).reshape(2, 2 * 15 + 1)
+  both = [make_batches(text, batch_size=2, seq_len=3) for text in texts]
+  assert [one.num_batches for one in both] == [5, 5]
+  return both
 
 
 def start(step=0):

@@ -173,3 +173,27 @@ def test_an_event_file_that_cannot_be_written_is_named(tmp_path):
   path.touch()
   with pytest.raises(OSError, match=f"File exists: '{path}'"):
     TensorBoardWriter(path, lstm, np.zeros(2, int)).begin(0)
+
+
+def test_each_entry_of_a_row_is_shown(tmp_path):
+  writer = TensorBoardWriter(tmp_path / "tensorboard", lstm, np.zeros(2, int))
+  writer.begin(0)
+  losses = {"train_loss": 1.0, "val_loss": 2.0, "test_loss": 3.0}
+  speed = {"tokens_per_second": 4.0, "seconds": 5.0, "lr": 6.0}
+  process = {"resident_mb": 7.0, "live_mb": 8.0, "compilations": 9.0}
+  row = {"step": 3, "grad_norm": 10.0, "skipped": 11.0}
+  writer.row(row | losses | speed | process, {"layer1": np.float32(12)})
+  assert shown_events(tmp_path) == {
+    "loss/train": [(3, 1.0)],
+    "loss/val": [(3, 2.0)],
+    "loss/test": [(3, 3.0)],
+    "speed/tokens_per_second": [(3, 4.0)],
+    "speed/seconds": [(3, 5.0)],
+    "lr": [(3, 6.0)],
+    "process/resident_mb": [(3, 7.0)],
+    "process/live_mb": [(3, 8.0)],
+    "process/compilations": [(3, 9.0)],
+    "grad_norm/all": [(3, 10.0)],
+    "process/skipped_steps": [(3, 11.0)],
+    "grad_norm/layer1": [(3, 12.0)],
+  }

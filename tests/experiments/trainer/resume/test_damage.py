@@ -128,11 +128,19 @@ def test_a_hostile_checkpoint_runs_no_code(
     def __reduce__(self):
       return Path(tmp_path / "exploded").touch, ()
 
+  state, bomb = make_setup(config).state_like, pickle.dumps(Bomb())
+  newest = stopped / "checkpoints" / "33"
+  # One by one: once a file cannot be read, the others are not read at all.
+  for path in filter(Path.is_file, newest.rglob("*")):
+    good = path.read_bytes()
+    path.write_bytes(bomb)
+    restore(stopped, state, console)
+    path.write_bytes(good)
   for path in (stopped / "checkpoints").rglob("*"):
     if path.is_file():
-      path.write_bytes(pickle.dumps(Bomb()))
+      path.write_bytes(bomb)
   with pytest.raises(ValueError, match="none of the checkpoints"):
-    restore(stopped, make_setup(config).state_like, console)
+    restore(stopped, state, console)
   assert not (tmp_path / "exploded").exists()
 
 

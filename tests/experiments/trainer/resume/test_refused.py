@@ -10,8 +10,9 @@ from experiments import train
 from experiments.trainer.locking import lock
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
-from experiments.trainer.records import replace
-from experiments.trainer.run_dir import JOB_FLAGS
+from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import JOB_FLAGS, read_config
+from experiments.trainer.same_run import changed_flags
 from experiments.trainer.trained import load
 from lstm_jax import gru
 from lstm_jax.training import CheckpointWriter, list_checkpoints
@@ -123,6 +124,10 @@ def test_every_flag_but_those_of_the_job_must_be_the_same(
     train.run(replace(config, **changes), console)
   for name in changes:
     assert f"{name} is " in str(error.value)
+  record = read_config(stopped)
+  for name in to_record(config).keys() - {*JOB_FLAGS}:
+    other = record | {name: "another"}
+    assert [*changed_flags(other, config, "another text")] == [name]
 
 
 @pytest.mark.parametrize("failure", ["checkpoint", "sample"])
