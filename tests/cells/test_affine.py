@@ -78,10 +78,10 @@ def test_narrow_integers_index_a_table_larger_than_their_range(dtype, key):
 
 
 def test_bfloat16_products_accumulate_in_float32(key):
-  x = jnp.ones((4096,), jnp.bfloat16)
-  w = jnp.full((4096, 1), 1 + 2**-7, jnp.bfloat16)
+  x = jnp.ones((4097,), jnp.bfloat16)  # in bfloat16, the sum would be 4128
+  w = jnp.full((4097, 1), 1 + 2**-7, jnp.bfloat16)
   assert affine.product(x, w).dtype == jnp.float32
-  assert affine.product(x, w)[0] == 4096 * (1 + 2**-7)
+  assert affine.product(x, w)[0] == 4097 * (1 + 2**-7)
 
 
 @pytest.mark.parametrize("tokens", [False, True])

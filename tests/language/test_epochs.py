@@ -162,3 +162,18 @@ def test_a_seed_is_an_integer_of_at_least_0(short_seq_prob, seed):
   for function in (config.num_steps, lambda *args: next(config.epochs(*args))):
     with pytest.raises(ValueError, match=message):
       function(np.arange(20), seed)
+
+
+def test_random_offsets_rotate_the_pieces_beside_a_gap_separately():
+  tokens = np.arange(50)
+  config = BatchingConfig(3, 4, num_epochs=40, random_offsets=True)
+  offsets = []
+  for epoch in config.epochs(tokens, 0, 20):
+    first, second = epoch.tokens[0, :2]  # one column of 20 tokens, two of 30
+    pieces = np.roll(tokens[:20], -first), np.roll(tokens[20:], 20 - second)
+    rotated = make_batches(np.concatenate(pieces), 3, 4, 20)
+    assert (epoch.tokens == rotated.tokens).all()
+    offsets.append((int(first), int(second)))
+  # Of 20 and 30 offsets, 17 and 22 are expected; of 600 pairs, 39.
+  assert all(len({*each}) > 12 for each in zip(*offsets, strict=True))
+  assert len({*offsets}) > 30

@@ -157,5 +157,7 @@ def test_the_kernels_have_the_loss_and_gradient_of_the_scans(dtype, key):
   with interpreted():
     found = run(kernels)
   # In float32 only the order of sums differs. With bfloat16 operands the
-  # products are the same, but the kernels store the gates in 16 bits.
+  # products are the same, but the kernels store the gates in 16 bits, for the
+  # gradient.
+  assert worst(found[0], expected[0]) < 1e-5
   assert worst(found, expected) < (1e-5 if dtype is None else 3e-3)

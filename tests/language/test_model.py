@@ -95,6 +95,8 @@ def test_gaussian_initial_weights_leave_decays_and_gains_unchanged(key):
   config = ModelConfig(lru, hidden_size=H, init_std=0.1)
   (layer,) = language_model(config, V).init(key).layers
   assert len(set(layer.nu.tolist())) == H
+  (own,) = language_model(replace(config, init_std=None), V).init(key).layers
+  assert (layer.nu == own.nu).all()
   assert not layer.b.any()
   config = ModelConfig(layernorm_lstm, hidden_size=H, init_std=0.1)
   (layer,) = language_model(config, V).init(key).layers

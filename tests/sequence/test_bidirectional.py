@@ -38,13 +38,18 @@ def both(cell, key):
 def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
   args = both(cell, key)
 
+  programs = set()
+
   def gradient(**options):
     run = partial(unroll_both, cell, merge=merge, lengths=LENGTHS, **options)
-    return jax.jit(jax.value_and_grad(weighed(run, key), (0, 1, 2)))(*args)
+    f = jax.jit(jax.value_and_grad(weighed(run, key), (0, 1, 2)))
+    programs.add(f.lower(*args).as_text())
+    return f(*args)
 
   expected = gradient(adjoint=Autodiff())
   assert worst(gradient(), expected) < 1e-12
   assert worst(gradient(adjoint=Explicit(chunk=2)), expected) < 1e-12
+  assert len(programs) == 3  # each adjoint has its own
 
 
 @REPRESENTATIVE_CELLS

@@ -25,11 +25,14 @@ ADJOINTS = (
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
 def test_outputs_have_the_dtype_of_the_state(cell, adjoint, key):
-  args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arguments(cell, key))
+  exact = arguments(cell, key)
+  low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact)
   run = partial(unroll, cell, adjoint=adjoint)
-  for f in (run, lambda *args: jax.vjp(run, *args)[0]):
-    outputs = jax.tree.leaves(jax.eval_shape(f, *args))
-    assert {x.dtype for x in outputs} == {jnp.dtype(jnp.bfloat16)}
+  for args in (low, (exact[0], low[1], exact[2])):  # all, or the state alone
+    for f in (run, lambda *args: jax.vjp(run, *args)[0]):
+      with jax.numpy_dtype_promotion("standard"):
+        outputs = jax.tree.leaves(jax.eval_shape(f, *args))
+      assert {x.dtype for x in outputs} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.everyday(5)
