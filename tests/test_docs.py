@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(
   page.relative_to(ROOT).as_posix()
-  for directory in (".", "data", "docs", "docs/results", "experiments")
+  for directory in (
+    *(".", "data", "docs", "docs/reference", "docs/results", "experiments"),
+  )
   for page in (ROOT / directory).glob("*.md")
 )
 NEEDS = {  # section of coming-from.md: the package that it imports
@@ -241,8 +243,11 @@ def functions(code):
   for node in ast.walk(ast.parse(code)):
     if isinstance(node, ast.FunctionDef):
       body = node.body[1:] if ast.get_docstring(node) else node.body
-      names = [argument.arg for argument in node.args.args]
-      found[node.name] = names, [ast.unparse(line) for line in body]
+      for argument in ast.walk(node.args):
+        if isinstance(argument, ast.arg):
+          argument.annotation = None
+      lines = [ast.unparse(line) for line in body]
+      found[node.name] = ast.unparse(node.args), lines
   return found
 
 

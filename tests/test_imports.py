@@ -6,7 +6,9 @@ and the library imports only its dependencies.
 
 import ast
 import graphlib
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,14 @@ PACKAGES = [  # from the top down, as in CONTRIBUTING.md
   "lstm_jax.mosaic_gpu",
   "lstm_jax.cells",
 ]
-REQUIRED = "jax", "jaxlib", "numpy", "optax", "flax", "orbax"
-OPTIONAL = "h5py", "onnx", "safetensors"  # from the extra `interop`
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+REQUIRED, OPTIONAL = (  # of orbax-checkpoint, the module is orbax
+  [re.match(r"\w+", requirement)[0] for requirement in requirements]
+  for requirements in (
+    ["jaxlib", *PROJECT["dependencies"]],  # jaxlib comes with jax
+    PROJECT["optional-dependencies"]["interop"],
+  )
+)
 PEERS = {"lstm_jax.interop.equinox": "equinox"}  # its users have the package
 
 

@@ -57,7 +57,7 @@ PACKAGES = (
 )
 ENTRY = re.compile(
   r"^::: (\S+)\n(?:    options:\n(?:      heading: .*\n)?"
-  r"      members: \[([^\]]*)\])?",
+  r"      members:(?: \[([^\]]*)\]|((?:\n        - \w+)+)))?",
   re.M,
 )
 
@@ -67,8 +67,8 @@ def test_every_exported_name_is_in_the_reference(package):
   pages = (DOCS / "reference").glob("*.md")
   text = "\n".join(page.read_text("utf-8") + "\n" for page in pages)
   documented = {}  # of each entry, the members it shows; None for all
-  for entry, members in ENTRY.findall(text):
-    documented[entry] = members.replace(" ", "").split(",") if members else None
+  for entry, *lists in ENTRY.findall(text):  # [a, b], or one name a line
+    documented[entry] = re.findall(r"\w+", "".join(lists)) or None
 
   def is_documented(name, value):
     if inspect.ismodule(value):
@@ -82,8 +82,9 @@ def test_every_exported_name_is_in_the_reference(package):
     # An alias of a type has no module of its own.
     is_alias = not (home or "").startswith("lstm_jax")
     return is_alias and any(
-      entry.endswith(f".{name}") or hasattr(imported(entry), name)
-      for entry in documented
+      entry.endswith(f".{name}")
+      or (name in members if members else hasattr(imported(entry), name))
+      for entry, members in documented.items()
     )
 
   module = importlib.import_module(package)

@@ -8,7 +8,7 @@ import pytest
 from flax import linen, nnx
 
 from lstm_jax import unroll
-from lstm_jax.interop.flax import NNXRNN, LinenRNN, from_linen
+from lstm_jax.interop.flax import NNXRNN, LinenRNN, from_linen, from_nnx
 from tests.draws import B, D, H, T, normal_like, worst
 from tests.interop.flax_pairs import count_unrolls, inputs, linen_cell, nnx_cell
 from tests.interpreting import (
@@ -67,12 +67,13 @@ def test_the_cells_dtype_is_that_of_the_operands_of_products(
   state = jax.tree.map(  # `initial_state` has c in float32
     lambda x: x.astype(param_dtype), cell.initial_state(params, (B,))
   )
-  _, expected = unroll(
-    cell, params, state, xs, time_major=False, compute_dtype=compute_dtype
-  )
+  options = {"time_major": False, "compute_dtype": compute_dtype}
+  _, expected = unroll(cell, params, state, xs, **options)
   assert worst(outputs, expected) == 0
-  assert NNX(nnx_one)(xs).dtype == param_dtype
-  assert len(calls) == 2
+  outputs = NNX(nnx_one)(xs)
+  assert len(calls) == 2 and outputs.dtype == param_dtype
+  _, expected = unroll(cell, from_nnx(nnx_one)[1], state, xs, **options)
+  assert worst(outputs, expected) == 0
 
 
 @pytest.mark.everyday(1)

@@ -104,6 +104,15 @@ def test_the_mesh_must_divide_the_batch_and_the_hidden_size():
     check_mesh(sizes, 16, 5)
 
 
+def first_rows():
+  """Return an optimizer that keeps the first row of each weight."""
+
+  def init(params):
+    return optax.TraceState(jax.tree.map(lambda w: w[:1], params))
+
+  return optax.GradientTransformation(init, lambda *args: args[:2])
+
+
 def matrices(params):
   return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
@@ -115,8 +124,9 @@ def matrices(params):
     optax.masked(optax.adam(1e-3), matrices),
     optax.masked(optax.adam(1e-3), LanguageParams(True, False, True, False)),
     optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
+    first_rows(),
   ],
-  ids=["adafactor", "matrices", "two parts", "inject"],
+  ids=["adafactor", "matrices", "two parts", "inject", "rows"],
 )
 def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
   mesh = make_mesh({"data": 1})
