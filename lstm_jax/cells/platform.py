@@ -80,13 +80,19 @@ def compiled(f: Callable, num_static: int) -> Callable:
     num_static: how many of its first arguments are static: hashable values.
   """
 
-  @partial(jax.jit, static_argnums=range(num_static + 1), inline=True)
-  def program(platform, *args):
-    del platform  # a static argument, since f may depend on the platform
+  @partial(jax.jit, static_argnums=range(num_static + 2), inline=True)
+  def program(platform, types, *args):
+    # Static too: f may depend on the platform, and NamedTuples of different
+    # types, such as two cells, may be equal.
+    del platform, types
     return f(*args)
 
+  def call(*args):
+    types = jax.tree.structure(args[:num_static])
+    return program(platform(), types, *args)
+
   _programs.append(program)
-  return wraps(f)(lambda *args: program(platform(), *args))
+  return wraps(f)(call)
 
 
 def clear_programs() -> None:

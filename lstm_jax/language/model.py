@@ -134,7 +134,10 @@ def language_model(
   """
   vocabulary_size = check_count("vocabulary_size", vocabulary_size)
   groups = check_count("groups", groups)
-  return _language_model(config, vocabulary_size, regularizers, adjoint, groups)
+  cell_type = type(config.cell)  # NamedTuples of different types may be equal
+  return _language_model(
+    config, vocabulary_size, regularizers, adjoint, groups, cell_type
+  )
 
 
 # The cache is limited because a model keeps its compiled programs alive.
@@ -145,7 +148,9 @@ def _language_model(
   regularizers: Regularizers | None,
   adjoint: Adjoint,
   groups: int,
+  cell_type: type,
 ) -> LanguageModel:
+  del cell_type  # a part of the cache's key
   explicit = not isinstance(adjoint, Autodiff)
   compute_dtype = config.compute_dtype
 

@@ -33,7 +33,7 @@ References:
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +65,11 @@ class Wrapped(NamedTuple):
   innermost: tuple[tuple[Callable | None, ...], int]
 
 
+# The same cell at every call, so that no program is compiled twice. Cells that
+# are NamedTuples of different types may be equal.
+cache = lru_cache(maxsize=None, typed=True)
+
+
 @serializable
 class ResidualsWithH(NamedTuple):
   """Residuals of a cell wrapped by `saving_h`."""
@@ -73,7 +78,7 @@ class ResidualsWithH(NamedTuple):
   residuals: Residuals  # of the wrapped cell
 
 
-@cache  # the same cell at every call, so that no program is compiled twice
+@cache
 def masked(cell: Cell) -> Cell:
   """Return a cell whose step takes a mask, bool [...].
 
