@@ -35,7 +35,7 @@ def gate_weights(
 
   b is 0, but 1 for the gate of index `forget`, counted from 0.
   """
-  check_init(input_size, hidden_size, dtype)
+  input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   key_x, key_h = jax.random.split(key)
   w_x = input_weights(key_x, input_size, hidden_size, gates, dtype)
   w_h = recurrent_weights(key_h, hidden_size, hidden_size, gates, dtype)
@@ -73,14 +73,19 @@ def gate_biases(
   return jnp.concatenate(blocks)
 
 
-def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:
-  """Raise ValueError unless `init` of a cell can take these arguments.
+def check_init(
+  input_size: Any, hidden_size: Any, dtype: Any
+) -> tuple[int, int]:
+  """Return the sizes as Python ints, since NumPy integers may overflow.
 
-  Both sizes must be integers of at least 1, and dtype a float dtype.
+  Raises:
+    ValueError: a size is not an integer of at least 1, or dtype is not a float
+      dtype.
   """
-  check_count("input_size", input_size)
-  check_count("hidden_size", hidden_size)
+  input_size = check_count("input_size", input_size)
+  hidden_size = check_count("hidden_size", hidden_size)
   check_float("dtype", dtype)
+  return input_size, hidden_size
 
 
 def _per_gate(draw, key, shape, gates, dtype):

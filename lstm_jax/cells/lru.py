@@ -155,7 +155,7 @@ def init(
   Raises:
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
-  check_init(input_size, hidden_size, dtype)
+  input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   key_x, key_nu = jax.random.split(key)
   b = jnp.zeros((hidden_size,), dtype)
   # At least 1e-6: at λ = 0, ν would be infinite.

@@ -132,7 +132,7 @@ def init(
   Raises:
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
-  check_init(input_size, hidden_size, dtype)
+  input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   w_x = input_weights(key, input_size, hidden_size, 2, dtype)
   return MinGRUParams(w_x, jnp.zeros((2 * hidden_size,), dtype))
 

@@ -150,7 +150,7 @@ def init(
   Raises:
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
-  check_init(input_size, hidden_size, dtype)
+  input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   w_x = input_weights(key, input_size, hidden_size, 3, dtype)
   return MinLSTMParams(w_x, gate_biases(hidden_size, 3, dtype, forget=0))
 

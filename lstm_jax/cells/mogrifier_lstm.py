@@ -257,11 +257,12 @@ def init(
     ValueError: a size, rounds or rank is not an integer ≥ 1, or dtype is not a
       float dtype.
   """
-  check_count("rounds", rounds)
+  rounds = check_count("rounds", rounds)
   if rank is not None:
-    check_count("rank", rank)
+    rank = check_count("rank", rank)
   key_lstm, key_q, key_r = jax.random.split(key, 3)
   w_x, w_h, b = lstm.init(key_lstm, input_size, hidden_size, dtype)
+  input_size, hidden_size = len(w_x), len(w_h)  # Python ints, for `matrices`
 
   def matrices(key, count, rows, columns):
     keys = jax.random.split(key, max(count, 1))  # 0 matrices need a shape too

@@ -172,7 +172,7 @@ def init(
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
-  return PeepholeLSTMParams(w_x, w_h, b, jnp.zeros(3 * hidden_size, dtype))
+  return PeepholeLSTMParams(w_x, w_h, b, jnp.zeros(3 * len(w_h), dtype))
 
 
 initial_state = lstm.initial_state

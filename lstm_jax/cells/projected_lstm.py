@@ -168,10 +168,10 @@ def init(
   Raises:
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
-  check_init(input_size, hidden_size, dtype)
+  input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   if projection_size is None:
     projection_size = (hidden_size + 1) // 2
-  check_count("projection_size", projection_size)
+  projection_size = check_count("projection_size", projection_size)
   key_x, key_h, key_r = jax.random.split(key, 3)
   return ProjectedLSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),

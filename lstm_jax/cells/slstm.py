@@ -262,10 +262,10 @@ def init(
     ValueError: a size is not an integer ≥ 1, dtype is not a float dtype, or
       num_heads is not an integer ≥ 1 or does not divide H.
   """
-  check_init(input_size, hidden_size, dtype)
+  input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   if num_heads is None:
     num_heads = max(n for n in range(1, HEADS + 1) if hidden_size % n == 0)
-  check_count("num_heads", num_heads)
+  num_heads = check_count("num_heads", num_heads)
   if hidden_size % num_heads:
     raise ValueError(
       f"num_heads must divide hidden_size, got {num_heads} and {hidden_size}"

@@ -49,6 +49,13 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_right_biases(row, key):
 
 
 @ROWS
+def test_weights_of_float64_are_drawn_in_float64(row, key):
+  for leaf in map(np.asarray, jax.tree.leaves(row.cell.init(key, D, H, "f8"))):
+    is_random = len(np.unique(leaf)) > 2  # not a bias or a gain
+    assert (leaf != leaf.astype("f4")).any() == is_random
+
+
+@ROWS
 def test_the_dtype_may_be_float_which_is_float32_without_x64(row, key):
   """Without a warning, which is an error in tests."""
   with jax.enable_x64(False):
@@ -160,3 +167,23 @@ def test_the_initial_decays_of_an_lru_are_spread_between_0_and_1(key):
   assert decays.min() > 0 and 0.998 < decays.max() < 0.999
   for share in (0.1, 0.5):
     assert abs((decays > (1 - share) ** 0.5).mean() - share) < 0.02
+
+
+def test_no_initial_decay_of_an_lru_is_0_whatever_is_drawn(key, monkeypatch):
+  def least(key, shape, dtype, minval, maxval):
+    return jnp.full(shape, minval, dtype)
+
+  monkeypatch.setattr(jax.random, "uniform", least)
+  nu = lru.init(key, D, H, jnp.float64).nu
+  assert worst(np.exp(-np.exp(nu)), np.full(H, 1e-3)) < 1e-15
+
+
+@ROWS
+@pytest.mark.parametrize("size", [np.int8(100), np.uint8(200)])
+def test_sizes_may_be_narrow_integers_of_numpy(row, size, key):
+  found = jax.eval_shape(lambda key: row.cell.init(key, D, size), key)
+  exact = jax.eval_shape(lambda key: row.cell.init(key, D, int(size)), key)
+  assert found == exact
+  found = jax.eval_shape(lambda key: row.cell.init(key, size, H), key)
+  exact = jax.eval_shape(lambda key: row.cell.init(key, int(size), H), key)
+  assert found == exact
