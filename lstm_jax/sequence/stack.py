@@ -106,7 +106,8 @@ def unroll_stack(
       xs, options.get("mask"), options.get("reset")
     )
   xs = as_inputs(xs)
-  if skip and not is_token(xs):  # masked inputs must not be added to outputs
+  # Masked inputs must not be added to outputs. (xs without T is refused below.)
+  if skip and xs.ndim > 1 and not is_token(xs):
     mask, lengths = options.get("mask"), options.get("lengths")
     mask = combined_mask(mask, lengths, xs.shape[:-1])
     xs = xs if mask is None else zero_masked(mask, xs)

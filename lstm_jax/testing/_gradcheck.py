@@ -77,7 +77,8 @@ def gradcheck(
       of the two functions differ in shape or structure, or are empty; or
       max_coordinates or num_directions is not an integer ≥ 0.
   """
-  check_count("max_coordinates", max_coordinates or 0, 0)
+  if max_coordinates is not None:
+    check_count("max_coordinates", max_coordinates, 0)
   check_count("num_directions", num_directions, 0)
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)

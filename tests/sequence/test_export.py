@@ -150,15 +150,30 @@ def test_a_padded_chunk_works_with_lengths_and_resets_in_both_directions(
   assert worst(call(*args), expected) < 1e-12
 
 
-def test_no_chunk_is_padded_if_chunks_divide_a_symbolic_t(key):
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("batch", ["", "2, B"])
+def test_a_padded_chunk_has_any_number_of_batch_axes(batch, key):
+  params, _, _ = arguments(lstm, key)
+  f = value_and_gradient(lstm, False, adjoint=Explicit(chunk=2))
+  call = exported(f, spec(params), symbolic(f"T, {batch}", D))
+  xs = normal_like(key, np.zeros((5, *((2, 3) if batch else ()), D)))
+  expected = jax.jit(value_and_gradient(lstm, False, adjoint=Autodiff()))
+  assert worst(call(params, xs), expected(params, xs)) < 1e-12
+
+
+@pytest.mark.parametrize(
+  ("adjoint", "chunk"), [(Explicit(chunk=4), 4), (Explicit("recompute"), 32)]
+)
+def test_no_chunk_is_padded_if_chunks_divide_a_symbolic_t(adjoint, chunk, key):
   params, _, _ = arguments(lstm, key)
 
   def has_a_mask(sizes):
-    f = value_and_gradient(lstm, False, adjoint=Explicit(chunk=4))
+    f = value_and_gradient(lstm, False, adjoint=adjoint)
     program = export.export(jax.jit(f))(spec(params), symbolic(sizes, D))
-    return "<4x3xi1>" in program.mlir_module()  # bool [4, 3]: of a chunk
+    # bool [C, 3]: of a chunk
+    return f"<{chunk}x3xi1>" in program.mlir_module()
 
-  assert has_a_mask("T, 3") and not has_a_mask("4*n, 3")
+  assert has_a_mask("T, 3") and not has_a_mask(f"{chunk}*n, 3")
 
 
 @pytest.mark.exhaustive

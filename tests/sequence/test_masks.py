@@ -84,6 +84,16 @@ def test_lengths_equal_a_mask(cell, key):
   assert worst(both, value_and_gradient(cell, args, mask=MASK & mask)) == 0
 
 
+@pytest.mark.parametrize("batch", [(), (2, B)], ids=str)
+def test_lengths_may_have_any_number_of_axes(batch, key):
+  args = arguments(lstm, key, batch=batch)
+  lengths = np.arange(2, 2 + np.prod(batch, dtype=int)).reshape(batch) % T
+  mask = np.stack([t < lengths for t in range(T)])
+  found = unroll(lstm, *args, lengths=lengths)
+  assert worst(found, unroll(lstm, *args, mask=mask)) == 0
+  assert worst(found, unroll(lstm, *args)) > 1e-3
+
+
 def test_lengths_may_have_a_dtype_that_cannot_count_the_steps(key):
   params, state, _ = arguments(lstm, key)
   xs = jax.random.normal(key, (200, B, D))

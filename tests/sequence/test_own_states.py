@@ -1,4 +1,4 @@
-"""A cell of one's own with the state (n [...], h [..., H]), on a mesh.
+"""A cell of one's own with the state (n [...], h [..., H]).
 
 The first array of the state has batch axes alone.
 """
@@ -8,11 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from lstm_jax import Autodiff, unroll
+from lstm_jax import Autodiff, Explicit, unroll
 from lstm_jax.cells.cell import one_step
-from tests.draws import B, D, H, T
+from lstm_jax.cells.platform import traced_for
+from tests.draws import B, D, H, T, normal_like, worst
+from tests.gradients import weighed
+from tests.sequence.options import LENGTHS, MASK, RESET
 
 
 class Params(NamedTuple):
@@ -35,20 +40,35 @@ def project(params, x):
 
 def recur(params, state, ax):
   n = 0.9 * state.n + ax[..., 0]
-  return State(n, jnp.tanh(ax + n[..., None])), ax, ()  # gates, residuals
+  h = jnp.tanh(ax + n[..., None])
+  return State(n, h), 1 - h * h, ()
+
+
+def recur_backward(params, gates, residuals, d_state):
+  da = d_state.h * gates
+  dn = d_state.n + da.sum(-1)
+  return State(0.9 * dn, jnp.zeros_like(da)), da.at[..., 0].add(dn)
+
+
+def parameter_gradients(params, x, h, residuals, da):
+  rows = x.reshape(-1, x.shape[-1]), da.reshape(-1, H)
+  return Params(rows[0].T @ rows[1]), da @ params.w_x.T
 
 
 class Cell(NamedTuple):
   initial_state: object
   project: object
   recur: object
+  recur_backward: object
+  parameter_gradients: object
   forward: object
   backward: object
   step: object
 
 
 PARTS = initial_state, project, recur
-CELL = Cell(*PARTS, *one_step(*PARTS, None, None))  # without a backward
+CELL = Cell(*PARTS, None, None, *one_step(*PARTS, None, None))
+EXPLICIT = *PARTS, recur_backward, parameter_gradients
 
 
 def test_every_array_lies_on_the_mesh_as_xs_do():
@@ -65,3 +85,40 @@ def test_every_array_lies_on_the_mesh_as_xs_do():
     after = jax.eval_shape(lambda p, xs: CELL.step(p, None, xs[0]), params, xs)
   assert hs.sharding.spec[1] == "data"
   assert {x.sharding.spec[0] for x in (*last, *after)} == {"data"}
+
+
+def test_every_feature_acts_on_an_array_without_a_last_axis(key):
+  shapes = Params(np.zeros((D, H))), State(np.zeros(B), np.zeros((B, H)))
+  params, state, xs = normal_like(key, (*shapes, np.zeros((T, B, D))))
+  rates = State(np.full((T, B), 0.25), 0.5)
+  expected, hs = state, []
+  for t in range(T):
+    acts = MASK[t] & (t < LENGTHS)
+    n = jnp.where(RESET[t], 0, expected.n)
+    h = jnp.where(RESET[t][:, None], 0, expected.h)
+    after, *_ = recur(params, State(n, h), project(params, xs[t]))
+    n, h = 0.25 * n + 0.75 * after.n, 0.5 * h + 0.5 * after.h
+    expected = State(
+      jnp.where(acts, n, expected.n),
+      jnp.where(acts[:, None], h, expected.h),
+    )
+    hs.append(jnp.where(acts[:, None], h, 0))
+  options = {"mask": MASK, "lengths": LENGTHS, "reset": RESET}
+  found = unroll(
+    CELL, params, state, xs, zoneout=rates, adjoint=Autodiff(), **options
+  )
+  assert worst(found, (expected, jnp.stack(hs))) < 1e-12
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_a_sequence_without_a_batch_has_the_gradient_of_autodiff(platform, key):
+  cell = Cell(*EXPLICIT, *one_step(*EXPLICIT))
+  shapes = Params(np.zeros((D, H))), State(np.zeros(()), np.zeros(H))
+  args = normal_like(key, (*shapes, np.zeros((9, D))))
+
+  def gradient(adjoint):
+    f = weighed(partial(unroll, cell, adjoint=adjoint), key)
+    return jax.grad(f, (0, 1, 2))(*args)
+
+  with traced_for(platform):
+    assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12

@@ -253,3 +253,10 @@ def test_a_list_of_cells_needs_no_more_functions_than_a_single_cell(key):
     return unroll_stack(cell, params, states, xs, adjoint=Autodiff())
 
   assert worst(run(Forward()), run([Forward()])) == 0
+
+
+def test_inputs_without_time_steps_are_refused_with_skip_and_lengths_too(key):
+  params = init_stack(lstm, key, H, H, num_layers=1)
+  options = {"skip": True, "lengths": np.int32(3)}
+  with pytest.raises(ValueError, match=r"^xs must be inputs .*, got \(6,\)$"):
+    unroll_stack(lstm, params, None, np.ones(H), **options)
