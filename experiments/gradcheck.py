@@ -13,8 +13,8 @@ scales one term of one backward pass by 1.01 before the checks. The table then
 shows which gradients are wrong, and the exit status is 1.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -39,6 +39,7 @@ from lstm_jax.language import (
   loss,
   make_batches,
   model,
+  readout,
 )
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
 from lstm_jax.testing import Error, Report, gradcheck, plant, terms
@@ -159,7 +160,7 @@ def plantable_terms() -> list[str]:
 
   The terms of `affine` for tokens are left out. With a small vocabulary, the
   language model of every cell but the Mogrifier LSTM applies `linear` to its
-  embedding and outputs, not to tokens.
+  embedding, not to tokens.
   """
   return [
     f"{p}.{t}"
@@ -184,11 +185,22 @@ def no_term(planted: str) -> str:
   return f"no backward pass has a term {planted!r}; {advice}"
 
 
-def planted_model(name: str, module: ModuleType) -> AbstractContextManager:
-  """Return a context in which language models use the planted module."""
+@contextmanager
+def planted_model(name: str, module: ModuleType) -> Iterator[None]:
+  """Have language models use the planted module.
+
+  The readout has the gradient of the loss and of its product; `linear` is
+  applied to the embedding, for the table of the lowest layer.
+  """
   if name == "loss":
-    return mock.patch.object(model, "losses", module)
-  return mock.patch.object(model, "linear", module.linear)
+    with mock.patch.object(readout, "losses", module):
+      yield
+    return
+  with (
+    mock.patch.object(model, "linear", module.linear),
+    mock.patch.object(readout, "affine_backward", module.affine_backward),
+  ):
+    yield
 
 
 def table(title: str, report: Report) -> Table:
