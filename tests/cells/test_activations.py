@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -125,6 +126,14 @@ def test_a_slope_that_is_no_finite_positive_number_is_refused(slope):
     ValueError, match=rf"must be a number in \(0, inf\), got {slope!r}"
   ):
     make_hard_sigmoid(slope)
+
+
+@pytest.mark.parametrize("slope", [np.float64(0.25), Fraction(1, 4)], ids=repr)
+def test_any_kind_of_real_number_as_a_slope_keeps_the_dtype_of_a(slope):
+  hard = make_hard_sigmoid(slope)
+  y = hard.apply(jnp.ones(2, jnp.float32))
+  for found, expected in ((y, 0.75), (hard.derivative(y), 0.25)):
+    assert found.dtype == jnp.float32 and (found == expected).all()
 
 
 def test_activations_of_one_slope_are_equal_and_of_two_slopes_are_not():

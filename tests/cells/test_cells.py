@@ -263,3 +263,18 @@ def test_an_lru_of_extreme_decays_keeps_its_state_or_takes_its_input(nu, key):
   np.testing.assert_allclose(value, B * (decay * H + scale * inputs), 1e-12)
   assert (gradient.w_x == B * scale).all() and (gradient.b == B * scale).all()
   assert not gradient.nu.any()
+
+
+def test_the_scale_of_an_lru_is_not_rounded_to_0_beside_a_decay_of_1(key):
+  """λ = exp(−e⁻⁴⁰) is 1 in float64, but γ = √(1 − λ²) is √2 e⁻²⁰."""
+  params = jax.tree.map(jnp.ones_like, lru.init(key, D, H, jnp.float64))
+  params = params._replace(nu=jnp.full(H, -40.0))
+
+  def f(params):
+    return lru.step(params, None, jnp.ones((1, D))).h.sum()
+
+  value, gradient = jax.value_and_grad(f)(params)
+  scale = 2**0.5 * np.exp(-20)
+  a = D + 1  # x W_x + b of ones
+  np.testing.assert_allclose(value, H * scale * a, 1e-14)
+  np.testing.assert_allclose(gradient.nu, scale / 2 * a, 1e-14)

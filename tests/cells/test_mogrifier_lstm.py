@@ -109,3 +109,17 @@ def test_a_step_of_tokens_is_an_error(key):
   message = r"^x must be floats, since .* takes no tokens, got int64(\n|$)"
   with pytest.raises(ValueError, match=message):
     mogrifier_lstm.step(params, state, jnp.zeros(B, int))
+
+
+@pytest.mark.parametrize(
+  ("weights", "inputs", "expected"),
+  [("float64", "float32", "float64"), ("bfloat16", "float64", "float32")],
+)
+def test_inputs_are_cast_to_the_dtype_of_the_weights_or_to_float32(
+  weights, inputs, expected, key
+):
+  params = mogrifier_lstm.init(key, D, H, weights)
+  x = jnp.ones((B, D), inputs)
+  assert mogrifier_lstm.project(params, x).dtype == expected
+  after = jax.eval_shape(mogrifier_lstm.step, params, None, x)
+  assert after.h.dtype == weights and after.c.dtype == expected

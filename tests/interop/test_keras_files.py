@@ -69,6 +69,7 @@ def test_a_file_is_read_without_keras(example):
     cell, found = layers[name]
     assert cell is OPTIONS[kind][1] and worst(found, params[name]) == 0
   assert list(interop.load(path, names=["c"])) == ["c"]
+  assert list(interop.load(path, names=["d", "a"])) == ["d", "a"]
   with pytest.raises(ValueError, match="has no layer e; it has a, inner/b, c,"):
     interop.load(path, names=["e"])
 

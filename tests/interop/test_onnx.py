@@ -91,13 +91,15 @@ def test_the_default_activations_may_be_written_out(key):
     interop.from_onnx(node, tensors)
 
 
-def test_a_missing_bias_and_state_are_zero(key):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_missing_bias_and_state_are_zero(dtype, key):
   names = {k: k for k in ("X", "initial_h", "initial_c")}
   params = layer_weights(lstm, key, False)
+  params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
   node, initializers = interop.to_onnx(lstm, params, inputs=names)
   weights = {t.name: onnx.numpy_helper.to_array(t) for t in initializers}
-  xs = np.ones((T, B, D), np.float32)
-  state = np.zeros((1, B, H), np.float32)
+  xs = np.ones((T, B, D), dtype)
+  state = np.zeros((1, B, H), dtype)
   zeros = weights | {"B": 0 * weights["B"]}
   inputs = {"X": xs, "initial_h": state, "initial_c": state}
   expected = interop.run_node(node, zeros, inputs)

@@ -178,6 +178,8 @@ def test_a_file_has_readable_names_and_its_vocabulary(key, tmp_path):
     for x in file.graph.output[0].type.tensor_type.shape.dim
   ]
   assert axes == ["T", "B", V]
+  assert file.ir_version == 8  # which programs of 2022 read
+  assert [(x.domain, x.version) for x in file.opset_import] == [("", 17)]
   assert file.producer_name == "lstm_jax"
   assert file.producer_version == lstm_jax.__version__
   metadata = {x.key: x.value for x in file.metadata_props}

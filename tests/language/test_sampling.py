@@ -56,7 +56,7 @@ def test_the_strictest_rules_take_the_likeliest_tokens(params, key):
     {"min_p": 1.0},
   ):
     found = sample(MODEL, params, key, PROMPT, 12, **options)
-    assert list(found[0]) == expected
+    assert list(found[0]) == expected and found.dtype == np.int32
 
 
 def test_draws_have_the_probabilities_of_the_softmax(params, key):
@@ -86,6 +86,12 @@ def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
   found = np.isfinite(keep_top_p(logits, p))[0]
   order = [1, 2, 3, 0]  # the likeliest first
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
+
+
+def test_tokens_as_likely_as_the_last_one_kept_are_kept_too():
+  logits = jnp.array([1.0, 2.0, 0.0, 1.0])  # probabilities 0.2, 0.53, 0.07, 0.2
+  for kept in (keep_top_k(logits, 2), keep_top_p(logits, 0.6)):
+    assert np.isfinite(kept).tolist() == [True, True, False, True]
 
 
 @pytest.mark.exhaustive

@@ -88,6 +88,11 @@ def test_a_split_of_a_round_number_of_tokens_is_exact():
   assert [len(part) for part in split(np.arange(100), 0.9)] == [10, 90]
 
 
+def test_a_part_of_two_tokens_is_long_enough():
+  assert [len(part) for part in split("abcdefghij", 0.2)] == [8, 2]
+  assert [len(part) for part in split("abcdefghij", 0.8)] == [2, 8]
+
+
 SPEECH = "ROMEO:\nBut that a joy.\n\n"
 
 
@@ -145,6 +150,15 @@ def test_a_slice_of_the_middle_begins_at_a_scene_that_is_near(heading):
   assert text[first:].startswith(scene)
   assert text[last:].startswith("ROMEO:")
   assert abs(last - 0.6 * len(text)) <= len(SPEECH)
+
+
+def test_a_scene_within_a_quarter_of_the_length_of_a_slice_is_near():
+  def cut(distance):  # of a scene from where the slice would begin, at 400
+    text, at = "x\n\n" * 333 + "x", 400 - distance
+    text = text[: at - 2] + "\n\nSCENE I\n\n" + text[at + 9 :]
+    return middle_slice(text, 0.2)[0]
+
+  assert cut(50) == 350 and cut(51) > 390
 
 
 def test_words_like_headings_are_no_headings():

@@ -63,6 +63,16 @@ def test_a_text_may_be_read_and_written_in_turns(key):
   assert whole.text == stream.text and len(then) == 40
 
 
+def test_a_text_of_several_parts_is_read_to_its_end(key):
+  model, params = make_model(CHARACTERS, key)
+  stream = TextStream(model, params, CHARACTERS, RULES)
+  stream.read(VERSE)
+  assert PART < len(VERSE) < 2 * PART and stream.text == VERSE
+  tokens = CHARACTERS.encode(VERSE)
+  drawn = sample(model, params, key, tokens, 20, **RULES._asdict())[0]
+  assert "".join(stream.write(key, 20)) == CHARACTERS.decode(drawn)
+
+
 def test_what_a_stream_cannot_read_or_write_is_refused(key):
   model, params = make_model(CHARACTERS, key)
   with pytest.raises(ValueError, match="top_p must be in"):

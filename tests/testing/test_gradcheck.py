@@ -79,6 +79,17 @@ def test_max_coordinates_limits_the_differences(key):
   assert report.tensors[0].explicit_central.where > (0, 6)  # not the first 7
 
 
+def test_no_coordinate_is_drawn_twice(key):
+  """Of three coordinates, any two include one of two that are wrong."""
+  x = [jnp.ones(3)] * 40
+  factors = jnp.array([1.0, 1.01, 1.01])
+  options = {"max_coordinates": 2, "num_directions": 0}
+  report = gradcheck(
+    lambda x: [factors * t for t in x], lambda x: x, x, key, **options
+  )
+  assert all(t.explicit_central.relative > 1e-3 for t in report.tensors)
+
+
 def test_a_function_whose_code_has_changed_is_checked_anew(key):
   factor = 1.0
 

@@ -145,6 +145,18 @@ def recur_backward(params, gates, residuals, d_state):
     assert planted.recur_backward(None, 1.0, None, 1.0) == expected
 
 
+def test_a_term_may_be_a_number_instead_of_an_array(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  dh = 1 - gates
+  return dh
+"""
+  module = module_of(tmp_path, "of_a_number", source)
+  assert (
+    plant(module, "dh[0]", 3.0).recur_backward(None, 0.5, None, None) == 2.5
+  )
+
+
 def test_a_function_within_another_has_its_terms_once(tmp_path):
   source = """
 def recur_backward(params, gates, residuals, d_state):

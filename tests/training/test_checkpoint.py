@@ -168,6 +168,24 @@ def test_a_checkpoint_that_another_program_wrote_is_not_overwritten(tmp_path):
   assert read_checkpoint(tmp_path) == (5, {"by": "them"})
 
 
+def test_a_new_writer_removes_an_unfinished_checkpoint_and_a_reader_does_not(
+  tmp_path,
+):
+  tree = {"a": np.ones(2)}
+  writer = CheckpointWriter(tmp_path)
+  writer.save(1, tree, {})
+  writer.close()
+  unfinished = tmp_path / f"5{ocp.utils.TMP_DIR_SUFFIX}"  # of a killed program
+  (unfinished / "params").mkdir(parents=True)
+  read_checkpoint(tmp_path)
+  read_params(tmp_path, 1, tree)
+  assert unfinished.exists()  # another program may still write it
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, tree, {})
+  writer.close()
+  assert {path.name for path in tmp_path.iterdir()} == {"1", "3"}
+
+
 def test_a_closed_writer_refuses_what_it_could_not_write(tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(1, {"a": np.ones(2)}, {})

@@ -124,6 +124,27 @@ def test_only_a_directory_may_be_without_fsync(tmp_path, monkeypatch):
     sync(file)
 
 
+def test_sync_closes_what_it_opened_even_after_an_error(tmp_path, monkeypatch):
+  closed, opened = [], []
+  file, (open_file, close) = tmp_path / "file", (os.open, os.close)
+  file.touch()
+
+  def record(*args):
+    opened.append(open_file(*args))
+    return opened[-1]
+
+  def refuse(descriptor):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(os, "open", record)
+  monkeypatch.setattr(os, "close", lambda fd: (closed.append(fd), close(fd)))
+  sync(file)
+  monkeypatch.setattr(os, "fsync", refuse)
+  with pytest.raises(OSError, match="Input/output error"):
+    sync(file)
+  assert closed == opened and len(opened) == 2
+
+
 def test_sync_tree_and_make_directory_refuse_a_file(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(NotADirectoryError):
@@ -145,3 +166,15 @@ def test_a_checkpoint_that_was_removed_too_early_is_an_error_once(tmp_path):
   writer.save(5, PARAMS, {})
   writer.close()
   assert list_checkpoints(tmp_path) == [5]
+
+
+def test_a_writer_is_closed_even_after_an_error(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, PARAMS, {})
+  writer._manager.wait_until_finished()
+  shutil.rmtree(tmp_path / "3")
+  with pytest.raises(CheckpointError, match=r"^the last checkpoint cannot be"):
+    writer.close()
+  with pytest.raises(CheckpointError, match=f"^the writer of {tmp_path} is"):
+    writer.save(5, PARAMS, {})
+  assert list_checkpoints(tmp_path) == []

@@ -116,6 +116,12 @@ def test_a_state_in_a_tree_of_any_kind_keeps_its_kind():
     assert not any(leaf.any() for leaf in jax.tree.leaves(found))
 
 
+def test_a_state_of_zeros_has_the_dtypes_of_the_other():
+  before = {"a": jnp.ones((3, H), jnp.bfloat16), "b": jnp.ones((3, H), float)}
+  found = jax.tree.map(jnp.result_type, zero_carry(before, 5))
+  assert found == {"a": jnp.dtype("bfloat16"), "b": jnp.dtype("float64")}
+
+
 def test_the_batch_size_of_a_state_is_not_its_number_of_members():
   state = TrainState(0, None, None, None, zero_states(2, 3))
   assert carried_batch_size(state) == 3

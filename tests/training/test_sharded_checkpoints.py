@@ -8,7 +8,11 @@ import pytest
 
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.training import CheckpointError, read_params
-from lstm_jax.training.checksum import array_checksums, find_damaged
+from lstm_jax.training.checksum import (
+  array_checksums,
+  find_damaged,
+  json_checksum,
+)
 from tests.processes import finish, free_port, start
 from tests.training.sharded_checkpoints import B, H, V
 
@@ -19,6 +23,12 @@ def test_the_name_of_an_array_may_have_brackets():
   arrays = {"a[0]": np.arange(3.0), "b]": np.ones(2)}
   assert find_damaged(arrays, array_checksums(arrays)) is None
   assert find_damaged(arrays, {}) == "a[0]"
+
+
+def test_the_checksum_of_json_does_not_depend_on_the_order_of_keys():
+  first = json_checksum({"losses": [1.5, 2], 10: {"b": 1, "a": None}})
+  assert json_checksum({"10": {"a": None, "b": 1}, "losses": [1.5, 2]}) == first
+  assert json_checksum({"10": {"a": None, "b": 1}, "losses": [2, 1.5]}) != first
 
 
 def test_shards_have_the_checksums_of_their_bytes():

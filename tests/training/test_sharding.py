@@ -58,6 +58,10 @@ def test_a_mesh_is_read_from_text():
     ("data:2,data:4", "data:N, model:M or both, got 'data' in 'data:2,data:4'"),
     ("", "a mesh must be data:N, model:M or both, got ''"),
     ("data", "the axis data must have a size of at least 1, .*, got 'data'"),
+    (
+      "data:²",
+      "the axis data must have a size of at least 1, .*, got 'data:²'",
+    ),
     ("model:0", "the axis model must have a size of at .*, got 'model:0'"),
     ("data:-1", "the axis data must have a size of at .*, got 'data:-1'"),
   ],

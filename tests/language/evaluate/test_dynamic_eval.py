@@ -10,6 +10,7 @@ import pytest
 
 from lstm_jax.language import ModelConfig, language_model, make_batches
 from lstm_jax.language.dynamic_eval import (
+  Divergence,
   DynamicEvalConfig,
   dynamic_nats,
   gradient_scale,
@@ -96,9 +97,28 @@ def test_dynamic_evaluation_learns_a_text_that_repeats(params, scale):
   assert nats[-100:].mean() < 0.5 * stateful[-100:].mean()
 
 
+def test_a_loss_of_ten_thousand_nats_is_a_divergence(key):
+  config = ModelConfig(embedding_size=2, hidden_size=3, dtype=jnp.float64)
+  model = language_model(config, 2)
+  zero = jax.tree.map(jnp.zeros_like, model.init(key))
+  tokens, config = np.ones(5, np.int32), CONFIG._replace(rate=0.0)
+
+  def nats(size):  # of each token, that by which the other is likelier
+    params = zero._replace(bias=jnp.array([size, 0.0]))
+    return dynamic_nats(model, params, tokens, zero, config).tolist()
+
+  assert nats(9_999.0) == [9_999.0] * 4
+  message = "^dynamic evaluation diverges at token 2 of 5: even at a rate of 0$"
+  with pytest.raises(Divergence, match=message):
+    nats(10_000.0)
+
+
 @pytest.mark.exhaustive
-def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
+@pytest.mark.parametrize("cuts", [None, (0, 2, 5, 10)])
+def test_the_scale_is_the_root_of_the_mean_square_of_gradients(cuts, params):
   epoch = make_batches(TOKENS, 2, 5)
+  if cuts:  # some batches are short, as by short_seq_prob of `BatchingConfig`
+    epoch = epoch._replace(cuts=cuts)
   state, squares = MODEL.initial_state((2,)), []
   gradients = jax.jit(jax.grad(MODEL.loss, has_aux=True))
   for batch in epoch.batches():

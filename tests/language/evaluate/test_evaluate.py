@@ -5,9 +5,11 @@ import pytest
 
 from lstm_jax.language import (
   CharTokenizer,
+  ModelConfig,
   WordTokenizer,
   dynamic_eval,
   evaluate,
+  language_model,
   make_batches,
 )
 from lstm_jax.language.dynamic_eval import (
@@ -64,6 +66,19 @@ def test_a_later_token_changes_no_earlier_loss(name, params, scale):
     assert after[position - 1] != before[position - 1]
 
 
+def test_the_losses_of_a_float32_model_are_float64(key):
+  """Else their mean over a long text would be summed in float32."""
+  model = language_model(ModelConfig(embedding_size=3, hidden_size=5), V)
+  params = model.init(key)
+  scale = jax.tree.map(jnp.ones_like, params)
+  for nats in (
+    cold_nats(model, params, TOKENS, 8),
+    stateful_nats(model, params, TOKENS),
+    dynamic_nats(model, params, TOKENS, scale, CONFIG),
+  ):
+    assert nats.dtype == np.float64
+
+
 @pytest.mark.exhaustive
 def test_windows_and_segments_in_int8_do_not_overflow(params, scale):
   text = np.tile(TOKENS, 3)
@@ -109,6 +124,9 @@ def test_each_cold_window_is_a_sequence_by_itself(params):
   for k in range(0, N - 1, 8):
     window = TOKENS[k : k + 9]
     assert worst(found[k : k + 8], stateful_nats(MODEL, params, window)) < 1e-12
+  text = np.tile(TOKENS, 10)
+  by_default = cold_nats(MODEL, params, text)
+  assert (by_default == cold_nats(MODEL, params, text, 256)).all()
   whole = cold_nats(MODEL, params, TOKENS, N)
   assert worst(whole, stateful_nats(MODEL, params, TOKENS)) < 1e-12
 
