@@ -49,6 +49,8 @@ def test_each_cell_has_its_best_learning_rate_and_its_steps_of_equal_time(
       t["learning_rate"]: t["loss"] for t in row["learning_rate_trials"]
     }
     assert trials == losses
+  printed = console.file.getvalue()
+  assert "400 ms per training step of 2 seeds, learning rate 0.02 (" in printed
 
 
 def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):

@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import BEST, LAST, load
-from lstm_jax.language import middle_slice, read_text, split
-from lstm_jax.language.evaluate import stateful_nats
+from lstm_jax.language import WordTokenizer, middle_slice, read_text, split
+from lstm_jax.language.evaluate import nats_per_character, stateful_nats
 from lstm_jax.training import eval_params, read_state
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
@@ -50,6 +52,41 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(
   assert f"test loss {tested['test_loss']:.4f}" in console.file.getvalue()
   # The last picture is drawn after the test loss is written.
   assert drawn[-1] == read_rows(result.directory)
+
+
+def test_a_test_loss_per_character_is_that_of_the_test_text(
+  console, monkeypatch, tmp_path
+):
+  """A stand-in for `stateful_loss` returns 2 nats per word."""
+  tokenizer = WordTokenizer.from_text("a few words a few words", 1)
+  val, test = (
+    SimpleNamespace(text=text, tokens=tokenizer.encode(text))
+    for text in ("a few a words", "words unseen words")
+  )
+  logger = SimpleNamespace(
+    directory=tmp_path,
+    best=SimpleNamespace(step=9, val_loss=1.5, params=None),
+    buffer=SimpleNamespace(seconds=3.0, skipped=0),
+    step=9,
+    sample=lambda *given: None,
+    finish=lambda loss: None,
+  )
+  setup = SimpleNamespace(
+    corpus=SimpleNamespace(tokenizer=tokenizer, val=val, test=test),
+    keys=SimpleNamespace(samples=None),
+    num_steps=9,
+    model=None,
+  )
+  monkeypatch.setattr(train, "stateful_loss", lambda *given: 2.0)
+  train._report_result(setup, logger, console, None)
+  each = (
+    nats_per_character(
+      tokenizer, part.text, nats * (len(part.tokens) - 1), cached=True
+    )
+    for part, nats in ((val, 1.5), (test, 2.0))
+  )
+  found = re.findall(r"([\d.]+) nats per char", console.file.getvalue())
+  assert found == [f"{nats:.4f}" for nats in each]
 
 
 @pytest.mark.exhaustive

@@ -90,16 +90,22 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
 
 
 def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
-  """Here the weights begin at 1 and grow by rate × steps; so does the loss."""
-  taken = []
+  """Here the weights begin at 1 and grow by rate × steps; so does the loss.
+
+  Both rates have the same keys, and the sequences of the test have others than
+  those of the training.
+  """
+  taken, used = [], {"train": set(), "test": set()}
 
   def train_all(own, shared):
-    (((weights, _), _), (steps, rate)) = own, shared
+    (((weights, _), keys), (steps, rate)) = own, shared
+    used["train"] |= {str(jax.random.key_data(k)) for k in keys}
     taken.append((float(rate), steps.tolist()))
     return weights + float(rate) * len(steps), None
 
   def test_all(own, shared):
-    ((weights, _), ()) = own, shared
+    ((weights, keys), ()) = own, shared
+    used["test"] |= {str(jax.random.key_data(k)) for k in keys}
     return np.array([0.5, 1.0]), np.array([weights, weights + 2])
 
   stand_ins = train_all, test_all
@@ -114,6 +120,15 @@ def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
     for first, last in ((0, 50), (50, 100), (100, 120))
   ]
   assert result == recall.Recall(0.25, [0.5, 1.0], [31.0, 33.0])
+  assert len(used["train"]) == len(used["test"]) == 2  # of two seeds
+  assert not used["train"] & used["test"]
+
+
+def test_the_optimizer_lets_no_weight_decay():
+  optimizer = recall._optimizer(3)
+  weights, zero = jnp.ones((2, 2)), jnp.zeros((2, 2))
+  updates, _ = optimizer.update(zero, optimizer.init(weights), weights)
+  assert not updates.any()
 
 
 def test_chrono_biases_fit_the_steps_of_a_whole_sequence(key, monkeypatch):

@@ -73,6 +73,17 @@ def test_a_row_says_what_is_computed_and_multiplied(monkeypatch):
     assert row["operands"] == expected and row["floor_us"] > 0
 
 
+def test_a_training_step_multiplies_in_the_dtype_of_its_name():
+  case = TrainingStep("rnn", *SIZES.values(), "bfloat16")
+  lowered = case.prepare(case.kernels).lowered
+  found = {name: "xbf16>" in each.as_text() for name, each in lowered.items()}
+  assert found == {
+    "scan: step": True,
+    "scan: gradient": True,
+    "expected": False,
+  }
+
+
 def test_a_layer_multiplies_inputs_and_states():
   # A time step: 5 sequences × 4 gates of 10 units × 20 terms, two operations.
   operations = 5 * 4 * 10 * 20 * 2

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +61,27 @@ def test_the_time_steps_of_an_iteration_are_read_from_the_program():
     '%b = while(%y), backend_config={"known_trip_count":{"n":"16"}}\n'
   )
   assert launches.read_steps(program, 64) == [1, 4]
+
+
+def test_the_first_loop_is_the_forward_and_the_last_the_backward(monkeypatch):
+  trips = "".join(f'"known_trip_count":{{"n":"{n}"}} ' for n in (64, 32, 16))
+  program = SimpleNamespace(
+    as_text=lambda: trips,
+    memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=7),
+  )
+  monkeypatch.setattr(
+    launches, "compile_for_h100", lambda *given: (program, THUNKS)
+  )
+  sizes = {"hidden_size": 5, "seq_len": 64, "batch_size": 3}
+  (row,), _ = launches.count("lstm", sizes, "bfloat16")
+  assert row == {
+    "peer": "lstm_jax",
+    "forward_launches": 3,  # an iteration is one time step
+    "forward_in_graph": True,
+    "backward_launches": 0.75,  # an iteration is four
+    "backward_in_graph": False,
+    "temporary_bytes": 7,
+  }
 
 
 def test_a_length_with_time_steps_outside_of_the_loop_is_refused():

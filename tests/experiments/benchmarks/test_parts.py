@@ -64,6 +64,19 @@ def test_a_size_that_is_given_leaves_one_case_of_each_cell(
     assert row["part"] == part and "other" not in row
 
 
+def test_only_one_size_grows_from_those_of_a_small_model(measured):
+  rows = measured("growth", {})
+  small = parts.MODEL | {"hidden_size": 256}
+  expected = [
+    (part, small | {size: value})
+    for part, (size, values) in parts.GROWTH.items()
+    for value in values
+  ]
+  found = [(row["part"], {k: row[k] for k in small}) for row in rows]
+  assert found == expected
+  assert [row["problem"] for row in rows] == [((), s) for _, s in expected]
+
+
 def test_the_speed_of_sampling_counts_all_samples(measured):
   one, many = measured("sampling", {})
   sizes = {"hidden_size": 512, "num_samples": 64, "length": 500}

@@ -142,6 +142,13 @@ def test_an_episode_has_32_steps_on_average():
   assert abs(np.asarray(starts).mean() - 1 / 32) < 0.002
 
 
+def test_the_products_of_a_model_are_in_its_dtype(monkeypatch):
+  monkeypatch.setattr(models, "our_loss", lambda model: lambda *given: 0.0)
+  for dtype, expected in (("float32", None), ("bfloat16", jnp.bfloat16)):
+    problem = models.make_problem(**MODEL, dtype=dtype)
+    assert problem.config.compute_dtype == expected
+
+
 @pytest.mark.exhaustive
 def test_a_peer_with_one_wrong_gradient_is_refused():
   problem = models.make_problem(**MODEL)

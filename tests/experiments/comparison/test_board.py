@@ -10,6 +10,7 @@ from PIL import Image  # which matplotlib requires
 
 from experiments import board, evaluate
 from experiments.board import CORPUS
+from experiments.comparison import board_charts
 from experiments.comparison.board import (
   BOARD,
   ENSEMBLE,
@@ -206,6 +207,28 @@ def test_a_chart_has_a_point_for_each_result_and_joins_near_labels(tmp_path):
     (3.3, 1.6, "4"),
     (5.0, 1.51, "5"),
   ]
+
+
+def test_a_point_has_the_label_of_its_protocol_and_the_bar_of_its_deviation(
+  monkeypatch,
+):
+  figures = []
+  monkeypatch.setattr(
+    board_charts, "save", lambda figure, *_, **__: figures.append(figure)
+  )
+  draw(Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)]), PAGE.parent)
+  found = {}
+  for series in figures[0].axes[0].containers:
+    points, _, (bars,) = series.lines
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    found[series.get_label()] = points.get_xydata().tolist(), ends
+  assert found == {
+    "ours, windows": ([[1.5, 1.5]], [[1.25, 1.75]]),
+    "others’, windows": ([[1e-5, 1.75]], [[1.75, 1.75]]),
+    "ours, later": ([[1.5, 1.25]], [[1.25, 1.25]]),
+  }
+  texts = [(text.get_text(), text.xy) for text in figures[0].axes[0].texts]
+  assert texts == [("1", (1.5, 1.5)), ("2", (1e-5, 1.75))]
 
 
 def test_an_ensemble_costs_what_its_members_cost():

@@ -63,3 +63,5 @@ def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
   message = "at least 1,001 characters, got 310 of .*verse.txt$"
   with pytest.raises(ValueError, match=message):
     read_corpus(config)
+  corpus = read_corpus(replace(comparison, **{name: 309}))
+  assert len(corpus.val) == 310  # just enough

@@ -136,6 +136,15 @@ def test_a_row_has_a_mark_at_the_mean_and_a_far_loss_as_a_number(
   assert [*steps.get_ydata()] == [*range(7)]
   np.testing.assert_allclose(timed.get_xdata()[:3], [1.6, 1.61, 1.6])
   assert [*timed.get_ydata()] == [*range(6)]
+  # A line goes from the least to the largest seed; the best row is on top.
+  first, second, *_ = (
+    line.get_segments()[0] for line in figure.axes[0].collections
+  )
+  np.testing.assert_allclose(first, [[1.57, 0], [1.6, 0]])
+  np.testing.assert_allclose(second, [[1.56, 1], [1.65, 1]])
+  assert [panel.get_ylim() for panel in figure.axes] == [(7.6, -0.6)] * 5
+  end = edge(make_panels(record)[0], sorted_cells(record))
+  assert figure.axes[0].get_xlim()[1] == end
 
 
 def test_a_cell_that_diverged_has_the_last_row_which_says_so(record, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from experiments.comparison import plots
 from tests.experiments.comparing import example
@@ -44,6 +45,13 @@ def test_a_loss_is_the_mean_of_the_seeds_after_so_many_steps(panel):
   for line in points(panel):
     np.testing.assert_allclose(line, [[0, 4], [100, 2.4], [150, 2]])
   assert len(points(panel)) == 3
+
+
+def test_the_shade_goes_from_the_least_to_the_largest_of_the_seeds(panel):
+  plots._band(panel, [1, 2], [[4.0, 1.0, 1.5], [2.0, 2.5, 3.5]], "rnn")
+  (shade,) = panel.collections
+  corners = {tuple(corner) for corner in shade.get_paths()[0].vertices}
+  assert corners == {(1.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.0, 3.5)}
 
 
 def test_losses_by_time_are_those_of_equal_time_and_of_the_lstm():
@@ -95,6 +103,22 @@ def test_the_line_of_recall_goes_from_the_shortest_to_the_longest_delay(panel):
   record["recall"] = record["recall"][1::-1]  # of the RNN
   plots._recall(record, panel)
   assert points(panel)[0] == [[1, 1.0], [5, 0.75]]
+
+
+def test_lines_have_the_styles_that_the_notes_name():
+  recall, gradients = Figure().subplots(1, 2)
+  plots._recall(example(), recall)
+  *lines, chance = recall.lines
+  styles = [line.get_linestyle() for line in lines]
+  assert styles == ["-"] * 3 + ["--"] * 2 and chance.get_ydata()[0] == 1 / 8
+  note = "solid: usual; dashed: chrono"
+  assert any(note in text.get_text() for text in recall.findobj(Text))
+  plots._gradient_flow(example(), gradients)
+  widths = [line.get_linewidth() for line in gradients.lines]
+  # Untrained, then trained: h of three cells, and c of the LSTM.
+  assert widths == [*[0.7, 1.8] * 2, *[0.7] * 2, *[1.8] * 2]
+  note = "thin: untrained"
+  assert any(note in text.get_text() for text in gradients.findobj(Text))
 
 
 @pytest.mark.exhaustive

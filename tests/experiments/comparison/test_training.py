@@ -147,6 +147,36 @@ def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
     recorder.evaluate(5, state)
 
 
+def test_an_ensemble_has_the_schedule_of_its_steps_and_a_rate_for_each_member(
+  comparison, key, monkeypatch
+):
+  given = []
+
+  def make_optimizer(config, num_steps):
+    given.append((config, num_steps))
+    return "optimizer"
+
+  def init_ensemble(model, optimizer, params, batch_size):
+    return model, optimizer, params.tolist(), batch_size
+
+  def make_step(model, optimizer, *, mesh):
+    return lambda *values: (model, optimizer, *values)
+
+  monkeypatch.setattr(training, "make_optimizer", make_optimizer)
+  monkeypatch.setattr(training, "init_ensemble", init_ensemble)
+  monkeypatch.setattr(training, "make_ensemble_train_step", make_step)
+  model = SimpleNamespace(init=jax.random.uniform)
+  keys = jax.random.split(key)
+  state, step = training.make_ensemble(model, comparison, 30, keys, [0.5, 0.25])
+  assert given == [(comparison.optimizer, 30)] and comparison.num_steps != 30
+  params = [float(jax.random.uniform(each)) for each in keys]
+  size = comparison.batching.batch_size
+  assert state == (model, "optimizer", params, size)
+  *rest, rates = step("state", "tokens", "targets")
+  assert rest == [model, "optimizer", "state", "tokens", "targets", None]
+  assert rates.tolist() == [0.5, 0.25]
+
+
 def test_the_schedule_is_as_long_as_the_training(comparison, key, monkeypatch):
   """Not as `comparison.num_steps`: in equal time a cell takes more or fewer."""
   made, corpus = [], SimpleNamespace(val=None, batches="batches")

@@ -77,12 +77,18 @@ def test_a_training_step_is_timed(comparison, key):
 
 def test_the_median_step_is_the_time_of_a_cell(comparison, key, monkeypatch):
   times = {"a": [3.0, 1.0, 8.0], "b": [5.0, 5.0, 6.0]}
-  monkeypatch.setattr(tuning, "measure", lambda runs, rounds: times)
+
+  def measure(runs, rounds):
+    assert [*runs] == [*times] and rounds == 7
+    return times
+
+  monkeypatch.setattr(tuning, "measure", measure)
   monkeypatch.setattr(tuning, "make_ensemble", lambda *args: (None, None))
   models = dict.fromkeys(times, SimpleNamespace(model=None))
   batches = SimpleNamespace(batch=lambda k: ())
   keys = jax.random.split(key)
-  found = seconds_per_step(models, batches, comparison, keys)
+  config = replace(comparison, timing_rounds=7)
+  found = seconds_per_step(models, batches, config, keys)
   assert found == {"a": 3, "b": 5}
 
 

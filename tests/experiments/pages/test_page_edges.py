@@ -85,6 +85,25 @@ def test_vowel_signs_belong_to_the_word_that_is_continued(opened):
   assert found == [["हिह"], "हिहिह"]
 
 
+def test_a_token_beyond_the_kept_products_is_read_alike(opened):
+  found = opened.run(
+    """
+    const read = () => {
+      const track = new Track(model, data.start);
+      return [...args[0]].map((symbol) => track.push(
+        data.symbols.indexOf(symbol)));
+    };
+    const kept = read();
+    model.table.clear();
+    for (let k = 0; k < TABLE_ROWS; k++) model.table.set(-1 - k, null);
+    return [kept, read(), model.table.size];
+  """,
+    "Thou art more",
+  )
+  assert found[0] == found[1] and len(set(found[0])) > 5
+  assert found[2] == 1024  # none is added
+
+
 CLICK = """
   $("units").style.width = `${args[0]}px`;
   const { left, top } = $("units").getBoundingClientRect();

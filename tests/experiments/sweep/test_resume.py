@@ -3,7 +3,9 @@
 import json
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -119,6 +121,43 @@ def test_a_sweep_without_a_checkpoint_begins_again_without_saying_resumed(
   for _ in range(2):  # stopped where a kill may end it: before a checkpoint
     sweep.run(as_sweep(config), console)
   assert "resumed" not in console.file.getvalue()
+
+
+def test_the_seconds_of_a_resumed_sweep_go_on_from_those_before(
+  config, console, monkeypatch
+):
+  """Here the clock of the second call is at 0 as the training begins.
+
+  It is at 5 and 8 s before the two checkpoints, of which each takes a second.
+  """
+  clock, saved = iter((0.0, 5.0, 6.0, 8.0, 9.0)), []
+
+  def zeros(directory, members, state, console):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state), 100.0
+
+  def fit(train_step, state, epochs, num_steps, observer, **options):
+    observer.save(1, state)
+    observer.save(2, state)
+    return state, signal.SIGTERM
+
+  fake_time = SimpleNamespace(monotonic=lambda: next(clock))
+  for name, stand_in in (
+    ("time", fake_time),
+    ("restore", zeros),
+    ("fit", fit),
+    ("save", lambda *given: saved.append(given[-1])),
+  ):
+    monkeypatch.setattr(sweep, name, stand_in)
+  open_run_dir = sweep.open_run_dir
+
+  @contextmanager
+  def opened(*given):
+    with open_run_dir(*given) as found:
+      yield found._replace(resuming=True)
+
+  monkeypatch.setattr(sweep, "open_run_dir", opened)
+  result = sweep.run(as_sweep(config), console)
+  assert saved == [105.0, 107.0] and result.seconds == 107.0
 
 
 @pytest.mark.exhaustive

@@ -14,6 +14,7 @@ import pytest
 from experiments import explore, sweep, train
 from experiments.cli import exit_status
 from experiments.trainer import corpus_path
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import (
   KEPT,
   REPOSITORY,
@@ -29,7 +30,7 @@ from experiments.trainer.named_corpora import CACHE, CORPORA, NamedCorpus
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
-from experiments.trainer.same_run import check_same_run
+from experiments.trainer.same_run import check_same_run, recorded_flags
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from tests.experiments.conftest import VERSES, edit_config
@@ -96,6 +97,10 @@ def test_of_two_texts_with_one_name_the_one_with_the_hash_of_the_run_is_found(
   sha256 = text_sha256("Another text of that name.")
   found = find_corpus(directory, history.config.data, sha256)
   assert Path(found.corpus).samefile(tmp_path / POEMS)
+  # Under any name, a text of the repository is found from any directory.
+  renamed = replace(history.config.data, corpus="/nowhere/renamed.txt")
+  found = find_corpus(tmp_path, renamed, history.record[SHA256])
+  assert found == replace(renamed, corpus=str(REPOSITORY / POEMS))
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfa\r\r\nb\n", b"a\r", b"\xff"])
@@ -142,6 +147,10 @@ def test_a_corpus_is_recorded_by_its_name_and_a_run_by_its_path(
   (tmp_path / "tinyshakespeare").mkdir()
   assert recorded_corpus("tinyshakespeare") == "tinyshakespeare"
   assert recorded_path("tinyshakespeare") == f"{tmp_path}/tinyshakespeare"
+  config = replace(TrainConfig(), init_from="one", teacher=("two", "../three"))
+  record = recorded_flags(config)
+  assert record["init_from"] == f"{tmp_path}/one"
+  assert record["teacher"] == [f"{tmp_path}/two", f"{tmp_path.parent}/three"]
 
 
 def test_without_a_home_directory_a_corpus_is_found_all_the_same(

@@ -4,6 +4,7 @@ Timings are in the docstring of `experiments.trainer.devices`.
 """
 
 import json
+import os
 import shutil
 
 import jax
@@ -60,6 +61,15 @@ def changed(**values):
 )
 def test_devices_share_batches_where_that_pays(values, count, expected):
   assert pays(changed(**values), count) == expected
+
+
+def test_only_the_cores_that_this_process_may_use_count(monkeypatch):
+  monkeypatch.setattr(os, "cpu_count", lambda: 8)
+  own = {0: {1, 5, 6}}  # of process 0, which is this one
+  monkeypatch.setattr(os, "sched_getaffinity", own.get, raising=False)
+  assert devices.num_cores() == 3
+  monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+  assert devices.num_cores() == 8
 
 
 def test_auto_takes_all_cores_or_one(monkeypatch):
@@ -177,6 +187,14 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   # As many as --devices asks for may exist: making the mesh counts them.
   asked = changed(devices=f"{count + 1}", batch_size=count + 1)
   assert share_batches([asked]) == [replace(asked, mesh=f"data:{count + 1}")]
+
+
+def test_a_number_of_devices_in_xla_flags_stays(monkeypatch):
+  monkeypatch.setattr(jax.config, "update", None)  # a call would fail
+  monkeypatch.setenv("XLA_FLAGS", f"--xla_a=1 --{devices.FORCED}=4")
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  assert not devices.start_cpu_devices(2)
+  assert share_batches([TrainConfig()]) == [TrainConfig()]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,9 @@ def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
   assert np.abs(targets[places] - expected)[1:].max() < 1e-5
   assert np.abs(targets.sum(axis=1) - 1).max() < 1e-5
   assert targets[0, tokens[0]] == 1  # it follows no token
+  alone = make_setup(replace(config, teacher_weight=1.0))
+  targets = soft_targets(alone, [teacher, other])
+  assert np.abs(targets[places] - np.mean(probs, axis=0))[1:].max() < 1e-5
 
 
 def test_batches_are_those_of_the_run_without_teachers(config, console):

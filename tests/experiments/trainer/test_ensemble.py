@@ -1,10 +1,12 @@
-"""What the members of an ensemble cost, from the files of their runs."""
+"""What the members of an ensemble cost, and the splits that they share."""
 
 import json
 
 import pytest
 
-from experiments.trainer.ensemble import cost
+from experiments.trainer.config import DataConfig
+from experiments.trainer.ensemble import cost, differing_split
+from experiments.trainer.records import replace
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,12 @@ def test_the_seconds_of_a_damaged_result_are_not_known(
     directory.mkdir()
     (directory / "result.json").write_text(text)
   assert cost(runs, []).training_seconds == seconds
+
+
+@pytest.mark.parametrize(
+  "flag", ["val_fraction", "test_fraction", "dev_fraction"]
+)
+def test_each_split_must_be_the_same(flag):
+  other = replace(DataConfig(), min_count=3, **{flag: 0.3})
+  assert differing_split(DataConfig(), other) == flag
+  assert differing_split(other, replace(other, min_count=2)) is None

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.trainer.environment import REPOSITORY, checkout, environment
+from experiments.trainer.environment import (
+  REPOSITORY,
+  checkout,
+  environment,
+  environment_of,
+)
 
 find = checkout.__wrapped__  # without its cache
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
@@ -85,8 +90,14 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
 def test_a_run_records_the_commit(finished_config):
   path = Path(finished_config.job.run) / "config.json"
   record = json.loads(path.read_text())
-  assert environment().items() <= record.items()
+  assert environment() == environment_of(record)
   found = checkout(REPOSITORY)
   assert found.items() <= record.items()
   if (REPOSITORY / ".git").exists() and shutil.which("git"):
     assert len(found["git_commit"]) >= 40
+
+
+def test_the_environment_of_an_earlier_run_is_all_that_it_recorded():
+  kept = {"versions": {"jax": "1"}, "device": "gpu, X", "git_commit": "1a"}
+  for found in (kept, kept | {"git_dirty": True}, {"device": "cpu, cpu"}):
+    assert environment_of({"seed": 0} | found) == found

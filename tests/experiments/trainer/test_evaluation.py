@@ -62,6 +62,13 @@ def test_the_results_of_other_protocols_are_kept(tmp_path):
   assert again == results("cold", 1.0)
 
 
+def test_of_other_entries_the_new_ones_win_and_the_others_stay(tmp_path):
+  path = tmp_path / "evaluation.json"
+  write_json(path, results("dynamic", 3.0) | {"trained_on": 7, "rate": 0.5})
+  merged = merge_earlier(path, results("cold", 2.0) | {"trained_on": 0})
+  assert (merged["trained_on"], merged["rate"]) == (0, 0.5)
+
+
 @pytest.mark.parametrize(
   "name",
   ["corpus_sha256", "begin", "end", "device", "runs", "step", "val_loss"],

@@ -48,6 +48,8 @@ def test_the_training_text_beside_an_excerpt_has_none_of_it(data):
   assert found.text == TEXT[300:900] and found.before == TEXT[:300]
   assert found.training_texts == [TEXT[:300], TEXT[900:1080]]
   assert place(read(data, begin=0.0)) == (None, 0, 1200, [])
+  found = read(data, begin=0.5, end=602 / 1200)  # the shortest one
+  assert place(found) == (None, 600, 602, [(0, 600), (602, 1080)])
   found = read(data, begin=0.55, end=0.57)  # 1200 · 0.57 is 683.99…
   assert place(found) == (None, 660, 684, [(0, 660), (684, 1080)])
   assert place(read(data, end=0.95)) == (None, 1080, 1140, [(0, 1080)])
@@ -88,6 +90,7 @@ def test_in_another_text_all_before_the_excerpt_is_training_text(
     ),
     ({"split": "train"}, "^split must be one of dev, val, test, got 'train'$"),
     ({"begin": 0.5, "end": 0.4}, "at least 2 characters between them, got 0.5"),
+    ({"begin": 0.5, "end": 601 / 1200}, "at least 2 .*, got 0.5 and 0.50083"),
     ({"begin": 0.5, "end": math.nan}, "characters between them, got 0.5 and n"),
     (
       {"begin": -math.inf},

@@ -83,6 +83,7 @@ def open_as(monkeypatch):
 
   @contextmanager
   def open_run_dir(run, facts, may_extend):
+    assert may_extend
     if run is None:
       raise ValueError("no run")
     yield run

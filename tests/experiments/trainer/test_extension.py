@@ -18,7 +18,7 @@ from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.setup import make_setup
 from experiments.trainer.start import describe_extension
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import VERSE, edit_config
 from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.power import tree
 
@@ -135,6 +135,9 @@ def test_an_unfinished_run_is_extended(finished, config):
   first, second = record["extensions"]
   assert first["before"]["result"] is second["before"]["result"] is None
   assert (second["num_epochs"], second["patience"]) == (4, 7)
+  for patience in (9, 0):  # more patience, and no limit, extend it as well
+    more = replace(config, num_epochs=4, patience=patience)
+    assert opened(more).extended_from == 4
 
 
 def test_a_finished_run_that_is_extended_is_unfinished(finished, config):
@@ -247,3 +250,8 @@ def test_a_run_whose_late_batches_would_change_is_not_extended(
       (finished / "result.json").write_text("{}")
       with pytest.raises(ValueError, match="=4 applies to the last third of i"):
         opened(late)
+  # More patience leaves the late batches where they are.
+  (finished / "result.json").write_text('{"stopped_early": true}')
+  more = replace(late, num_epochs=3, patience=2)
+  edit_config(finished, patience=1)
+  assert opened(more).extended_from == 3

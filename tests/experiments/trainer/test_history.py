@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import urllib.request
+from itertools import accumulate
 
 import pytest
 
@@ -17,6 +18,7 @@ from experiments.trainer.history import (
 )
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.setup import make_setup
 from experiments.trainer.sweep_members import Progress, SweepConfig
 from lstm_jax.training import CheckpointError, CheckpointWriter
 from tests.experiments.conftest import VERSES, copy_run
@@ -57,6 +59,20 @@ def test_nothing_is_downloaded_and_a_shared_corpus_is_tokenized_once(
   history._corpus_facts.cache_clear()
   assert all(derive(run) for run in runs)
   assert reads == ["verse"]
+
+
+def test_the_ends_of_epochs_are_those_of_the_batches_of_the_seed(
+  config, tmp_path
+):
+  config = replace(config, num_epochs=3, short_seq_prob=0.5, seed=5)
+  setup = make_setup(config)
+  record = to_record(config) | {"corpus_sha256": setup.corpus.sha256}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  ends = [*accumulate(epoch.num_batches for epoch in setup.epochs())]
+  found = derive(read_run_history(tmp_path))
+  assert found.epoch_ends == ends and found.num_steps == ends[-1]
+  tokens = setup.corpus.train.tokens
+  assert config.batching.num_steps(tokens, seed=0) != ends[-1]
 
 
 def test_a_sweep_has_as_many_members_as_its_checkpoint(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,19 @@ def test_a_file_that_a_crash_leaves_locks_nothing(tmp_path):
   path.write_text("1234567890")
   with lock(tmp_path):
     assert path.read_text() == str(os.getpid())
+
+
+def test_a_lock_is_held_until_its_file_is_deleted(tmp_path, monkeypatch):
+  """Or else the file of the next holder would be deleted."""
+  unlink, deleted = Path.unlink, []
+
+  def check_held(path, **options):
+    with path.open("rb") as file, pytest.raises(BlockingIOError):
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    unlink(path, **options)
+    deleted.append(path)
+
+  monkeypatch.setattr(Path, "unlink", check_held)
+  with lock(tmp_path):
+    pass
+  assert deleted == [tmp_path / LOCK]

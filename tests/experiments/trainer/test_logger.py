@@ -1,5 +1,6 @@
 """The samples and the losses that a run logs."""
 
+import json
 import math
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.logger import Best, RunLogger
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
+from tests.experiments.trainer.resuming import read_rows
 
 
 @pytest.fixture
@@ -60,6 +62,17 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(loss, make_logger):
   logger, params, _ = make_logger()
   with pytest.raises(Diverged, match=f"loss is {loss} after step 0$"):
     logger.log_evaluation(loss, params)
+
+
+def test_the_test_loss_is_logged_at_the_step_of_the_best_weights(make_logger):
+  logger, params, log = make_logger()
+  for logger.step, loss in ((10, 2.0), (20, 3.0)):
+    logger.log_evaluation(loss, params)
+  logger.finish(test_loss=2.5)
+  assert read_rows(log.parent)[-1] == {"step": 10, "test_loss": 2.5}
+  result = json.loads(log.with_name("result.json").read_text())
+  assert (result["step"], result["last_step"]) == (10, 20)
+  assert (result["val_loss"], result["test_loss"]) == (2.0, 2.5)
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError])

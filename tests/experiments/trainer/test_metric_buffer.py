@@ -46,6 +46,24 @@ def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(clock):
   assert buffer.to_progress()["pending_seconds"] == 0.0
 
 
+def test_the_time_includes_the_steps_that_were_still_running(clock):
+  class Running:
+    """A loss that is known 3 s after it is asked for."""
+
+    def __array__(self, dtype=None, copy=None):
+      clock[0] += 3
+      return np.asarray(1.0, dtype)
+
+  buffer = MetricBuffer(max_skipped=0)
+  buffer.start_clock()
+  buffer.add(Metrics(Running(), np.float32(2), 30, grad_norms={}))
+  clock[0] += 2
+  assert buffer.take(1) == Row(1.0, 2.0, 6.0)  # 30 tokens in 5 s
+  buffer.start_clock()
+  buffer.add(Metrics(Running(), np.float32(2), 30, grad_norms={}))
+  assert buffer.to_progress()["pending_seconds"] == 3.0
+
+
 def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
   buffer = MetricBuffer(max_skipped=1)
   buffer.start_clock()

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -66,6 +67,23 @@ def test_where_there_is_no_job_the_error_names_the_flags():
   last = process.stderr.splitlines()[-1]
   assert last.startswith("ValueError: --distributed finds no job of SLURM, ")
   assert "pass --coordinator, " in last
+
+
+def test_processes_that_have_joined_are_not_stopped_later(monkeypatch):
+  joined, waiting = [], []
+
+  def initialize(*given, **options):
+    joined.append(given)
+    waiting.extend(t for t in threading.enumerate() if t not in before)
+
+  before = threading.enumerate()
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  monkeypatch.setattr(multihost, "_give_up", lambda *given: None)
+  multihost.join(**JOINING)
+  assert joined == [("127.0.0.1:1234", 2, 1)]
+  (watchdog,) = waiting
+  watchdog.join(5)  # it ends at once, and not after --join_timeout
+  assert not watchdog.is_alive()
 
 
 def test_a_single_process_asks_no_other(tmp_path):

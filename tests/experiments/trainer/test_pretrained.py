@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from experiments import train
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import read_run_history
-from experiments.trainer.opening import open_run_dir
+from experiments.trainer.opening import OpenedRun, open_run_dir
 from experiments.trainer.pretrained import check_vocabulary, read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.setup import make_setup
+from experiments.trainer.start import initial_state
 from experiments.trainer.trained import load
 from lstm_jax import gru
 from lstm_jax.language import CharTokenizer
@@ -47,6 +49,27 @@ def test_a_run_starts_from_the_weights_with_a_new_optimizer(config, finished):
   assert read_pretrained(make_setup(again)) is None
   replaced = read_pretrained(make_setup(replace(again, overwrite=True)))
   assert worst(replaced.params, trained.params) == 0
+
+
+@pytest.mark.parametrize(
+  ("loss", "shown"),
+  [(None, ""), (2.5, ", validation loss 2.5000 nats per character")],
+)
+def test_a_run_may_start_from_weights_that_were_not_evaluated(
+  loss, shown, config, finished, console
+):
+  pretrained = load(finished)._replace(val_loss=loss, step=5)
+  titles = []
+  logger = SimpleNamespace(
+    resume=lambda restored: None,
+    sample_during_training=lambda title, params: titles.append(title),
+  )
+  opened, setup = OpenedRun(finished, resuming=False), make_setup(config)
+  state = initial_state(setup, logger, console, opened, pretrained)
+  assert worst(state.params, pretrained.params) == 0
+  line = f"those of {finished}, step 5{shown}"
+  assert titles == [f"step 0, epoch 0.0: {line}"]
+  assert console.file.getvalue() == f"weights     {line}\n"
 
 
 @pytest.mark.exhaustive

@@ -1,17 +1,21 @@
 """The memory, the compiled programs and the profile of a process."""
 
+import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import train
+from experiments.trainer import resources
 from experiments.trainer.errors import Diverged
 from experiments.trainer.resources import (
   WARM_UP,
   Tracer,
+  available_memory,
   host_memory,
   process_size,
 )
@@ -23,6 +27,17 @@ def test_a_compiled_program_is_counted_once():
   for _ in range(2):
     program(np.ones(7, np.float32))
     assert process_size()["compilations"] == before + 1
+
+
+def test_the_size_of_a_process_is_in_megabytes(tmp_path, monkeypatch):
+  arrays = [SimpleNamespace(nbytes=n) for n in (3_000_000, 500_000)]
+  monkeypatch.setattr(jax, "live_arrays", lambda: arrays)
+  monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096}.__getitem__)
+  monkeypatch.setattr(resources, "STATM", tmp_path / "statm")
+  size = process_size()
+  assert size.pop("compilations") >= 0 and size == {"live_mb": 3.5}
+  (tmp_path / "statm").write_text("9000 1000 30 1 0 200 0\n")
+  assert process_size()["resident_mb"] == 4.096
 
 
 @pytest.mark.exhaustive
@@ -77,3 +92,12 @@ def test_the_host_memory_is_at_most_the_limit_of_the_process(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", granted.__getitem__)
     found[name] = host_memory()
   assert found["less"] == 5000 < 2**20 < found["all"]
+
+
+def test_a_gpu_has_its_own_limit_and_a_cpu_that_of_the_host(monkeypatch):
+  stats = {"bytes_in_use": 3, "bytes_limit": 5, "peak_bytes_in_use": 4}
+  monkeypatch.setattr(resources, "host_memory", lambda: 7)
+  for found, limit in ((stats, 5), (None, 7)):
+    device = SimpleNamespace(memory_stats=lambda found=found: found)
+    monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+    assert available_memory() == limit

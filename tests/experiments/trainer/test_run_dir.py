@@ -1,9 +1,11 @@
 """The run that --overwrite sets aside, and results that are damaged."""
 
+import re
 import shutil
 
 import pytest
 
+from experiments.trainer import run_dir
 from experiments.trainer.run_dir import (
   delete_previous,
   read_result,
@@ -30,6 +32,17 @@ def test_a_previous_run_is_replaced_as_a_whole(successor):
   assert [*successor.iterdir()] == [previous]
   assert {path.name for path in previous.iterdir()} == names
   assert (previous / "samples.txt").read_text() == "newer"
+
+
+def test_a_run_is_moved_with_every_file_that_it_may_have(tmp_path):
+  named = set(re.findall(r"^([\w.]+)/?  ", run_dir.__doc__, re.MULTILINE))
+  named -= {"previous", "lock"}
+  assert {"config.json", "ensemble.json", "profile"} < named
+  for name in named:
+    (tmp_path / name).touch()
+  set_aside(tmp_path)
+  assert [*tmp_path.iterdir()] == [tmp_path / "previous"]
+  assert {path.name for path in (tmp_path / "previous").iterdir()} == named
 
 
 @pytest.mark.parametrize("finished_too", [False, True])

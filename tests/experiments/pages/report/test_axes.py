@@ -118,6 +118,24 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
   assert opened.run(f"{high} {{}}, 600, 12).high", [5, 9, 7]) == 9
 
 
+def test_of_24_runs_each_has_a_color_and_dashes_of_its_own(opened):
+  found = opened.run(
+    "return [...Array(25).keys()].map((k) => [color(k), dash(k)])"
+  )
+  colors = [f"var(--run{k})" for k in range(8)]
+  assert found[:24] == [[c, d] for d in ("", "7 4", "2 3") for c in colors]
+  assert found[24] == found[0]
+  drawn = opened.run(
+    "const curve = { k: 9, kind: 'training', xs: [1, 2], ys: [1, 2] };"
+    "data.runs.length = 0, data.runs.push(...Array(10).fill({ name: 'a' }));"
+    "const entry = legendEntry(data.runs[9], 9);"
+    "const [line] = drawCurve(curve, scale);"
+    "return [line, entry.querySelector('line')].map("
+    "(line) => [line.style.stroke, line.getAttribute('stroke-dasharray')])"
+  )
+  assert drawn == [found[9]] * 2
+
+
 @pytest.mark.exhaustive
 def test_page_keys_move_by_ten_points_and_the_pointer_to_the_nearest(opened):
   steps = opened.run("return positions")
@@ -150,6 +168,7 @@ def test_page_keys_move_by_ten_points_and_the_pointer_to_the_nearest(opened):
 
 def test_the_csv_is_in_the_order_of_the_steps(opened, directories):
   opened.run("data.runs[0].name = 'a \"quoted\", name'")
+  opened.run("data.runs[0].curves.lr.value[0] = 0")
   table = list(csv.reader(io.StringIO(opened.run("return csv()"))))
   names = ["train_loss", "val_loss", "lr", "grad_norm"]
   assert table[0] == ["run", "step", "seconds", *names]
@@ -159,6 +178,7 @@ def test_the_csv_is_in_the_order_of_the_steps(opened, directories):
   assert [float(row[2]) for row in rows] == [
     seconds[s] for s in sorted(seconds)
   ]
+  assert rows[0][5] == "0"  # not empty, as if it were missing
 
 
 def test_the_page_says_which_sample_it_shows_and_that_no_run_is_shown(opened):

@@ -4,16 +4,20 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import train
+from experiments.trainer import multihost
 from experiments.trainer.checkpoint import restore
+from experiments.trainer.opening import OpenedRun
 from experiments.trainer.setup import make_setup
+from experiments.trainer.start import initial_state
 from experiments.trainer.trained import load
-from lstm_jax.training import list_checkpoints
+from lstm_jax.training import CheckpointError, list_checkpoints
 from lstm_jax.training.checkpoint import STATE
 from tests.experiments.trainer.resuming import outcome, stop_at
 
@@ -116,6 +120,29 @@ def test_if_all_checkpoints_are_damaged_the_error_is_one_line(
   ) as error:
     train.run(config, console)
   assert "\n" not in str(error.value)
+
+
+def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
+  stopped, config, console, monkeypatch
+):
+  """They wait for it, so that an error of this process alone hangs them."""
+  told = []
+  monkeypatch.setattr(
+    multihost, "check_same_checkpoint", lambda _, step: told.append(step)
+  )
+  logger = SimpleNamespace(
+    resume=lambda restored: None,
+    sample_during_training=lambda title, params: None,
+  )
+  setup, opened = make_setup(config), OpenedRun(stopped, resuming=True)
+  assert initial_state(setup, logger, console, opened, None).step == 33
+  for path in stopped.glob("checkpoints/*/checksums/metadata"):
+    path.write_text(path.read_text().replace("a", "b"))
+  with pytest.raises(CheckpointError, match="none of the checkpoints"):
+    initial_state(setup, logger, console, opened, None)
+  shutil.rmtree(stopped / "checkpoints")
+  assert initial_state(setup, logger, console, opened, None).step == 0
+  assert told == [33, multihost.UNREADABLE, 0]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

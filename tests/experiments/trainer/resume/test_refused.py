@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import train
+from experiments.trainer import opening
 from experiments.trainer.locking import lock
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
@@ -182,3 +185,18 @@ def test_a_run_is_not_replaced_by_one_that_reads_it(
   with pytest.raises(ValueError, match=message):
     train.run(again, console)
   assert tree(finished) == before
+
+
+def test_new_runs_of_one_second_have_directories_of_their_own(
+  config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  clock = SimpleNamespace(now=lambda: datetime(2026, 2, 3, 4, 5, 6))
+  monkeypatch.setattr(opening, "datetime", clock)
+  found = []
+  for _ in range(3):
+    unnamed = replace(config, run="")
+    with open_run_dir(unnamed, {"corpus_sha256": "0"}) as opened:
+      found.append((str(opened.directory), opened.resuming))
+  name = "runs/2026-02-03-040506"
+  assert found == [(f"{name}{end}", False) for end in ("", "-2", "-3")]
