@@ -42,7 +42,7 @@ from experiments.trainer.same_run import (
   recorded_flags,
 )
 from lstm_jax.training import has_state, list_checkpoints
-from lstm_jax.training.durable import sync
+from lstm_jax.training.durable import check_path, sync
 
 
 def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
@@ -94,9 +94,11 @@ def open_run_dir(
       be resumed or extended with this configuration, and --overwrite is not
       given; --overwrite would replace what this run reads; its config.json is
       damaged; it holds other files than a run's, is not a directory, or lies
-      in what another run may delete; or its path is not UTF-8.
+      in what another run may delete; or its path is not UTF-8, or is one that
+      `check_path` refuses.
   """
   job = config.job
+  check_path(Path(job.run or "runs").absolute())
   directory = Path(job.run) if job.run else _new_directory()
   try:
     os.path.abspath(directory).encode()

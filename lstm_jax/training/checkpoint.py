@@ -30,7 +30,12 @@ from lstm_jax.training.checksum import (
   is_whole,
   json_checksum,
 )
-from lstm_jax.training.durable import make_directory, sync, sync_tree
+from lstm_jax.training.durable import (
+  check_path,
+  make_directory,
+  sync,
+  sync_tree,
+)
 
 PARAMS, STATE = "params", "state"
 DESCRIPTION, CHECKSUMS = "description", "checksums"
@@ -47,15 +52,16 @@ class CheckpointWriter:
 
   A program that ends without `close`, as by an error, may lose the last
   checkpoint. A new writer removes the unfinished checkpoints that a killed
-  program left in the directory. Several processes write together: all of them
-  must make the same calls, in the same order, and see the same directory. If
-  one of them cannot write, the others raise an error after TIMEOUT seconds.
+  program left in the directory, at the latest before its first save. Several
+  processes write together: all of them must make the same calls, in the same
+  order, and see the same directory. If one of them cannot write, the others
+  raise an error after TIMEOUT seconds.
 
   Args:
     directory: the directory of the checkpoints, which is made if it is missing.
 
   Raises:
-    CheckpointError: the directory cannot be made.
+    CheckpointError: the directory cannot be made, or `check_path` refuses it.
   """
 
   def __init__(self, directory: str | os.PathLike):
@@ -73,6 +79,7 @@ class CheckpointWriter:
       create=False,
     )
     with checkpoint_errors(f"no checkpoint can be written to {directory}"):
+      check_path(self._directory)
       make_directory(self._directory)
       self._manager = ocp.CheckpointManager(self._directory, options=options)
 

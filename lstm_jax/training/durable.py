@@ -45,6 +45,19 @@ def sync_tree(directory: Path) -> None:
     sync(Path(root))
 
 
+def check_path(directory: Path) -> None:
+  """Raise ValueError if no checkpoint could be read from a directory.
+
+  orbax looks for the files that it has written by a pattern that begins with
+  the path. A wildcard in the path then finds no file, or another's.
+  """
+  for character in "*?[\\":
+    if character in str(directory):
+      raise ValueError(
+        f"a path of checkpoints must have none of * ? [ \\, got {directory}"
+      )
+
+
 def make_directory(directory: Path) -> None:
   """Create a directory and its parents, where they do not exist, durably.
 

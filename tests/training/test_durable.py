@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -178,3 +179,12 @@ def test_a_writer_is_closed_even_after_an_error(tmp_path):
   with pytest.raises(CheckpointError, match=f"^the writer of {tmp_path} is"):
     writer.save(5, PARAMS, {})
   assert list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "a*", "b?", "c\\d"])
+def test_a_path_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path):
+  directory = tmp_path / name
+  message = re.escape(f"must have none of * ? [ \\, got {directory}")
+  with pytest.raises(CheckpointError, match=message):
+    CheckpointWriter(directory)
+  assert not directory.exists()
