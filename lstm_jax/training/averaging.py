@@ -98,6 +98,6 @@ def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
   Raises:
     ValueError: patience is not an integer ≥ 1.
   """
-  check_count("patience", patience)
+  patience = check_count("patience", patience)
   earlier = losses[: -patience - 1]
   return any(losses[-1] > loss for loss in earlier)  # min may be NaN

@@ -90,8 +90,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     ValueError: an axis is neither data nor model, its size is not an integer of
       at least 1, or the product of the sizes is not the number of devices.
   """
-  _check_axes(sizes)
-  num_devices = len(jax.devices())
+  sizes, num_devices = _check_axes(sizes), len(jax.devices())
   if math.prod(sizes.values()) != num_devices:
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
     raise ValueError(
@@ -107,7 +106,8 @@ def check_mesh(
   sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
   """Raise ValueError unless axes are valid, d·m divides B, and m divides H."""
-  _check_axes(sizes)
+  sizes = _check_axes(sizes)
+  batch_size, hidden_size = int(batch_size), int(hidden_size)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:
     raise ValueError(
@@ -121,13 +121,13 @@ def check_mesh(
     )
 
 
-def _check_axes(sizes: Mapping[str, int]) -> None:
-  """Raise ValueError unless each axis is known and has a size of at least 1."""
+def _check_axes(sizes: Mapping[str, int]) -> dict[str, int]:
+  """Return the sizes as Python ints; raise ValueError if one is not valid."""
   unknown = sorted(set(sizes) - {DATA, MODEL})
   if unknown:
     raise ValueError(f"axes of a mesh are data and model, got {unknown}")
-  for axis, size in sizes.items():
-    check_count(f"the size of the axis {axis}", size)
+  name = "the size of the axis {}"
+  return {k: check_count(name.format(k), n) for k, n in sizes.items()}
 
 
 def state_shardings(

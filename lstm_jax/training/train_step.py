@@ -86,16 +86,13 @@ def init_state(
   """
   average = init_average(params) if averaged else None
   params = jax.tree.map(jnp.copy, params)
-  # The optimizer's state may hold the weights, or one array in two places, and
-  # no array can be donated twice.
-  taken = {id(leaf) for leaf in jax.tree.leaves(params)}
-
-  def untaken(leaf):
-    leaf = jnp.copy(leaf) if id(leaf) in taken else leaf
-    taken.add(id(leaf))
-    return leaf
-
-  opt_state = jax.tree.map(untaken, optimizer.init(params))
+  # The optimizer's state may hold the weights, one array in two places, or one
+  # that the optimizer keeps: none of these can be donated.
+  leaves, structure = jax.tree.flatten(optimizer.init(params))
+  for k, leaf in enumerate(leaves):  # one by one, which frees the others
+    if isinstance(leaf, jax.Array):
+      leaves[k] = jnp.copy(leaf)
+  opt_state = jax.tree.unflatten(structure, leaves)
   carry = model.initial_state((batch_size,))
   step = jnp.zeros((), jnp.int32)
   return TrainState(step, params, average, opt_state, carry)

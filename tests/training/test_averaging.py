@@ -113,6 +113,15 @@ def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   assert worst(eval_params(state), state.params) > 1e-3
 
 
+def test_each_member_of_an_ensemble_has_a_mean_of_its_own():
+  average = start_average(jax.vmap(init_average)({"w": jnp.array([1.0, 5.0])}))
+  after, finite = {"w": jnp.array([4.0, 8.0])}, jnp.array([True, False])
+  update = jax.vmap(update_average, in_axes=(0, 0, None, 0, None))
+  mean, num_averaged = update(average, after, jnp.array(3), finite, 0.0)
+  assert mean["w"].tolist() == [2.5, 5.0]
+  assert num_averaged.tolist() == [2, 1]
+
+
 @pytest.mark.parametrize("ema_decay", [0.5, 0.0])
 def test_an_average_survives_weights_that_are_nan(ema_decay, key):
   average = start_average(init_average(MODEL.init(key)))
@@ -155,3 +164,8 @@ def test_a_loss_is_nonmonotonic_if_worse_than_the_best_more_than_n_before():
     message = f"^patience must be an integer ≥ 1, got {patience}$"
     with pytest.raises(ValueError, match=message):
       is_nonmonotonic([1.0, 2.0], patience)
+
+
+def test_the_patience_may_be_an_unsigned_integer():
+  for patience in (2, np.uint8(2)):
+    assert not is_nonmonotonic([5.0, 4.0, 3.0, 3.5], patience)

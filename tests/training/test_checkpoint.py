@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from threading import Event
 
@@ -76,8 +77,9 @@ def test_a_state_may_have_no_arrays(tmp_path):
   assert read_state(tmp_path, 1, state) == state
 
 
-def test_a_directory_may_be_a_string(tmp_path):
-  directory, tree = str(tmp_path / "saved"), {"w": np.ones(2)}
+def test_a_directory_may_be_a_relative_string(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  directory, tree = "saved", {"w": np.ones(2)}
   writer = CheckpointWriter(directory)
   writer.save(1, tree, {}, state=tree)
   writer.close()
@@ -228,6 +230,12 @@ def test_arguments_that_cannot_be_saved_are_refused(tmp_path):
   ):
     with pytest.raises(ValueError, match=message):
       writer.save(step, tree, description)
+  for empty in ({}, ()):
+    message = (
+      f"^state must have at least one array, got {re.escape(str(empty))}$"
+    )
+    with pytest.raises(ValueError, match=message):
+      writer.save(1, {"a": x}, {}, state=empty)
   for wrong in (-1, 1.0, "1", True):
     message = f"must be an integer ≥ 0, got {wrong!r}$"
     with pytest.raises(ValueError, match=f"^best {message}"):

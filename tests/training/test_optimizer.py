@@ -148,6 +148,16 @@ def test_a_rule_that_skips_takes_the_extra_arguments_of_optax():
   assert worst(found, expected) == 0
 
 
+def test_the_norm_that_clips_a_float16_gradient_does_not_overflow():
+  config = OptimizerConfig(
+    optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0
+  )
+  rule = make_optimizer(config, 9)
+  large = jnp.full((4, 4), 200, jnp.float16)  # a sum of squares of 6.4e5
+  updates, _ = rule.update(large, rule.init(large), large)
+  assert (updates == -0.25).all()
+
+
 def test_a_norm_that_overflows_in_float16_alone_is_not_skipped():
   config = OptimizerConfig(optimizer="sgd", clip_norm=0, nonfinite="skip")
   rule = make_optimizer(config, 100)

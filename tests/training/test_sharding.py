@@ -257,3 +257,11 @@ def test_training_steps_in_a_row_do_not_wait_for_ever(tmp_path):
   ((status, _, errors),) = finish(process)
   assert status == 0, errors
   assert json.loads(out.read_text()) == MANY
+
+
+def test_sizes_of_a_mesh_may_be_narrow_integers():
+  sizes = {"data": np.uint8(16), "model": np.uint8(16)}
+  with pytest.raises(ValueError, match=r"of the mesh.s 256 devices, got 3$"):
+    check_mesh(sizes, np.uint8(3), 16)
+  with pytest.raises(ValueError, match="data 16 × model 16 needs 256 devices"):
+    make_mesh(sizes)

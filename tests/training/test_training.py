@@ -149,6 +149,17 @@ def test_noise_depends_on_the_seed_and_on_the_step(key):
   assert first[:4] != first[4:]  # the same batches, other noise
 
 
+def test_the_loss_of_a_step_is_that_without_penalties(key):
+  def training_loss(params, carry, *_):
+    nats = params.bias.sum() + 2
+    return nats + 5, (nats, carry)
+
+  model, rule = MODEL._replace(training_loss=training_loss), optax.sgd(0.1)
+  state = init_state(model, rule, MODEL.init(key), 3)
+  _, metrics = make_train_step(model, rule)(state, *EPOCH.batch(0))
+  assert metrics.loss == 2
+
+
 @pytest.mark.parametrize("ema_decay", [float("nan"), -0.5, 1.0, 1.5])
 def test_a_decay_out_of_range_is_refused(ema_decay):
   rule, mesh = make_optimizer(OptimizerConfig(), 9), make_mesh({"data": 1})
