@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
@@ -164,7 +165,7 @@ def combined_mask(
     return mask
   shape = step_shape[1:]
   expected = f"lengths must be integers {list(shape)}"
-  lengths = _as_array(expected, lengths)
+  lengths = _as_array(expected, _within_int32(lengths))
   if lengths.shape != shape or not is_token(lengths):
     raise ValueError(
       f"{expected}, got {lengths.dtype} {lengths.shape}"
@@ -176,6 +177,17 @@ def combined_mask(
   steps = steps.reshape(-1, *(1 for _ in step_shape[1:]))
   within = steps < lengths[None]
   return within if mask is None else mask & within
+
+
+def _within_int32(lengths: Any) -> Any:
+  """Return lengths that JAX, without `jax_enable_x64`, does not wrap around."""
+  if isinstance(lengths, jax.Array):
+    return lengths
+  found = np.asarray(lengths)
+  if found.dtype.kind not in "iu" or found.dtype.itemsize < 4:
+    return lengths
+  least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+  return np.clip(found, least if found.dtype.kind == "i" else 0, most)
 
 
 def bool_array(

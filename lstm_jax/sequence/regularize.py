@@ -75,6 +75,7 @@ def factors(
   check_float("dtype", dtype)
   if not _drops(rate):
     return jnp.ones(shape, dtype)
+  rate = float(rate)  # draws have the dtype of the rate
   keep = jax.random.bernoulli(key, 1 - rate, shape)
   # Not keep / (1 − rate): if 1 − rate is 0 in float16, that may be 0 / 0.
   return jnp.where(keep, 1 / jnp.asarray(1 - rate, dtype), 0)
@@ -122,7 +123,7 @@ def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
   check_same_type("rates", rates, state)
   keys = jax.random.split(key, len(state))
   keep = [
-    jax.random.bernoulli(k, r, (steps, *s.shape))
+    jax.random.bernoulli(k, float(r), (steps, *s.shape))
     if _drops(r)
     else jnp.zeros((steps, *s.shape), bool)
     for k, s, r in zip(keys, state, rates, strict=True)

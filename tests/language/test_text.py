@@ -242,3 +242,11 @@ def test_a_val_fraction_outside_zero_and_one_is_refused(val_fraction):
 def test_a_part_of_fewer_than_two_tokens_is_refused(length):
   with pytest.raises(ValueError, match=f"too short: of {length} tokens"):
     split(np.arange(length), 0.1)
+
+
+def test_a_fraction_may_be_a_narrow_number():
+  tenth = np.float16(0.1)
+  parts = [len(part) for part in split(np.arange(70_000), tenth)]
+  assert parts == [len(part) for part in split(np.arange(70_000), float(tenth))]
+  text = "a line\n\n" * 20_000
+  assert middle_slice(text, tenth) == middle_slice(text, float(tenth))

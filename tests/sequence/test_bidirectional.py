@@ -101,6 +101,37 @@ def test_a_skip_adds_no_masked_inputs(key):
   assert not np.asarray(gradient)[padded].any()
 
 
+@pytest.mark.parametrize(
+  ("batch", "time_major"),
+  [((), True), ((B, 2), True), ((B,), False), ((B, 2), False)],
+)
+def test_a_skip_adds_no_masked_inputs_whatever_the_axes(batch, time_major, key):
+  params = init_stack(lstm, key, H, (H, H), dtype=float)
+  xs = jax.random.normal(key, (T, *batch, H))
+  lengths = np.arange(2, 2 + np.prod(batch, dtype=int)).reshape(batch) % T
+  padded = np.stack([t >= lengths for t in range(T)])
+  xs = jnp.where(padded[..., None], jnp.nan, xs)
+  run = partial(unroll_stack, lstm, params, None, skip=True, lengths=lengths)
+  if time_major:
+    _, hs = run(xs)
+  else:
+    hs = run(xs.swapaxes(0, 1), time_major=False)[1].swapaxes(0, 1)
+  assert not np.asarray(hs)[padded].any()
+  low = unroll(lstm, params[0], None, xs, lengths=lengths)[1] + xs
+  low = jnp.where(padded[..., None], 0, low)
+  high = unroll(lstm, params[1], None, low, lengths=lengths)[1] + low
+  assert worst(hs, high) == 0
+
+
+def test_resets_of_tokens_are_those_of_one_hot_rows(key):
+  params, states, _ = both(lstm, key)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  reset = (np.arange(T)[:, None] + np.arange(B)) % 3 == 2
+  for options in ({"reset": reset}, {"reset": reset, "lengths": LENGTHS}):
+    run = partial(unroll_both, lstm, params, states, **options)
+    assert worst(run(tokens), run(jax.nn.one_hot(tokens, D))) < 1e-12
+
+
 def test_dropout_between_layers_depends_on_its_key_alone(key):
   params = init_stack(lstm, key, D, (H, H, 2), dtype=float)
   states = initial_stack_state(lstm, params, (B,))

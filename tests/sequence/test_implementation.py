@@ -242,6 +242,22 @@ def test_an_h_that_is_too_large_is_refused(cell, dtype, largest, monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("wide", ["w_x", "b"])
+def test_the_dtype_of_w_h_decides_how_large_h_may_be(wide, monkeypatch):
+  calls = count_kernels(monkeypatch)
+
+  def run(hidden):
+    params = weights(lstm, hidden, jnp.bfloat16)
+    found = getattr(params, wide).astype(jnp.float32)
+    return fused(lstm, params._replace(**{wide: found}), None, XS)
+
+  with refuses("takes H up to 384 with products in bfloat16, got 385"):
+    jax.eval_shape(partial(run, 385))
+  jax.eval_shape(partial(run, 384))
+  assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("h100")
 @pytest.mark.parametrize(("size", "hidden"), [(0, H), (D, 0)])
 def test_a_layer_without_inputs_or_without_units_is_refused(size, hidden):
   units = 4 * hidden

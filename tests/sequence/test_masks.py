@@ -117,6 +117,17 @@ def test_lengths_outside_of_the_sequence_count_as_0_and_as_all_of_it(key):
       assert worst(found, expected) == 0
 
 
+def test_without_x64_too_a_length_may_be_any_integer(key):
+  args = jax.tree.map(jnp.float32, arguments(lstm, key))
+  with jax.enable_x64(False):
+    expected = unroll(lstm, *args, lengths=[0, 0, T])
+    for least, most in ((3 - 2**32, 2**32 + 3), (-(2**63), 2**63 - 1)):
+      lengths = np.array([-1, least, most])
+      assert worst(unroll(lstm, *args, lengths=lengths), expected) == 0
+    lengths = np.array([0, 0, 2**64 - 1], np.uint64)
+    assert worst(unroll(lstm, *args, lengths=lengths), expected) == 0
+
+
 def test_a_state_of_integers_is_refused(key):
   params, state, xs = arguments(lstm, key)
   whole = state._replace(h=np.zeros(state.h.shape, int))
