@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,7 @@ class TextStream:
 
     Arrays as long as `given` are NumPy's: JAX would compile for each length.
     """
+    config: Any = jax.config
     for start in range(0, len(given), PART):
       part = slice(start, start + PART)
       count = len(given[part])
@@ -153,6 +155,7 @@ class TextStream:
       carry, tokens = _advance(
         self._model,
         self._rules,
+        config.jax_default_prng_impl,
         self._params,
         self._carry,
         key,
@@ -171,14 +174,14 @@ class TextStream:
       yield "".join(pieces)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _advance(model, rules, params, carry, key, start, given, count):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(model, rules, key_kind, params, carry, key, start, given, count):
   """Return (carry, tokens [n]) after the first `count` of the given tokens.
 
   One program both reads and draws texts, of any length, because compiling takes
   most of the time of a short sample.
   """
-  key = jax.random.wrap_key_data(key)
+  key = jax.random.wrap_key_data(key, impl=key_kind)
 
   def body(t, loop):
     carry, tokens = loop

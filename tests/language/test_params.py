@@ -1,4 +1,8 @@
-"""The initial weights of a language model whose cell has outputs of its own."""
+"""The initial weights of a language model: their sizes and dtypes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
 
 from lstm_jax import projected_lstm
 from lstm_jax.language import ModelConfig, language_model
@@ -17,3 +21,16 @@ def test_a_readout_starts_by_the_number_of_outputs_not_of_hidden_units(key):
   )
   assert own.shape == (4, V)  # the outputs are half of the hidden units
   assert (own == unit / 2).all()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("init_std", [None, 0.1])
+def test_all_initial_weights_have_the_dtype_of_the_configuration(
+  init_std, tied, key
+):
+  for dtype in (jnp.bfloat16, jnp.float64):
+    config = ModelConfig(
+      embedding_size=8, hidden_size=8, init_std=init_std, tied=tied, dtype=dtype
+    )
+    params = jax.eval_shape(language_model(config, V).init, key)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {dtype.dtype}

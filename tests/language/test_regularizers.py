@@ -54,6 +54,20 @@ def test_some_sequences_begin_at_the_zero_state(cell, key):
     assert worst(*rows) < 1e-14
 
 
+@pytest.mark.parametrize("batch", [(), (2, B)])
+def test_each_sequence_of_any_batch_is_reset_as_a_whole(batch, key):
+  zero = (lstm.initial_state(lstm.init(key, 4, H), batch),)
+  one = jax.tree.map(jnp.ones_like, zero)
+  seen = set()
+  for k in jax.random.split(jax.random.key(0), 9):
+    is_reset = jax.random.bernoulli(k, 0.5, batch)
+    (found,) = Regularizers(state_reset=0.5).reset_states(k, one, zero)
+    for leaf in found:
+      assert (leaf == jnp.where(is_reset, 0, 1)[..., None]).all()
+    seen |= {*is_reset.ravel().tolist()}
+  assert seen == {False, True}
+
+
 @pytest.mark.exhaustive
 def test_the_state_before_a_reset_has_no_gradient(key):
   model, params, state, *batch = make(

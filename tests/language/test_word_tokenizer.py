@@ -84,6 +84,18 @@ def test_a_space_that_no_rule_expects_is_kept():
   assert " ," in pieces(text) and " c" in pieces(text)
 
 
+def test_the_rules_know_where_marks_have_spaces():
+  before, after = ",;:.!?)]}”’…%'\"-", "([{“‘$-"
+  for mark in before:
+    assert pieces(f"b{mark} c")[:2] == ["b", mark]
+    assert pieces(f"b {mark} c")[1] == " " + mark
+  for mark in after:
+    assert pieces(f"{mark}b") == [mark, "b"]
+    assert pieces(f"{mark} b") == [mark, " b"]
+  for mark in "&*/+=_@#~^|<>–—":  # like words, with a space on both sides
+    assert pieces(f"a {mark} b") == ["a", mark, "b"]
+
+
 def test_the_normal_form_changes_spaces_as_its_docstring_says():
   assert normalize("  A  rose\t\xa0is \n\t a\n  \n") == "A rose is\n  a\n\n"
 

@@ -66,6 +66,15 @@ def test_dynamic_evaluation_equals_a_loop_over_its_equations(
   assert worst(found, expected) < 1e-12
 
 
+def test_a_segment_longer_than_a_chunk_is_read_by_itself(
+  params, scale, monkeypatch
+):
+  expected = dynamic_nats(MODEL, params, TOKENS, scale, CONFIG)
+  monkeypatch.setattr("lstm_jax.language.dynamic_eval.CHUNK", 3)  # segment 4
+  found = dynamic_nats(MODEL, params, TOKENS, scale, CONFIG)
+  assert worst(found, expected) < 1e-12
+
+
 @pytest.mark.exhaustive
 def test_small_steps_of_bfloat16_weights_are_not_lost(key):
   """Weights rounded after every segment would lose most of their changes.
