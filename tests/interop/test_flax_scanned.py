@@ -167,6 +167,18 @@ def test_a_reset_of_any_dtype_counts_if_it_is_not_zero():
     assert worst(module.apply(variables, carry, (xs, given)), expected) == 0
 
 
+def test_inputs_are_converted_to_the_dtype_of_the_weights():
+  carry = scanned(gru).initialize_carry(B, H)
+  pixels = np.arange(T * B * D, dtype=np.uint8).reshape(T, B, D)
+  resets = np.zeros((T, B))
+  module = scanned(gru)()
+  floats = pixels.astype(np.float32)
+  expected, variables = module.init_with_output(SEED, carry, (floats, resets))
+  for dtype in (np.uint8, np.int64, np.float64):
+    x = pixels.astype(dtype), resets
+    assert worst(module.apply(variables, carry, x), expected) == 0
+
+
 def test_the_initial_carry_is_zero_and_as_flax_has_it():
   for cell, name in FLAX.items():
     flax_cell = getattr(linen, name)(H)

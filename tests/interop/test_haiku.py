@@ -148,6 +148,12 @@ def test_a_round_trip_keeps_the_weights_of_haiku(kind, key, monkeypatch):
   assert worst(same, params) < ROUNDED
 
 
+def test_any_forget_bias_is_subtracted_from_the_forget_gate_only():
+  params = lstm.LSTMParams(np.ones((D, 8)), np.ones((2, 8)), np.ones(8))
+  b = interop.to_haiku(params, forget_bias=0.25)["lstm/linear"]["b"]
+  assert b.tolist() == [1, 1, 1, 1, 0.75, 0.75, 1, 1]  # i, g, f, o
+
+
 def test_two_biases_of_haiku_are_added(key):
   params = draw(key, "VanillaRNN")
   weights = interop.to_haiku(params)

@@ -239,3 +239,9 @@ def test_what_onnx_cannot_hold_is_refused(key):
 def test_names_that_make_no_valid_node_are_refused(options, message, key):
   with pytest.raises(ValueError, match=message):
     interop.to_onnx(lstm, lstm.init(key, D, H), **options)
+
+
+def test_two_inputs_may_have_one_name(key):
+  names = {"X": "X", "initial_h": "zeros", "initial_c": "zeros"}
+  node, _ = interop.to_onnx(lstm, lstm.init(key, D, H), inputs=names)
+  assert list(node.input) == ["X", "W", "R", "B", "", "zeros", "zeros"]

@@ -86,3 +86,29 @@ def test_an_error_in_a_file_names_the_file_and_the_node(key, tmp_path):
   message = r"layer\.onnx: LSTM 'encoder': clip must be absent"
   with pytest.raises(ValueError, match=message):
     interop.load(tmp_path / "layer.onnx")
+
+
+def test_the_ending_of_a_name_does_not_change_how_a_file_is_read(key, tmp_path):
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, name="encoder")
+  for name in ("layer.json", "layer.txtpb", "layer"):
+    save(tmp_path / "layer.onnx", node, tensors=tensors)
+    path = (tmp_path / "layer.onnx").rename(tmp_path / name)
+    assert list(interop.load(path)) == ["encoder"]
+
+
+def test_a_constant_that_is_not_dense_is_refused(key, tmp_path):
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, name="encoder")
+  node.input.extend([""] * (6 - len(node.input)))
+  node.input[5] = "state"
+  values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "")
+  indices = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "")
+  sparse = onnx.helper.make_sparse_tensor(values, indices, [1, B, H])
+  constant = onnx.helper.make_node(
+    "Constant", [], ["state"], sparse_value=sparse
+  )
+  save(tmp_path / "layer.onnx", constant, node, tensors=tensors)
+  message = "'encoder': 'state' must be a dense tensor if it is a constant"
+  with pytest.raises(ValueError, match=message):
+    interop.load(tmp_path / "layer.onnx")

@@ -64,6 +64,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
         f"{path}: layers must have different names, got two of {name!r}"
       )
     try:
+      _check_read(node, graph)
       layers[name] = from_onnx(node, arrays)
     except ValueError as error:
       message = f"{path}: {node.op_type} {name!r}: {error}"
@@ -73,10 +74,24 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   return layers
 
 
+def _check_read(node: Any, graph: Any) -> None:
+  """Raise ValueError if an input of a node is a constant that is not read."""
+  unread = {tensor.values.name for tensor in graph.sparse_initializer}
+  for other in graph.node:
+    names = {attribute.name for attribute in other.attribute}
+    if other.op_type == "Constant" and names != {"value"}:
+      unread.add(other.output[0])
+  for name in filter(unread.__contains__, node.input):
+    raise ValueError(
+      f"{name!r} must be a dense tensor if it is a constant, got a sparse one "
+      "or a list"
+    )
+
+
 def _constants(graph: Any) -> dict[str, Array]:
   """Return the constant arrays of an onnx.GraphProto, by name.
 
-  They are its initializers and the values of its Constant nodes.
+  They are its initializers and the dense tensors of its Constant nodes.
   PyTorch writes equal arrays once, with an Identity for each further name.
   """
   arrays = named_arrays(graph.initializer)
