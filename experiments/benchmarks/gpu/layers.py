@@ -103,9 +103,11 @@ class Layer(LayerCase):
 
     def skip(peer, error):
       skipped[peer] = _explain(error)
-      # A scan of ours may need more memory than there is.
+      # A scan of ours may need too much memory, and a size may have no kernel.
       exhausted = "RESOURCE_EXHAUSTED" in skipped[peer]
-      fails = (PEERS[peer].ours and not exhausted) or self._kernel(peer)
+      fails = PEERS[peer].ours and not exhausted
+      if PEERS[peer].kernel:
+        fails = self._kernel(peer) is not None
       if fails and not isinstance(error, Unsupported):
         failures.append(f"{self.name}: {peer}: {skipped[peer]}")
 

@@ -116,3 +116,53 @@ def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
   with pytest.raises(ValueError, match="got a cpu and jax"):
     part.run({}, 3, console)
   assert len(ended) == 1
+
+
+def test_the_sizes_and_the_rounds_reach_the_cases(console, monkeypatch):
+  class Ready(InProcess):
+    def __init__(self, jax_on_cpu=False):
+      found = {"platform": "gpu", "compute_capability": "9.0"}
+      self.messages = [("ready", None, found | {"jax_version": VERSIONS[0]})]
+
+  def run_sections(sections, supervisor, environment, *others):
+    return sections[-1].cases[0], environment["platform"], *others
+
+  def save(record):
+    pass
+
+  monkeypatch.setattr(part, "WorkerProcess", Ready)
+  monkeypatch.setattr(part, "run_sections", run_sections)
+  case, *others = part.run({"hidden_size": 7, "seq_len": 9}, 3, console, save)
+  assert (case.sizes, case.rounds) == ((7, 9, 1024), 3)  # B 1024, a default
+  assert others == ["gpu", console, save]
+
+
+@pytest.mark.parametrize("wrong", torch_layers.VARIANTS)
+def test_a_layer_of_pytorch_that_computes_something_else_is_not_timed(
+  wrong, monkeypatch
+):
+  timed = []
+
+  def prove(cell, hidden_size, name):
+    assert (cell, hidden_size) == ("gru", 4)
+    if name == wrong:
+      raise ValueError("another result")
+
+  def time_calls(calls, *others):
+    timed.append([*calls])
+    return {}
+
+  fakes = {
+    "missing": lambda: None,
+    "prove": prove,
+    "make_call": lambda *given: dict,
+    "synchronize": lambda result: None,
+    "time_calls": time_calls,
+  }
+  for name, fake in fakes.items():
+    monkeypatch.setattr(torch_layers, name, fake)
+  monkeypatch.setattr(TorchLayer, "_inputs", lambda self: None)
+  result = TorchLayer("gru", 4, 3, 2).prepare(frozenset()).finish({}, {})
+  assert result == ([], {wrong: "ValueError: another result"}, [])
+  right = [name for name in torch_layers.VARIANTS if name != wrong]
+  assert timed == [right, right]  # outputs, gradients

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from experiments.benchmarks.gpu import worker
 from experiments.benchmarks.gpu.case import DeviceLost, Prepared, Result, reason
 from experiments.benchmarks.gpu.worker import work
 from tests.experiments.benchmarks.gpu_worker import Fake
@@ -49,3 +50,32 @@ def test_an_error_after_which_the_device_is_silent_means_that_it_is_lost(
   with pytest.raises(DeviceLost, match=r"^JaxRuntimeError: an illegal access$"):
     reason(error)
   assert reason(ValueError("a size")) == "ValueError: a size"
+
+
+@pytest.mark.parametrize("jax_on_cpu", [True, False])
+def test_a_worker_takes_the_cpu_before_it_looks_for_devices(
+  jax_on_cpu, tmp_path, monkeypatch
+):
+  class Connection:
+    def send(self, message):
+      steps.append(message)
+
+    def recv(self):
+      raise EOFError
+
+  def update(*setting):
+    steps.append(setting)
+
+  def describe():
+    steps.append("looks")
+    return "environment"
+
+  steps = []
+  config = SimpleNamespace(update=update)
+  monkeypatch.setattr(worker, "jax", SimpleNamespace(config=config))
+  monkeypatch.setattr(worker, "describe", describe)
+  monkeypatch.setattr(worker.os, "dup2", lambda *descriptors: None)
+  with pytest.raises(EOFError):
+    worker.serve(Connection(), str(tmp_path / "errors"), jax_on_cpu)
+  setting = [("jax_platforms", "cpu")] if jax_on_cpu else []
+  assert steps == [*setting, "looks", ("ready", None, "environment")]

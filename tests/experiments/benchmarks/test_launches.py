@@ -4,6 +4,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from experiments.benchmarks import launches, parts
@@ -82,6 +83,25 @@ def test_the_first_loop_is_the_forward_and_the_last_the_backward(monkeypatch):
     "backward_in_graph": False,
     "temporary_bytes": 7,
   }
+
+
+@pytest.mark.parametrize("dtype", launches.DTYPES)
+def test_the_gradient_of_a_layer_in_its_dtype_is_counted(dtype, monkeypatch):
+  programs = []
+
+  def compile_for_h100(f, params, xs, dhs):
+    programs.append(str(jax.make_jaxpr(f)(params, xs, dhs)))
+    d_params, dxs = jax.eval_shape(f, params, xs, dhs)
+    assert d_params.w_h.shape == (5, 20) and dxs.shape == (64, 3, 5)
+    raise ZeroDivisionError  # nothing else is of interest
+
+  monkeypatch.setattr(launches, "compile_for_h100", compile_for_h100)
+  monkeypatch.setattr(launches, "LAYERS", {})
+  sizes = {"hidden_size": 5, "seq_len": 64, "batch_size": 3}
+  with pytest.raises(ZeroDivisionError):
+    launches.count("lstm", sizes, dtype)
+  (program,) = programs
+  assert ("bf16[" in program) == (dtype == "bfloat16")
 
 
 def test_a_length_with_time_steps_outside_of_the_loop_is_refused():

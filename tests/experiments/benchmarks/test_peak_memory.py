@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,13 +21,61 @@ def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
     memory._resident("VmPeak")
 
 
+class Torch:
+  """Stands for PyTorch; adds to `steps` what is computed."""
+
+  def __init__(self, steps):
+    self.nn = self.autograd = self
+    self.grad = lambda *given: steps.append(given)
+
+  def LSTM(self, *sizes):
+    assert sizes == (5, 5)
+    return self
+
+  def __call__(self, xs):
+    return (f"hs of {xs}",)
+
+  def parameters(self):
+    return ["w"]
+
+  def randn(self, shape, requires_grad):
+    return f"xs {shape}"
+
+  def ones(self, shape):
+    return f"dhs {shape}"
+
+
+def test_the_peak_of_pytorch_is_how_much_its_gradients_add(monkeypatch):
+  steps = []
+
+  def resident(field):
+    steps.append(field)
+    return {"VmRSS": 1000, "VmHWM": 1700}[field]
+
+  def path(name):
+    assert name == "/proc/self/clear_refs"
+    return SimpleNamespace(write_text=steps.append)
+
+  monkeypatch.setitem(sys.modules, "torch", Torch(steps))
+  monkeypatch.setattr(memory, "_resident", resident)
+  monkeypatch.setattr(memory, "Path", path)
+  assert memory.torch_peak(SIZES) == 700
+  first, second = (
+    (f"hs of xs ({n}, 3, 5)", [f"xs ({n}, 3, 5)", "w"], f"dhs ({n}, 3, 5)")
+    for n in (2, 4)
+  )
+  assert steps == [first, "5", "VmRSS", second, "VmHWM"]
+
+
 @pytest.fixture
 def alone(monkeypatch):
   """Let PyTorch count as installed, and compare no libraries that use JAX."""
+
+  def make_problem(cell, backward, **sizes):
+    assert (cell, backward, sizes) == ("lstm", True, SIZES)  # all gradients
+
   monkeypatch.setattr(memory, "is_installed", lambda package: True)
-  monkeypatch.setattr(
-    memory.sequences, "make_problem", lambda *_, **sizes: None
-  )
+  monkeypatch.setattr(memory.sequences, "make_problem", make_problem)
   monkeypatch.setattr(memory.sequences, "jax_peers", dict)
 
 

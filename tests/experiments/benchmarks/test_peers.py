@@ -262,8 +262,11 @@ def test_onnxruntime_with_other_samples_is_refused():
 
 
 @pytest.mark.exhaustive
-def test_the_loss_of_a_model_falls():
-  peer = models.lstm_jax(models.make_problem(**MODEL))
+@pytest.mark.parametrize("name", ["lstm_jax", "pytorch"])
+def test_the_loss_of_a_model_falls(name):
+  make, package = models.models()[name]
+  pytest.importorskip(package)
+  peer = make(models.make_problem(**MODEL))
   losses = [peer.run() for _ in range(50)]
   assert losses[-1] < losses[0] - 0.05
 
