@@ -100,31 +100,42 @@ function makeScale(curves, from, logarithmic, width, right) {
   };
 }
 
-// Returns the text of a number on an axis, with its first three digits at least;
-// below 10⁻³ as 2e−4.
-const tickText = (v) => v !== 0 && Math.abs(v) < 1e-3
-  ? Number(v.toPrecision(3)).toExponential().replace("e-", "e−")
-  : v.toLocaleString("en",
-    { maximumFractionDigits: Math.abs(v) < 0.01 ? 5 : 4 });
+// Returns the text of a number on an axis, with its first three digits at least,
+// and those in which it differs from a number `step` away; below 10⁻³ as 2e−4.
+function tickText(v, step = 1) {
+  const size = Math.abs(v), last = Math.floor(Math.log10(step) + 1e-9);
+  if (v !== 0 && size < 1e-3) {
+    const digits = Math.max(3, Math.floor(Math.log10(size)) - last + 1);
+    return Number(v.toPrecision(digits)).toExponential().replace("e-", "e−");
+  }
+  const digits = Math.min(20, Math.max(size < 0.01 ? 5 : 4, -last));
+  return v.toLocaleString("en", { maximumFractionDigits: digits });
+}
+
+// Returns the least distance of two neighbours among ticks, or 1.
+const leastStep = (values) =>
+  Math.min(1, ...values.slice(1).map((v, i) => v - values[i]));
 
 // Returns the axes of a chart: horizontal grid lines, ticks, numbers and titles.
 function drawAxes(scale, xTitle, yTitle) {
   const end = scale.width - scale.right, parts = [];
+  const steps = [scale.ticks, scale.yTicks].map(leastStep);
   for (const v of scale.yTicks) {
     parts.push(shape("line", { class: "grid", x1: LEFT, x2: end,
       y1: scale.y(v), y2: scale.y(v) }));
     parts.push(shape("text", { x: LEFT - 6, y: scale.y(v) + 4,
-      "text-anchor": "end" }, tickText(v)));
+      "text-anchor": "end" }, tickText(v, steps[1])));
   }
   let free = -Infinity;  // where the next number may begin
   for (const v of scale.ticks) {
-    const x = scale.x(v), half = DIGIT_WIDTH * tickText(v).length / 2;
+    const text = tickText(v, steps[0]);
+    const x = scale.x(v), half = DIGIT_WIDTH * text.length / 2;
     if (x - half < free) continue;
     free = x + half + DIGIT_WIDTH;
     parts.push(shape("line", { class: "grid", x1: x, x2: x,
       y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4 }));
     parts.push(shape("text", { x, y: HEIGHT - BOTTOM + 17,
-      "text-anchor": x > scale.width - 24 ? "end" : "middle" }, tickText(v)));
+      "text-anchor": x > scale.width - 24 ? "end" : "middle" }, text));
   }
   parts.push(shape("text", { x: (LEFT + end) / 2, y: HEIGHT - 6,
     "text-anchor": "middle" }, xTitle));

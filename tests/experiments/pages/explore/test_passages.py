@@ -151,6 +151,19 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   assert not opened.run(hidden)
 
 
+def test_a_unit_that_is_always_0_is_strongest_nowhere(opened):
+  opened.run("levels = levels.slice().fill(128)")  # the level of 0
+  assert find(opened, "strongest") == find(opened, "similar") == []
+
+
+def test_a_passage_after_an_emoji_is_found_in_its_place(opened):
+  """An emoji is one token, and two of the code units of a JavaScript string."""
+  found = opened.run(
+    "pieces = [...args[0]]; return matches('t t');", "❤🙂t tat"
+  )
+  assert found == [{"first": 2, "last": 4}]
+
+
 def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
   text = val_text(explored_run)
   index = text.index("compare")

@@ -213,6 +213,25 @@ def test_a_number_on_an_axis_is_short(opened):
   assert found == ["0", "1,500", "0.25", "0.004", "1e−4", "3.85e−4"]
 
 
+def test_the_numbers_of_neighbouring_ticks_differ(opened):
+  ticks = [
+    [1.48124, 1.48126, 1.48128],
+    [0.01508000, 0.01508001],
+    [3.8501e-4, 3.8502e-4],
+    [1000.5, 1001],
+  ]
+  found = opened.run(
+    "return args[0].map((all) => all.map((v) => tickText(v, leastStep(all))))",
+    ticks,
+  )
+  assert found == [
+    ["1.48124", "1.48126", "1.48128"],
+    ["0.01508", "0.01508001"],
+    ["3.8501e−4", "3.8502e−4"],
+    ["1,000.5", "1,001"],
+  ]
+
+
 def test_an_empty_chart_says_why(opened):
   opened.run("for (const r of data.runs) r.curves.grad_norm.value.fill(0)")
   choose(opened, "quantity", "gradient norm")

@@ -82,6 +82,7 @@ def test_a_run_is_hidden_and_shown_again(opened):
 
 
 def test_the_csv_has_every_value_of_the_files(opened, directories):
+  opened.run("$('legend').rows[1].querySelector('input').click()")  # hides it
   text = opened.run("return csv()")
   records = list(csv.DictReader(io.StringIO(text)))
   for directory in directories:

@@ -203,6 +203,17 @@ def test_a_text_too_long_is_cut_and_one_letter_is_read(chromium, make_run):
   assert "The text ends here." in text_of(chromium, "status")
 
 
+def test_a_unit_that_is_always_0_has_the_level_of_0(chromium, make_run):
+  chromium.open(page_of(make_run("lstm")))
+  type_text(chromium, "Thou")
+  levels = chromium.run(
+    "text.states.fill(0);"
+    "const h = { ...headerOf(data, 1, 'h'), scale: Array(11).fill(0) };"
+    "return [...text.quantize(h, 1).levels];"
+  )
+  assert levels == [128] * 44  # of 11 units after four characters
+
+
 @pytest.mark.exhaustive
 def test_a_word_model_reads_typed_words(chromium, make_run):
   run = make_run("words")
@@ -222,6 +233,9 @@ def test_a_word_model_reads_typed_words(chromium, make_run):
 @pytest.mark.exhaustive
 def test_a_page_that_cannot_read_says_why(chromium, make_run, monkeypatch):
   chromium.open(page_of(make_run("slstm")))
+  assert text_of(chromium, "reach").endswith(
+    ": of each array with the others held fixed."
+  )
   assert chromium.run("return $('typing').hidden")
   assert text_of(chromium, "untyped") == (
     "You cannot type a text here: a page cannot run slstm, only lstm, "

@@ -90,8 +90,9 @@ def test_a_typed_text_is_scored_marked_and_continued(opened):
   assert underlined == [
     i for i, v in zip(known, nats, strict=True) if v > np.log(100)
   ]
-  # An edit in the middle gives what reading the text anew gives.
-  for text in ("Thee art", "Thou art"):
+  # An edit in the middle, or after an unknown character, gives what reading the
+  # text anew gives.
+  for text in ("Thou§ are", "Thee art", "Thou art"):
     read(opened, text)
     edited, fresh = opened.run(
       "const tokens = reading.known.map((item) => item.token);"
