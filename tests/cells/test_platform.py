@@ -14,3 +14,11 @@ def test_the_device_is_the_default_one_of_jax(monkeypatch):
       with traced_for("cuda"):
         assert platform() == "cuda"
     assert platform() == "gpu"
+
+
+def test_the_end_of_an_inner_context_leaves_the_outer_one():
+  with traced_for("cuda"):
+    with traced_for("cpu"):
+      assert is_cpu()
+    assert platform() == "cuda"
+  assert is_cpu()

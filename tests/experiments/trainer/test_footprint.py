@@ -23,6 +23,7 @@ from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm, mogrifier_lstm, slstm
 from lstm_jax.language import ModelConfig, language_model
+from tests.experiments.conftest import VERSE
 from tests.experiments.sweep.sweeps import as_sweep
 from tests.processes import finish, start
 
@@ -70,6 +71,20 @@ def test_too_large_a_model_is_refused_before_the_run_directory(
   message = "out of memory: the train state and .* no batch size would fit"
   with pytest.raises(ValueError, match=message):
     program.run(as_sweep(config, **sizes), console)
+  assert not Path(config.job.run).exists()
+
+
+def test_before_a_training_memory_is_checked_for_all_devices_that_share_it(
+  config, console, monkeypatch
+):
+  config = replace(config, mesh="data:1")
+  state = make_setup(config).state_like
+  # A memory in which three states have no room, as on three devices of a CPU.
+  limit = 2 * num_bytes(state) + num_bytes(state.params)
+  monkeypatch.setattr(train, "available_memory", lambda: limit)
+  monkeypatch.setattr(train, "sharing_memory", lambda setup: 3)
+  with pytest.raises(ValueError, match="no batch size would fit"):
+    train.run(config, console)
   assert not Path(config.job.run).exists()
 
 
@@ -150,15 +165,20 @@ def test_operations_are_six_for_each_weight_and_token(
 
 
 @pytest.mark.parametrize(
-  ("short_seq_prob", "devices"), [(0.0, 1), (0.4, 1), (0.0, 3)]
+  ("changes", "devices"),
+  [
+    ({}, 1),
+    ({"short_seq_prob": 0.4}, 1),
+    ({"dev_fraction": 0.3, "batch_size": 5}, 1),
+    ({}, 3),
+  ],
 )
 def test_the_operations_of_a_run_are_those_of_its_batches(
-  short_seq_prob, devices, config
+  changes, devices, config
 ):
+  Path(config.data.corpus).write_text((VERSE + "\n") * 40, encoding="utf-8")
   setup = make_setup(
-    replace(
-      config, num_epochs=4, late_batch_size=5, short_seq_prob=short_seq_prob
-    )
+    replace(config, num_epochs=4, late_batch_size=5, **changes)
   )
   mesh = jax.sharding.AbstractMesh((devices,), ("data",))
   setup = setup._replace(mesh=mesh if devices > 1 else None)

@@ -5,6 +5,7 @@ import json
 import shutil
 import urllib.request
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_setup
 from experiments.trainer.sweep_members import Progress, SweepConfig
 from lstm_jax.training import CheckpointError, CheckpointWriter
-from tests.experiments.conftest import VERSES, copy_run
+from tests.experiments.conftest import VERSE, VERSES, copy_run
 
 TEXT = VERSES.encode()
 
@@ -59,6 +60,19 @@ def test_nothing_is_downloaded_and_a_shared_corpus_is_tokenized_once(
   history._corpus_facts.cache_clear()
   assert all(derive(run) for run in runs)
   assert reads == ["verse"]
+
+
+def test_the_ends_of_epochs_leave_out_a_development_split(config, tmp_path):
+  """The number of batches depends on the gap that it leaves in the text."""
+  Path(config.data.corpus).write_text((VERSE + "\n") * 40, encoding="utf-8")
+  config = replace(config, num_epochs=2, dev_fraction=0.3, batch_size=5)
+  setup = make_setup(config)
+  record = to_record(config) | {"corpus_sha256": setup.corpus.sha256}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  found = derive(read_run_history(tmp_path))
+  assert found.epoch_ends == [setup.num_steps // 2, setup.num_steps]
+  tokens = setup.corpus.train.tokens
+  assert config.batching.num_steps(tokens, 0) != setup.num_steps  # no gap
 
 
 def test_the_ends_of_epochs_are_those_of_the_batches_of_the_seed(
