@@ -82,8 +82,8 @@ def compiled(f: Callable, num_static: int) -> Callable:
 
   @partial(jax.jit, static_argnums=range(num_static + 2), inline=True)
   def program(platform, types, *args):
-    # Static too: f may depend on the platform, and NamedTuples of different
-    # types, such as two cells, may be equal.
+    # Both are static: f may depend on the platform, and NamedTuples of
+    # different types, such as two cells, may be equal.
     del platform, types
     return f(*args)
 

@@ -134,9 +134,10 @@ def language_model(
   """
   vocabulary_size = check_count("vocabulary_size", vocabulary_size)
   groups = check_count("groups", groups)
-  cell_type = type(config.cell)  # NamedTuples of different types may be equal
+  # Cells that are NamedTuples of different types may be equal.
+  cell_types = jax.tree.structure(config.cell)
   return _language_model(
-    config, vocabulary_size, regularizers, adjoint, groups, cell_type
+    config, vocabulary_size, regularizers, adjoint, groups, cell_types
   )
 
 
@@ -148,9 +149,9 @@ def _language_model(
   regularizers: Regularizers | None,
   adjoint: Adjoint,
   groups: int,
-  cell_type: type,
+  cell_types: Any,
 ) -> LanguageModel:
-  del cell_type  # a part of the cache's key
+  del cell_types  # a part of the cache's key
   explicit = not isinstance(adjoint, Autodiff)
   compute_dtype = config.compute_dtype
 

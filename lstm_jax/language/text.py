@@ -54,7 +54,7 @@ def split(tokens: Text, val_fraction: float) -> tuple[Text, Text]:
   """
   if not 0 < val_fraction < 1:
     raise ValueError(f"val_fraction must be in (0, 1), got {val_fraction}")
-  val_fraction = float(val_fraction)  # a NumPy number may be narrow
+  val_fraction = float(val_fraction)  # float16 has three digits
   cut = int(len(tokens) * (1 - val_fraction) + 1e-6)  # 100 (1 − 0.9) is 9.99…
   parts = tokens[:cut], tokens[cut:]
   if min(len(part) for part in parts) < 2:
@@ -88,7 +88,7 @@ def middle_slice(text: str, fraction: float) -> tuple[int, int]:
   """
   if not 0 < fraction < 1:
     raise ValueError(f"fraction must be in (0, 1), got {fraction}")
-  fraction = float(fraction)  # a NumPy number may be narrow
+  fraction = float(fraction)  # float16 has three digits
   wished = len(text) * (1 - fraction) / 2, len(text) * (1 + fraction) / 2
   length = wished[1] - wished[0]
   starts = [found.end() for found in PARAGRAPH.finditer(text)]

@@ -180,14 +180,21 @@ def combined_mask(
 
 
 def _within_int32(lengths: Any) -> Any:
-  """Return lengths that JAX, without `jax_enable_x64`, does not wrap around."""
-  if isinstance(lengths, jax.Array):
-    return lengths
-  found = np.asarray(lengths)
-  if found.dtype.kind not in "iu" or found.dtype.itemsize < 4:
-    return lengths
+  """Return integers of NumPy or Python within 32 bits, and others unchanged.
+
+  Without `jax_enable_x64`, JAX would take them modulo 2³².
+  """
   least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-  return np.clip(found, least if found.dtype.kind == "i" else 0, most)
+  if type(lengths) is np.ndarray and lengths.dtype.kind in "iu":
+    if lengths.dtype.itemsize < 4:
+      return lengths
+    return lengths.clip(least if lengths.dtype.kind == "i" else 0, most)
+  numbers = jax.tree.leaves(lengths)
+  if not all(isinstance(n, int | np.integer) for n in numbers):
+    return lengths
+  if any(isinstance(n, bool | np.timedelta64) for n in numbers):
+    return lengths
+  return jax.tree.map(lambda n: min(max(int(n), least), most), lengths)
 
 
 def bool_array(

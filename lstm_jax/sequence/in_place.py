@@ -163,7 +163,7 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
     # tests do (the gradient of slstm over 6 or 7 time steps).
     size = steps
   rest = steps % size
-  # Without a batch, an array of the state may have no axis.
+  # Without a batch, an array of the state other than h may have no axis.
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry) if leaf.ndim)
 
   def few_kernels(carry, z, x):

@@ -30,6 +30,7 @@ References:
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Params, State
@@ -75,7 +76,7 @@ def factors(
   check_float("dtype", dtype)
   if not _drops(rate):
     return jnp.ones(shape, dtype)
-  rate = float(rate)  # draws have the dtype of the rate
+  rate = float(rate)  # else drawn in its dtype, such as float16
   keep = jax.random.bernoulli(key, 1 - rate, shape)
   # Not keep / (1 − rate): if 1 − rate is 0 in float16, that may be 0 / 0.
   return jnp.where(keep, 1 / jnp.asarray(1 - rate, dtype), 0)
@@ -138,6 +139,6 @@ def _check_floats(name: str, x: jax.Array) -> None:
 
 def _drops(rate: float) -> bool:
   """Return whether the rate is not 0; raise ValueError outside [0, 1)."""
-  if not 0 <= rate < 1:
+  if np.ndim(rate) or not 0 <= rate < 1:
     raise ValueError(f"a rate must be in [0, 1), got {rate}")
   return rate > 0

@@ -33,13 +33,13 @@ References:
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from lstm_jax.cells.caching import cached
 from lstm_jax.cells.cell import Cell, Residuals, State, one_step
 from lstm_jax.cells.checks import check_broadcasts, check_same_type
 from lstm_jax.cells.serialization import serializable
@@ -65,11 +65,6 @@ class Wrapped(NamedTuple):
   innermost: tuple[tuple[Callable | None, ...], int]
 
 
-# The same cell at every call, so that no program is compiled twice. Cells that
-# are NamedTuples of different types may be equal.
-cache = lru_cache(maxsize=None, typed=True)
-
-
 @serializable
 class ResidualsWithH(NamedTuple):
   """Residuals of a cell wrapped by `saving_h`."""
@@ -78,7 +73,7 @@ class ResidualsWithH(NamedTuple):
   residuals: Residuals  # of the wrapped cell
 
 
-@cache
+@cached  # so that no program is compiled twice
 def masked(cell: Cell) -> Cell:
   """Return a cell whose step takes a mask, bool [...].
 
@@ -102,7 +97,7 @@ def masked(cell: Cell) -> Cell:
   return _wrapped(cell, recur, recur_backward)
 
 
-@cache
+@cached
 def resettable(cell: Cell) -> Cell:
   """Return a cell whose step takes a reset flag, bool [...].
 
@@ -125,7 +120,7 @@ def resettable(cell: Cell) -> Cell:
   return _wrapped(cell, recur, recur_backward)
 
 
-@cache
+@cached
 def zoneout(cell: Cell) -> Cell:
   """Return a cell whose step takes the share of the state that each unit keeps.
 
@@ -161,7 +156,7 @@ def zoneout(cell: Cell) -> Cell:
   return _wrapped(cell, recur, recur_backward)
 
 
-@cache
+@cached
 def state_dropout(cell: Cell) -> Cell:
   """Return a cell whose step multiplies the h that enters it by a factor.
 
@@ -185,7 +180,7 @@ def state_dropout(cell: Cell) -> Cell:
   return _wrapped(cell, recur, recur_backward)
 
 
-@cache
+@cached
 def saving_h(cell: Cell) -> Cell:
   """Return a cell that also saves the h that it multiplies by W_h.
 

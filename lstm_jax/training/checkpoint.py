@@ -61,7 +61,8 @@ class CheckpointWriter:
     directory: the directory of the checkpoints, which is made if it is missing.
 
   Raises:
-    CheckpointError: the directory cannot be made, or `check_path` refuses it.
+    CheckpointError: the directory cannot be made, or its path has a wildcard or
+      a backslash (`check_path`).
   """
 
   def __init__(self, directory: str | os.PathLike):

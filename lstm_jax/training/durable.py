@@ -46,15 +46,17 @@ def sync_tree(directory: Path) -> None:
 
 
 def check_path(directory: Path) -> None:
-  """Raise ValueError if no checkpoint could be read from a directory.
+  """Raise ValueError if checkpoints cannot safely be written to a directory.
 
-  orbax looks for the files that it has written by a pattern that begins with
-  the path. A wildcard in the path then finds no file, or another's.
+  orbax looks for the files that it has just written by a pattern that begins
+  with the path: with a wildcard in the path, it may find none, or those of
+  another directory. It cannot write to a path with a backslash.
   """
   for character in "*?[\\":
     if character in str(directory):
       raise ValueError(
-        f"a path of checkpoints must have none of * ? [ \\, got {directory}"
+        "a directory of checkpoints must have none of * ? [ \\ in its path, "
+        f"got {directory}"
       )
 
 

@@ -107,7 +107,7 @@ def check_mesh(
 ) -> None:
   """Raise ValueError unless axes are valid, d·m divides B, and m divides H."""
   sizes = _check_axes(sizes)
-  batch_size, hidden_size = int(batch_size), int(hidden_size)
+  batch_size = check_count("batch_size", batch_size, 0)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:
     raise ValueError(
@@ -126,8 +126,8 @@ def _check_axes(sizes: Mapping[str, int]) -> dict[str, int]:
   unknown = sorted(set(sizes) - {DATA, MODEL})
   if unknown:
     raise ValueError(f"axes of a mesh are data and model, got {unknown}")
-  name = "the size of the axis {}"
-  return {k: check_count(name.format(k), n) for k, n in sizes.items()}
+  name = "the size of the axis"
+  return {k: check_count(f"{name} {k}", n) for k, n in sizes.items()}
 
 
 def state_shardings(

@@ -89,11 +89,11 @@ def init_state(
   # The optimizer's state may hold the weights, one array in two places, or one
   # that the optimizer keeps: none of these can be donated.
   leaves, structure = jax.tree.flatten(optimizer.init(params))
-  for k, leaf in enumerate(leaves):  # one by one, which frees the others
+  for k, leaf in enumerate(leaves):  # one at a time, which frees the original
     if isinstance(leaf, jax.Array):
       leaves[k] = jnp.copy(leaf)
   opt_state = jax.tree.unflatten(structure, leaves)
-  carry = model.initial_state((batch_size,))
+  carry = jax.tree.map(jnp.copy, model.initial_state((batch_size,)))
   step = jnp.zeros((), jnp.int32)
   return TrainState(step, params, average, opt_state, carry)
 

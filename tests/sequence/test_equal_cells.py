@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Autodiff, Explicit, Step, rnn, unroll
+from lstm_jax.cells.caching import cached
 from lstm_jax.language import ModelConfig, language_model
 from tests.draws import B, D, H, T, arguments, worst
 
@@ -76,6 +77,20 @@ def test_each_has_its_own_outputs_and_gradient(adjoint, features, key):
     d_scaled = d_scaled._replace(w_x=factor * d_scaled.w_x)
     assert worst((d_params, dxs), (d_scaled, expected)) < 1e-12
     assert worst(hs, run(rnn, scaled, state, xs)) < 1e-12
+
+
+def test_a_cell_that_holds_one_of_them_is_told_apart_too():
+  class Outer(NamedTuple):
+    inner: object
+
+  first, second = map(Outer, CELLS)
+  assert first == second
+
+  @cached
+  def held(cell):
+    return cell.inner
+
+  assert [type(held(cell)) for cell in (first, second)] == [*map(type, CELLS)]
 
 
 def test_each_has_its_own_language_model(key):

@@ -124,8 +124,20 @@ def test_without_x64_too_a_length_may_be_any_integer(key):
     for least, most in ((3 - 2**32, 2**32 + 3), (-(2**63), 2**63 - 1)):
       lengths = np.array([-1, least, most])
       assert worst(unroll(lstm, *args, lengths=lengths), expected) == 0
-    lengths = np.array([0, 0, 2**64 - 1], np.uint64)
-    assert worst(unroll(lstm, *args, lengths=lengths), expected) == 0
+    for lengths in (
+      np.array([0, 0, 2**64 - 1], np.uint64),
+      [-(2**70), np.int64(-1), 2**63],
+    ):
+      assert worst(unroll(lstm, *args, lengths=lengths), expected) == 0
+    lengths = jax.jit(lambda a, b: unroll(lstm, *args, lengths=[a, 0, b]))
+    assert worst(lengths(0, T), expected) == 0
+
+
+def test_lengths_that_are_masked_or_ragged_are_refused(key):
+  args = arguments(lstm, key)
+  for lengths in (np.ma.array([0, 1, 2], mask=[0, 1, 0]), [[0], [1, 2], [0]]):
+    with pytest.raises(ValueError, match=r"^lengths must be integers "):
+      unroll(lstm, *args, lengths=lengths)
 
 
 def test_a_state_of_integers_is_refused(key):

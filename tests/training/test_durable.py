@@ -184,7 +184,7 @@ def test_a_writer_is_closed_even_after_an_error(tmp_path):
 @pytest.mark.parametrize("name", ["lr=[0.1]", "a*", "b?", "c\\d"])
 def test_a_path_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path):
   directory = tmp_path / name
-  message = re.escape(f"must have none of * ? [ \\, got {directory}")
+  message = re.escape(f"none of * ? [ \\ in its path, got {directory}")
   with pytest.raises(CheckpointError, match=message):
     CheckpointWriter(directory)
   assert not directory.exists()

@@ -161,6 +161,7 @@ def test_some_sequences_begin_at_the_zero_state(key):
     assert not leaf[is_reset].any() and leaf[~is_reset].all()
 
 
+@pytest.mark.exhaustive
 def test_an_array_that_an_optimizer_keeps_is_not_donated(key):
   noise_key = jax.random.key(3)
   optimizer = optax.add_noise(0.1, 0.5, key=noise_key)

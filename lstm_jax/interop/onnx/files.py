@@ -49,7 +49,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
   try:
     graph = onnx.load(path, format="protobuf").graph
-    arrays = _constants(graph)
+    arrays, unread = _constants(graph), _unread(graph)
   except ValueError as error:  # `onnx.load` too, if external data is cut off
     raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
@@ -64,7 +64,11 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
         f"{path}: layers must have different names, got two of {name!r}"
       )
     try:
-      _check_read(node, graph)
+      for key in filter(unread.__contains__, node.input):
+        raise ValueError(
+          f"{key!r} must be a dense tensor if it is a constant, got a sparse "
+          "tensor, a number, a string or a list"
+        )
       layers[name] = from_onnx(node, arrays)
     except ValueError as error:
       message = f"{path}: {node.op_type} {name!r}: {error}"
@@ -74,18 +78,16 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   return layers
 
 
-def _check_read(node: Any, graph: Any) -> None:
-  """Raise ValueError if an input of a node is a constant that is not read."""
-  unread = {tensor.values.name for tensor in graph.sparse_initializer}
-  for other in graph.node:
-    names = {attribute.name for attribute in other.attribute}
-    if other.op_type == "Constant" and names != {"value"}:
-      unread.add(other.output[0])
-  for name in filter(unread.__contains__, node.input):
-    raise ValueError(
-      f"{name!r} must be a dense tensor if it is a constant, got a sparse one "
-      "or a list"
-    )
+def _unread(graph: Any) -> set[str]:
+  """Return the names of the constants that `_constants` does not read."""
+  names = {tensor.values.name for tensor in graph.sparse_initializer}
+  for node in graph.node:
+    attributes = {attribute.name for attribute in node.attribute}
+    if node.op_type == "Constant" and attributes != {"value"}:
+      names.add(node.output[0])
+    if node.op_type == "Identity" and names & set(node.input):
+      names.add(node.output[0])
+  return names
 
 
 def _constants(graph: Any) -> dict[str, Array]:
