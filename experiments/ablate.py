@@ -70,6 +70,7 @@ from experiments.trainer.same_run import (
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
+from lstm_jax.training.durable import check_path
 
 
 class Result(NamedTuple):
@@ -95,6 +96,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   job = config.job
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
+  check_path(Path(job.run).absolute())
   run_dir.check_is_no_run(job.run, "changes")
   if is_piped(config.data.corpus):
     corpus = config.data.corpus

@@ -189,8 +189,8 @@ def no_term(planted: str) -> str:
 def planted_model(name: str, module: ModuleType) -> Iterator[None]:
   """Have language models use the planted module.
 
-  The readout has the gradient of the loss and of its product; `linear` is
-  applied to the embedding, for the table of the lowest layer.
+  The readout has the gradient of the loss and of its product; `linear` reads
+  the embedding, for the table of the lowest layer or for tokens.
   """
   if name == "loss":
     with mock.patch.object(readout, "losses", module):

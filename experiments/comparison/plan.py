@@ -14,6 +14,7 @@ from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language.options import check_options, option
+from lstm_jax.training.durable import check_path
 
 RECIPES = "experiments/recipes"
 
@@ -47,9 +48,11 @@ def plan(row: Row, config: ReproduceConfig) -> list[Job]:
   """Return the jobs of a row of the board, one for each seed.
 
   Raises:
-    ValueError: no seeds are given, and the row has published none.
+    ValueError: no seeds are given, and the row has published none; or the path
+      of the runs is one that `check_path` refuses.
   """
   base = Path(config.run or f"runs/reproduce/{row.name}")
+  check_path(base.absolute())
   published = sorted({seed for result in row.results for seed in result.seeds})
   if not config.seeds and not published:
     raise ValueError(f"no seeds of {row.name} were published: give --seeds")

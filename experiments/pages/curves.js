@@ -82,7 +82,9 @@ function makeScale(curves, from, logarithmic, width, right) {
   if (!Number.isFinite(bottom)) return null;
   const ofX = logarithmic.x ? Math.log : (v) => v;
   const ofY = logarithmic.y ? Math.log : (v) => v;
-  const margin = 0.04 * (ofY(top) - ofY(bottom) || Math.abs(ofY(top)) || 1);
+  // A range as small as the rounding of a sum is none.
+  const range = ofY(top) - ofY(bottom), size = Math.abs(ofY(top));
+  const margin = 0.04 * (range > 1e-10 * size ? range : size || 1);
   const length = ofX(high) - ofX(low) || 1, pixels = width - LEFT - right;
   const lowest = ofY(bottom) - margin, height = ofY(top) + margin - lowest;
   return {
@@ -100,21 +102,22 @@ function makeScale(curves, from, logarithmic, width, right) {
   };
 }
 
-// Returns the text of a number on an axis, with its first three digits at least,
-// and those in which it differs from a number `step` away; below 10⁻³ as 2e−4.
+// Returns the text of a number on an axis, rounded to three digits or more, and to
+// as many as tell it from a number `step` away; below 10⁻³ as 2e−4.
 function tickText(v, step = 1) {
   const size = Math.abs(v), last = Math.floor(Math.log10(step) + 1e-9);
   if (v !== 0 && size < 1e-3) {
-    const digits = Math.max(3, Math.floor(Math.log10(size)) - last + 1);
+    const needed = Math.floor(Math.log10(size)) - last + 1;
+    const digits = Math.min(15, Math.max(3, needed));
     return Number(v.toPrecision(digits)).toExponential().replace("e-", "e−");
   }
   const digits = Math.min(20, Math.max(size < 0.01 ? 5 : 4, -last));
   return v.toLocaleString("en", { maximumFractionDigits: digits });
 }
 
-// Returns the least distance of two neighbours among ticks, or 1.
+// Returns the least distance above 0 of two neighbours among ticks, or 1.
 const leastStep = (values) =>
-  Math.min(1, ...values.slice(1).map((v, i) => v - values[i]));
+  Math.min(1, ...values.slice(1).map((v, i) => v - values[i]).filter((d) => d > 0));
 
 // Returns the axes of a chart: horizontal grid lines, ticks, numbers and titles.
 function drawAxes(scale, xTitle, yTitle) {

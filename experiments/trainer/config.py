@@ -193,7 +193,9 @@ class EvaluationConfig:
 class JobConfig:
   """Where and how a run executes; results differ by rounding at most."""
 
-  run: str = option("", "Run directory; empty for a new one under runs/.")
+  run: str = option(
+    "", "Run directory, without * ? [ or \\; empty for a new one under runs/."
+  )
   overwrite: bool = option(False, "Replace the run that --run holds.")
   resume: bool = option(True, "Resume the unfinished run that --run holds.")
   mesh: str = option(

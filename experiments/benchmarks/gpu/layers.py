@@ -103,10 +103,10 @@ class Layer(LayerCase):
 
     def skip(peer, error):
       skipped[peer] = _explain(error)
-      # A scan of ours may need too much memory, and a size may have no kernel.
+      # A scan of ours may need more memory than there is.
       exhausted = "RESOURCE_EXHAUSTED" in skipped[peer]
       fails = PEERS[peer].ours and not exhausted
-      if PEERS[peer].kernel:
+      if PEERS[peer].kernel:  # it fails unless it is refused for its size
         fails = self._kernel(peer) is not None
       if fails and not isinstance(error, Unsupported):
         failures.append(f"{self.name}: {peer}: {skipped[peer]}")

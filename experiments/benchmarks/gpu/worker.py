@@ -136,6 +136,7 @@ def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
   """
   descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
   os.dup2(descriptor, 2)
+  os.close(descriptor)
   if jax_on_cpu:
     jax.config.update("jax_platforms", "cpu")
   connection.send(("ready", None, describe()))

@@ -82,7 +82,7 @@ def test_processes_that_have_joined_are_not_stopped_later(monkeypatch):
   multihost.join(**JOINING)
   assert joined == [("127.0.0.1:1234", 2, 1)]
   (watchdog,) = waiting
-  watchdog.join(5)  # it ends at once, and not after --join_timeout
+  watchdog.join(5)  # it ends at once, and not after the 9 s of JOINING
   assert not watchdog.is_alive()
 
 
