@@ -17,11 +17,10 @@ from tests.interpreting import NEEDS_KERNELS, interpreted
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+FOLDERS = "", "data", "docs", "docs/reference", "docs/results", "experiments"
 PAGES = sorted(
   page.relative_to(ROOT).as_posix()
-  for directory in (
-    *(".", "data", "docs", "docs/reference", "docs/results", "experiments"),
-  )
+  for directory in FOLDERS
   for page in (ROOT / directory).glob("*.md")
 )
 NEEDS = {  # section of coming-from.md: the package that it imports
