@@ -96,7 +96,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   job = config.job
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
-  check_path(Path(job.run).absolute())
+  check_path(Path(job.run))
   run_dir.check_is_no_run(job.run, "changes")
   if is_piped(config.data.corpus):
     corpus = config.data.corpus

@@ -44,7 +44,7 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
 
 
 def check_changes(configs: Mapping[str, TrainConfig]) -> None:
-  """Raise ValueError for a set-up that fails, or a change that is none.
+  """Raise ValueError for a set-up that fails, or a change without an effect.
 
   A change must differ in effect from the recipe and from every other change,
   and leave the data as they are, so that the losses compare.

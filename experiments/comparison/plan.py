@@ -52,7 +52,7 @@ def plan(row: Row, config: ReproduceConfig) -> list[Job]:
       of the runs is one that `check_path` refuses.
   """
   base = Path(config.run or f"runs/reproduce/{row.name}")
-  check_path(base.absolute())
+  check_path(base)
   published = sorted({seed for result in row.results for seed in result.seeds})
   if not config.seeds and not published:
     raise ValueError(f"no seeds of {row.name} were published: give --seeds")

@@ -98,7 +98,7 @@ def open_run_dir(
       `check_path` refuses.
   """
   job = config.job
-  check_path(Path(job.run or "runs").absolute())
+  check_path(Path(job.run or "runs"))
   directory = Path(job.run) if job.run else _new_directory()
   try:
     os.path.abspath(directory).encode()

@@ -84,15 +84,19 @@ def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
     raise ValueError(f"{expected}, got {found}")
 
 
+def is_integer(value: Any) -> bool:
+  """Return whether a value is an integer of Python or NumPy, and no bool."""
+  wrong = isinstance(value, bool | np.timedelta64)  # subclasses of integers
+  return isinstance(value, int | np.integer) and not wrong
+
+
 def check_count(name: str, value: int, least: int = 1) -> int:
   """Return a count as a Python int, since a NumPy integer may overflow.
 
   Raises:
     ValueError: the count is not an integer, or it is below `least`.
   """
-  is_integer = isinstance(value, int | np.integer)
-  wrong = isinstance(value, bool | np.timedelta64)  # subclasses of integers
-  if not is_integer or wrong or value < least:
+  if not is_integer(value) or value < least:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
   return int(value)
 

@@ -14,6 +14,7 @@ from lstm_jax.cells.checks import (
   check_broadcasts,
   check_inputs,
   check_same_type,
+  is_integer,
   time_major_hint,
 )
 from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
@@ -189,10 +190,7 @@ def _within_int32(lengths: Any) -> Any:
     if lengths.dtype.itemsize < 4:
       return lengths
     return lengths.clip(least if lengths.dtype.kind == "i" else 0, most)
-  numbers = jax.tree.leaves(lengths)
-  if not all(isinstance(n, int | np.integer) for n in numbers):
-    return lengths
-  if any(isinstance(n, bool | np.timedelta64) for n in numbers):
+  if not all(map(is_integer, jax.tree.leaves(lengths))):
     return lengths
   return jax.tree.map(lambda n: min(max(int(n), least), most), lengths)
 

@@ -52,12 +52,12 @@ def check_path(directory: Path) -> None:
   with the path: with a wildcard in the path, it may find none, or those of
   another directory. It cannot write to a path with a backslash.
   """
-  for character in "*?[\\":
-    if character in str(directory):
-      raise ValueError(
-        "a directory of checkpoints must have none of * ? [ \\ in its path, "
-        f"got {directory}"
-      )
+  path = str(directory.absolute())
+  if {*"*?[\\"} & {*path}:
+    raise ValueError(
+      "a directory of checkpoints must have none of * ? [ \\ in its path, "
+      f"got {path}"
+    )
 
 
 def make_directory(directory: Path) -> None:

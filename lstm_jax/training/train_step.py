@@ -93,6 +93,7 @@ def init_state(
     if isinstance(leaf, jax.Array):
       leaves[k] = jnp.copy(leaf)
   opt_state = jax.tree.unflatten(structure, leaves)
+  # A cell, too, may keep an array of its first state, or have it in two places.
   carry = jax.tree.map(jnp.copy, model.initial_state((batch_size,)))
   step = jnp.zeros((), jnp.int32)
   return TrainState(step, params, average, opt_state, carry)

@@ -49,7 +49,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
   try:
     graph = onnx.load(path, format="protobuf").graph
-    arrays, unread = _constants(graph), _unread(graph)
+    arrays, unread = _constants(graph)
   except ValueError as error:  # `onnx.load` too, if external data is cut off
     raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
@@ -78,32 +78,26 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   return layers
 
 
-def _unread(graph: Any) -> set[str]:
-  """Return the names of the constants that `_constants` does not read."""
-  names = {tensor.values.name for tensor in graph.sparse_initializer}
-  for node in graph.node:
-    attributes = {attribute.name for attribute in node.attribute}
-    if node.op_type == "Constant" and attributes != {"value"}:
-      names.add(node.output[0])
-    if node.op_type == "Identity" and names & set(node.input):
-      names.add(node.output[0])
-  return names
+def _constants(graph: Any) -> tuple[dict[str, Array], set[str]]:
+  """Return the dense constants of an onnx.GraphProto, and the names of others.
 
-
-def _constants(graph: Any) -> dict[str, Array]:
-  """Return the constant arrays of an onnx.GraphProto, by name.
-
-  They are its initializers and the dense tensors of its Constant nodes.
-  PyTorch writes equal arrays once, with an Identity for each further name.
+  Dense are its initializers and the tensors of its Constant nodes; not read are
+  sparse tensors, numbers, strings and lists. PyTorch writes equal arrays once,
+  with an Identity for each further name.
   """
   arrays = named_arrays(graph.initializer)
+  unread = {tensor.values.name for tensor in graph.sparse_initializer}
   for node in graph.node:
-    if node.op_type == "Identity" and arrays.keys() & set(node.input):
-      arrays[node.output[0]] = arrays[node.input[0]]
-    if node.op_type != "Constant":
-      continue
-    for attribute in node.attribute:
-      if attribute.name == "value":
-        name = node.output[0]
-        arrays[name] = read_tensor(name, attribute.t)
-  return arrays
+    if node.op_type == "Identity":
+      if arrays.keys() & set(node.input):
+        arrays[node.output[0]] = arrays[node.input[0]]
+      if unread & set(node.input):
+        unread.add(node.output[0])
+    if node.op_type == "Constant":
+      name = node.output[0]
+      attributes = {attribute.name: attribute for attribute in node.attribute}
+      if "value" in attributes:
+        arrays[name] = read_tensor(name, attributes["value"].t)
+      if attributes.keys() != {"value"}:
+        unread.add(name)
+  return arrays, unread
