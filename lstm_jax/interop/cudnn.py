@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import rnn
 
 from lstm_jax.cells.lstm import LSTMParams
+from lstm_jax.interop.tensors import Array, as_array
 from lstm_jax.interop.torch.weights import (
   Layers,
   check_one_module,
@@ -65,7 +66,7 @@ def to_cudnn(layers: Layers) -> jax.Array:
 
 
 def from_cudnn(
-  weights: jax.Array,
+  weights: Array,
   input_size: int,
   hidden_size: int,
   num_layers: int = 1,
@@ -88,6 +89,7 @@ def from_cudnn(
     ValueError: the length of the vector does not fit the sizes, or the vector
       holds no floats.
   """
+  weights = jnp.asarray(as_array("weights", weights))
   sizes = input_size, hidden_size, num_layers, bidirectional
   expected = rnn.get_num_params_in_lstm(*sizes)
   if weights.shape != (expected,):

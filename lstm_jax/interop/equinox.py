@@ -118,5 +118,6 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
     kind, input_size, hidden_size, use_bias=bias, key=jax.random.key(0)
   )
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: jnp.asarray(arrays[path[0].name]), shapes
+    lambda path, _: jnp.array(arrays[path[0].name]),  # a copy
+    shapes,
   )

@@ -126,7 +126,7 @@ def to_haiku(
     arrays = [_exchanged_r_and_z(x, z_index=1) for x in params]
     return {name or "gru": dict(zip(GRU_NAMES, arrays, strict=True))}
   if isinstance(params, rnn.RNNParams):
-    w_x, w_h, b = map(jnp.asarray, params)
+    w_x, w_h, b = map(jnp.array, params)  # copies
     first, second = {"w": w_x, "b": b}, {"w": w_h}
     if double_bias:
       second["b"] = jnp.zeros_like(b)
@@ -157,7 +157,7 @@ def _one_core(
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
     # A core with arrays of its own, such as a GRU, rather than a core's layer.
-    is_core = layer not in LINEAR or not core
+    is_core = layer not in LINEAR or not core or "w_h" in arrays
     if path == name or (name is None and is_core):
       core, layer = path, ""
     if name in (None, core):

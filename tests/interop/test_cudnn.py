@@ -102,6 +102,10 @@ def test_weights_of_another_size_or_cell_are_refused(key):
     message = rf"^weights must be \[200\], got {found}$"
     with pytest.raises(ValueError, match=message):
       from_cudnn(jnp.zeros(shape), 3, 5)
+  with pytest.raises(ValueError, match=r"must be \[200\], got \(2,\)$"):
+    from_cudnn([0.5, 0.5], 3, 5)
+  with pytest.raises(ValueError, match=r"must hold floats, got int64$"):
+    from_cudnn(np.zeros(200, np.int64), 3, 5)
   for cell in (gru, projected_lstm, peephole_lstm, layernorm_lstm):
     params = cell.init(key, D, H)
     kind = type(params).__name__

@@ -5,10 +5,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from lstm_jax import gru, lstm, peephole_lstm
+from lstm_jax import gru, lstm, peephole_lstm, rnn
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.interop.equinox import to_equinox
 from lstm_jax.interop.flax import from_linen, from_nnx, to_linen
@@ -142,6 +143,27 @@ def test_params_that_do_not_fit_each_other_are_refused_by_converters(key):
   ):
     with pytest.raises(ValueError, match=r"^weights do not fit each other"):
       write(params)
+
+
+@pytest.mark.parametrize("cell", [lstm, gru, rnn])
+def test_weights_do_not_share_arrays_with_their_source(cell, key):
+  """A step that is donated its weights deletes them."""
+  params = cell.init(key, D, H)
+  expected = jax.tree.map(np.array, params)
+  weights = to_linen(params)
+  jax.tree.map(lambda x: x.delete(), params)
+  _, params = from_linen(weights)
+  jax.tree.map(lambda x: x.delete(), weights)
+  assert worst(params, expected) == 0
+
+
+@pytest.mark.parametrize("kind", [nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell])
+def test_params_do_not_share_arrays_with_a_module(kind):
+  module = kind(D, H, rngs=nnx.Rngs(0))
+  _, params = from_nnx(module)
+  jax.tree.map(lambda x: x.delete(), params)
+  weights = jax.tree.leaves(nnx.state(module))
+  assert not any(x.is_deleted() for x in weights)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
   )
   b = concatenated(biased[: len(gates)], "bias")
   more = (arrays["hn.bias"],) if cell is gru else ()
-  return cell, PARAMS[cell](w_x, w_h, b, *more)
+  return cell, PARAMS[cell](*map(jnp.array, (w_x, w_h, b, *more)))  # copies
 
 
 def _cell_with(names: set[str]) -> Cell:
@@ -132,7 +132,7 @@ def to_linen(params: Params) -> dict[str, Any]:
       lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype), params
     )
   )
-  params = jax.tree.map(jnp.asarray, params)
+  params = jax.tree.map(jnp.array, params)  # copies
   gates, biased = LAYERS[cell]
   layers: dict[str, Any] = {}
   for part, w in (("i", params.w_x), ("h", params.w_h)):
@@ -176,7 +176,7 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
   )
   # nnx.GRUCell has no bias b_n.
   more = (jnp.zeros(w_h.shape[:-1], b.dtype),) if cell is gru else ()
-  return cell, PARAMS[cell](w_x, w_h, b, *more)
+  return cell, PARAMS[cell](*map(jnp.array, (w_x, w_h, b)), *more)  # copies
 
 
 def to_nnx(params: Params, module: Any) -> None:
