@@ -117,9 +117,9 @@ class Protocols:
 
   def _cold(self) -> Outcome:
     tokens, window = self._texts.tokens, self._settings.window
-    members = (-cold_nats(*member, tokens, window) for member in self._members)
-    record = {"window": window}
-    return Outcome(f"cold windows of {window}", -log_mean(members), record, [])
+    log_probs = (-cold_nats(*m, tokens, window) for m in self._members)
+    title, record = f"cold windows of {window}", {"window": window}
+    return Outcome(title, -log_mean(log_probs), record, [])
 
   def _dynamic_outcome(self) -> Outcome:
     choices, predicted = self._dynamic
@@ -174,7 +174,7 @@ class Protocols:
     """
     choices = []
 
-    def predictions():  # a generator: not all members' are in memory
+    def predictions():  # a generator: not all are in memory at once
       for member in self._members:
         choice, predicted = dynamic_eval.evaluate_dynamically(
           *member,

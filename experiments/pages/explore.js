@@ -1,6 +1,7 @@
 "use strict";
 // The explorer: its state, and what is chosen by menus, keys and the pointer.
-// layout.js places the tokens of the text, display.js draws and shows them.
+// layout.js places the tokens of the text, display.js draws and shows them,
+// find.js finds passages and has the selection's anchor, pins.js pins units.
 const textBox = $("text"), textCanvas = textBox.firstElementChild;
 const spacer = textBox.lastElementChild;
 const LINE = 26, CELL = 18, FONT = "16px ui-monospace, monospace";
@@ -8,15 +9,16 @@ const LINE = 26, CELL = 18, FONT = "16px ui-monospace, monospace";
 // --- State of the page ---
 
 let data;  // the page's header
-let text, pieces, tokens;  // the text shown, what each token adds, its tokens
+let text, pieces, tokens;  // text shown; string of each token; numbers
 let chosenText, chosenCursor;  // the text to be shown once it is unpacked
+// What is chosen. order: 0 for the units' numbers, k for features[k − 1].
 let layer = 0, signalName, order = 0, unit = 0, cursor = 0;
-let signal, levels, paths;  // the signal shown, and its layer's gradient paths
+let signal, levels, paths;  // signal shown, its levels, layer's gradient paths
 let ranks = [];  // the units in order
 let starts;  // the first token of each line
 let lineOf, columnOf, widths;  // of each token, in characters
 let columns, charWidth;  // columns that fit, and the width of one in pixels
-let palettes;  // colors of each level, and of a character on it, by signed
+let palettes;  // for signed true and false: each level's fill and ink
 let ink, soft, border, accent, purple;  // other colors
 
 const nameOf = (t) => visibleSymbol(data.symbols[tokens[t]]);
@@ -83,6 +85,7 @@ async function chooseNow(best, chosenUnit) {
   if (best || unit >= ranks.length) unit = ranks[0];
   $("layer").value = layer, $("signal").value = signalName;
   $("order").value = order, $("unit").value = unit;
+  // A pin that was removed while its values were unpacked stays removed.
   if (newPins) setPins(newPins.filter((pin) => pins.includes(pin.from)));
   show();
   if (newPins) find();

@@ -46,7 +46,8 @@ class Track {
     return nats;
   }
 
-  // Forgets the oldest block if no room is left; returns how many tokens.
+  // Forgets the oldest block if no room is left; returns how many tokens it had,
+  // or 0.
   drop() {
     if (this.tokens.length < this.room) return 0;
     this.blocks.shift();
@@ -78,7 +79,8 @@ class Track {
     return block.subarray(k % BLOCK * size, (k % BLOCK + 1) * size);
   }
 
-  // Writes the logits of the token after t into y; t is −1 before the first.
+  // Writes the logits of the token after t into y; those after the start token
+  // if t is −1, or if the text no longer keeps t.
   logitsAfter(t, y) {
     const scratch = this.scratch || (this.scratch = this.model.zeroState());
     scratch.all.set(t < this.dropped ? this.startState : this.stateAt(t));

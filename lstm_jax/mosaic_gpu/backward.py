@@ -11,7 +11,7 @@ at the start, and computes for its sequences
     dhᵀ    ← W_h daᵀ + …   on the tensor cores
 
 where ds is the cotangent of the state before the step without the part through
-h W_h, and … is its h, transposed. The gradients of the weights and of the
+h W_h, and … is the h of ds, transposed. The gradients of the weights and of the
 inputs are computed from all das in one product each, outside of the kernel. Of
 the E cotangents in da, the first G are those of h W_h, and only they are
 multiplied by W_h (G and E: `limits.Counts`). At a masked step, hs[t] is the h
@@ -70,7 +70,7 @@ def backward_kernel(
     share = find_share(plan)
     exchanged = exchange.Exchange(plan, share, **scratch)
 
-    def place(t):
+    def place(t):  # in the arrays over time; the kernel's t goes up from 0
       return t if reverse else length - 1 - t
 
     def read_inputs(t):

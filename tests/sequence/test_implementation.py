@@ -121,7 +121,7 @@ def test_another_version_of_jax_is_refused(version, monkeypatch):
 
 @pytest.mark.parametrize("stated", [None, "gpu", "cuda", "device"])
 def test_another_gpu_is_refused(stated, monkeypatch):
-  """Also where `jax.default_device` is the GPU, or the name of a platform."""
+  """Also where `jax.default_device` states the GPU, or a platform by name."""
   device = SimpleNamespace(
     platform="gpu", compute_capability="8.0", device_kind="NVIDIA A100"
   )
@@ -248,8 +248,8 @@ def test_the_dtype_of_w_h_decides_how_large_h_may_be(wide, monkeypatch):
 
   def run(hidden):
     params = weights(lstm, hidden, jnp.bfloat16)
-    found = getattr(params, wide).astype(jnp.float32)
-    return fused(lstm, params._replace(**{wide: found}), None, XS)
+    widened = getattr(params, wide).astype(jnp.float32)
+    return fused(lstm, params._replace(**{wide: widened}), None, XS)
 
   with refuses("takes H up to 384 with products in bfloat16, got 385"):
     jax.eval_shape(partial(run, 385))

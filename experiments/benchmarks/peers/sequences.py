@@ -37,7 +37,7 @@ class Problem(NamedTuple):
 def make_problem(
   cell: str, backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
-  """Return a layer of these sizes with random inputs."""
+  """Return the problem of these sizes, with random inputs and our results."""
   sizes = hidden_size, seq_len, batch_size
   weights, xs, dhs = draw_layer(cell, *sizes)
   return with_expected(ours(cell, weights), cell, backward, weights, xs, dhs)
@@ -159,7 +159,7 @@ def _synchronize(tensor: Any) -> None:
 
 
 def jax_peers() -> Makers:
-  """Return the makers of the JAX libraries' layers."""
+  """Return the makers of the JAX layers: ours, autodiff, other libraries'."""
   return {
     name: (jax_peer(name, make), package)
     for name, (make, package) in LAYERS.items()

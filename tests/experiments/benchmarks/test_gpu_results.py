@@ -104,7 +104,7 @@ def test_a_peer_is_made_with_what_its_name_says(monkeypatch):
   assert made.pop() == ("gru", "weights", "starts", np.dtype("bfloat16"))
 
 
-def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
+def test_the_figure_has_only_gradients_and_the_floor_of_bfloat16(
   tmp_path, monkeypatch
 ):
   found = []
@@ -198,7 +198,8 @@ def test_the_last_tables_set_the_kernel_beside_the_others():
     [*zip(*(column.cells for column in table.columns), strict=True)]
     for table in tables
   ]
-  # bfloat16/TF32, with – for what was not timed.
+  # bfloat16/TF32, of PyTorch's cuDNN also /float32, with – for what was not
+  # timed; last, how many times its floor the kernel takes.
   only_kernel = ("gru 64×8", "–/3", "", "", "", "–/6.0")
   assert cells == [
     [only_kernel],

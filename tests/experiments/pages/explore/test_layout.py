@@ -1,4 +1,4 @@
-"""The page of `experiments.explore` on large and small screens."""
+"""The page of `experiments.explore` on any screen: layout, figures, speed."""
 
 import itertools
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 @pytest.mark.exhaustive
-def test_on_a_phone_the_text_stays_over_what_it_explains(opened, explored_page):
+def test_on_a_phone_the_text_stays_over_what_explains_it(opened, explored_page):
   opened.emulate(360, 740)
   opened.open(explored_page)
 
@@ -86,7 +86,8 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   chromium.press("O")
   assert disabled and chromium.run("return order") == features
 
-  # On a phone, lines are broken: no word passes the edge or overlaps another.
+  # On a very narrow screen, lines are broken: no word passes the edge or
+  # overlaps another.
   chromium.emulate(150, 740)
   chromium.open(words_page)
   columns, boxes = chromium.run("return columns"), chromium.run(layout)
@@ -104,7 +105,7 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
 def test_a_page_of_words_opens_with_its_cursor_in_view(
   chromium, words_page, console, tmp_path
 ):
-  """The words before the cursor fill more than the window."""
+  """The words before the cursor are taller than the box of the text."""
   text = tmp_path / "long.txt"
   text.write_text("Thou\nart\nmore\nlovely\n" * 60, encoding="utf-8")
   options = explore.ExploreConfig(str(words_page.parent), str(text))
@@ -212,7 +213,7 @@ def test_a_long_text_of_many_units_responds_quickly(chromium, tmp_path):
         while (document.querySelector("main").ariaBusy === "true") {
           await new Promise((done) => setTimeout(done, 1));
         }
-        await new Promise(requestAnimationFrame);  // the one after the drawing
+        await new Promise(requestAnimationFrame);  // draw's has run
         times.push(performance.now() - start);
       }
       medians[key] = times.sort((a, b) => a - b)[7];
