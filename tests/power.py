@@ -25,11 +25,11 @@ class Disk:
     self._fsync(descriptor)
 
   def contents(self, path):
-    """Return what a power failure leaves of a file; None for nothing."""
+    """Return a file's contents at its last `fsync`; None without one."""
     return self._files.get(path.stat().st_ino)
 
   def after_failure(self, directory, target):
-    """Write into `target` what a power failure leaves of a directory."""
+    """Create `target` as what a power failure leaves of a directory."""
     self._restore(directory.stat().st_ino, target)
 
   def _restore(self, inode, target):

@@ -89,6 +89,7 @@ function draw() {
   $("chart").replaceChildren(svg);
   const shown = all.flatMap(
     ({ xs, ys }) => xs.filter((x, i) => scale.isShown(x, ys[i])));
+  // The cursor keeps its place, but one at the end stays at the end.
   const place = cursor < positions.length - 1 ? positions[cursor] : Infinity;
   positions = [...new Set(shown)].sort((a, b) => a - b);
   moveTo(lastIndex(positions, place));
@@ -159,7 +160,7 @@ function legendEntry(run, k) {
   return label;
 }
 
-// Returns the curves of all runs as CSV, a row for each training step logged.
+// Returns the curves of all runs, hidden ones too, as CSV: a row for each step.
 function csv() {
   const names = Object.keys(HEADINGS);
   const quoted = (text) => `"${text.replaceAll('"', '""')}"`;

@@ -12,7 +12,7 @@ from experiments.trainer.history import Derived, RunHistory, derive
 from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-NONE = "–"  # in the cell of a table that has no value
+NONE = "–"  # in a table, for a value that is missing
 CURVES = "train_loss", "val_loss", "lr", "grad_norm"
 FINISHED = {  # (finished, stopped early)
   (False, False): "no",
@@ -30,7 +30,7 @@ def make_page(histories: list[RunHistory]) -> str:
 
 
 def make_header(histories: list[RunHistory]) -> dict[str, Any]:
-  """Return what the page shows of some runs, as JSON."""
+  """Return what the page shows of some runs, to be written as JSON."""
   names = [_name(run, run.directory.resolve().name) for run in histories]
   if len(set(names)) < len(names):
     names = [_name(run, str(run.directory)) for run in histories]
@@ -103,7 +103,7 @@ def _format(entries: dict[str, Any], name: str) -> str:
 def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
   """Return what was recorded over a run's training steps, and its samples."""
   rows, num_epochs = run.rows, run.config.batching.num_epochs
-  # An evaluation has the seconds of the last row of training steps before it.
+  # A row without seconds, as of an evaluation, gets those of the row before it.
   seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
   epoch_ends = None
   if derived:

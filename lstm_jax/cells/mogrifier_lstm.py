@@ -30,11 +30,11 @@ modulate each other in N rounds, and then an LSTM reads them. Where all aⁱ are
 0, all uⁱ are 1, and the step is that of the LSTM.
 
 What the step reads of x depends on h, so no product with x comes before the
-scan over time. `project` returns x itself. Other cells save their gates, and
-the backward scan overwrites these with da; this cell saves x, and the backward
-scan overwrites x with dx. The scan also returns da and all daⁱ, so that each
-weight gradient is one product for all time steps. The backward computes the xⁱ
-and hⁱ again, from x, h and the factors uⁱ.
+scan over time. `project` returns x itself. Where other cells save their gates,
+which the backward scan overwrites with da, this cell saves x, which the scan
+overwrites with dx; its gates are residuals. The scan also returns da and all
+daⁱ, so that each weight gradient is one product for all time steps. The
+backward computes the xⁱ and hⁱ again, from x, h and the factors uⁱ.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5, rounds=4)

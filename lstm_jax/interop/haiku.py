@@ -2,6 +2,8 @@
 
 Haiku's parameters are a mapping from the path of a module to its arrays:
 
+  module of Haiku         its array     ours
+
   lstm/linear             w [D+H, 4H]   w_x above w_h; the gates are i, g, f, o
                           b [4H]        b; hk.LSTM adds 1 to its part for f
   gru                     w_i [D, 3H]   w_x; the gates are z, r, n
@@ -14,7 +16,7 @@ Haiku's parameters are a mapping from the path of a module to its arrays:
 
 hk.GRU applies the reset gate before the product: `gru_reset_before`. Its z is
 the share of the state that is replaced; ours is the share that is kept, 1 − z.
-Since 1 − σ(a) = σ(−a), the weights of z change their sign. Our n is Haiku's a.
+Since 1 − σ(s) = σ(−s), the weights of z change their sign. Our n is Haiku's a.
 hk.VanillaRNN has a relu: `rnn.with_activation(RELU)`. `to_haiku` writes our b
 as the first of its two biases, and 0 as the second. Haiku need not be
 installed.
@@ -156,7 +158,7 @@ def _one_core(
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
-    # A core with arrays of its own, such as a GRU, rather than a core's layer.
+    # The arrays are a core's own, as those of a GRU, not those of its layer.
     is_core = layer not in LINEAR or not core or "w_h" in arrays
     if path == name or (name is None and is_core):
       core, layer = path, ""

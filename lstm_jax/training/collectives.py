@@ -53,7 +53,7 @@ class Collective(NamedTuple):
 
   kind: str  # XLA's name for it
   bytes: int  # of its result, on each device
-  looped: bool  # whether it is in the body or the condition of a loop
+  looped: bool  # whether a loop's body or condition holds or calls it
 
 
 def find_collectives(text: str) -> list[Collective]:

@@ -115,7 +115,7 @@ def test_numbers_of_numpy_become_numbers_of_python():
     np.float32(0.25), np.int8(100), on=np.True_, rates=(np.float16(0.5), 1)
   )
   assert config == Config(0.25, 100, on=True, rates=(0.5, 1))
-  assert config.size * 2 == 200  # no int8
+  assert config.size * 2 == 200  # an int8 would overflow
   expected = {"rate": 0.25, "size": 100, "on": True, "rates": [0.5, 1]}
   found = json.loads(json.dumps(dataclasses.asdict(config)))
   assert found.items() >= expected.items()
@@ -132,7 +132,7 @@ def test_every_field_of_a_configuration_has_a_help_sentence_and_a_range(config):
 
 
 class CellOfFunctions(typing.NamedTuple):
-  """A user's own cell: a NamedTuple of functions that pickle finds by name."""
+  """A user's own cell: a NamedTuple. Pickle finds its functions by name."""
 
   init: typing.Any
   initial_state: typing.Any

@@ -23,7 +23,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 
 # All features but `reverse` wrap a cell, and all only call its functions. So
 # for cells other than the LSTM it is enough to test all features together, and
-# zoneout by rates, as at evaluation, which is not among them.
+# zoneout by rates, as at evaluation: "all" has zoneout by a mask.
 TOGETHER = "expected zoneout", "all"
 EACH = each_cell("feature", FEATURES, others=TOGETHER)
 
@@ -73,7 +73,7 @@ def test_recomputing_changes_nothing(cell, feature, chunk, key):
 @REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
-  """The programs are equal, also with `chunk=None`: few rows are one chunk."""
+  """The programs are equal, as with `chunk=None`: a small T·B is one chunk."""
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
   def program(chunk, residuals=residuals):
@@ -104,11 +104,11 @@ def test_the_features_work_on_tokens(feature, residuals, chunk, key):
 
 @REPRESENTATIVE_CELLS
 def test_a_feature_that_is_off_costs_nothing(cell, key):
-  """Without options, and with few rows, `unroll` compiles to the bare scan."""
+  """Without options, and with a small T·B, `unroll` is lowered to the scan."""
   args = arguments(cell, key)
 
   def program(run):
-    # As constants, the cotangents may be written in another order.
+    # Arguments, since as constants they may be written in another order.
     def gradient(args, cotangents):
       return jax.vjp(run, *args)[1](cotangents)
 

@@ -54,7 +54,7 @@ def outcomes(members, tokens=TOKENS, names=PROTOCOLS):
 @pytest.mark.exhaustive
 def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
   found, places = outcomes(members), (np.arange(N - 1), TOKENS[1:])
-  epoch = make_batches(BEFORE, 32, 4)  # SCALE_BATCH, and the segment
+  epoch = make_batches(BEFORE, 32, 4)  # SCALE_BATCH and CONFIG.segment
   dynamic = np.mean(
     [
       np.exp(dynamic_log_probs(*m, TOKENS, gradient_scale(*m, epoch), CONFIG))
@@ -113,11 +113,11 @@ def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
   alone = outcome("mixed", ["mixed"])
   settings = [CONFIG._asdict()] * len(members)
   assert alone.record["mixed_dynamic"] == settings
-  # This entry would replace that of an earlier evaluation by dynamic alone.
+  # A "dynamic" entry would replace that of an earlier evaluation by dynamic.
   assert "dynamic" not in alone.record
   assert [choice.config for choice in alone.choices] == [CONFIG] * len(members)
   both = outcome("mixed", ["dynamic", "mixed"])
-  assert both.record == alone.record and both.choices == []  # shown by dynamic
+  assert both.record == alone.record and both.choices == []  # dynamic has them
   stateful = outcome("mixed_stateful", ["mixed_stateful"])
   assert "mixed_dynamic" not in stateful.record
   for base, mixed in (("dynamic", alone), ("stateful", stateful)):
