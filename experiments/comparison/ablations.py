@@ -16,7 +16,9 @@ from experiments.trainer.format import number_table
 RECORD = "ablations.json"
 BASE = "base"  # the recipe without a change
 MAX_BYTES = 255  # of a file's name, on Linux and macOS
-MEASURED = "parameters", "cold", "stateful", "seconds"  # entries of a row
+# Entries of a row. "cold" is the loss of windows that are read from the zero
+# state, and "stateful" that of one pass over the text, in nats per token.
+MEASURED = "parameters", "cold", "stateful", "seconds"
 
 
 class Ablations(NamedTuple):
@@ -55,7 +57,7 @@ class Ablations(NamedTuple):
 def read_ablations(
   path: Path, recipe: Mapping[str, Any], corpus_sha256: str
 ) -> Ablations:
-  """Return the results that a file holds; none if there is no file.
+  """Return the results that a file holds, without rows if there is no file.
 
   Raises:
     ValueError: the file is damaged, is of another recipe or corpus, or holds
@@ -148,6 +150,8 @@ def check_all_named(
 def check_directories(directories: Mapping[str, Path]) -> None:
   """Raise ValueError unless each change can have a run directory of its own.
 
+  Two changes share one if they differ only in having / or -.
+
   Args:
     directories: the run directory of each change.
   """
@@ -193,7 +197,7 @@ def _format(nats: float, sign: str = "") -> str:
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:
-  """Raise an error if a row lacks an entry, or if the base's row is missing."""
+  """Raise an error if rows are damaged, or the first is no result of BASE."""
   if not isinstance(rows, list):
     raise TypeError(f"rows must be a list, got {type(rows).__name__}")
   for row in rows:

@@ -39,7 +39,8 @@ class Units {
       (name) => `rgb(${channels(name)})`);
   }
 
-  // Returns the color of a value of a unit: its share of the unit's largest.
+  // Returns the color of a unit's value, by its share of the unit's largest
+  // magnitude.
   colorOf(value, unit) {
     const share = value / (this.signal.scale[unit] || 1);
     return (share < 0 ? this.below : this.above)[shadeOf(Math.abs(share))];
@@ -63,7 +64,8 @@ class Units {
       + `${round(this.valueAt(t))}.`;
   }
 
-  // Draws all units of the layer's signal after the token t.
+  // Draws all units of the layer's signal after the token t, or, if t is −1,
+  // after the start token.
   showAll(t) {
     const canvas = $("units"), { track } = this.writing;
     const units = this.signal.scale.length;
@@ -115,6 +117,8 @@ class Units {
     this.colorAll();
   }
 
+  // Chooses the unit that follows a feature best: entry k of data.follows. (The
+  // button "following" is another thing: the next unit.)
   chooseFollowing(k) {
     const { layer, signal, unit } = this.data.follows[k];
     this.layer = layer, this.signalName = signal, this.unit = unit;
@@ -123,6 +127,7 @@ class Units {
 
   change() {
     this.choose();
+    // It is null before a next token is decided, and after a refused prompt.
     if (this.writing.pending !== null) this.writing.show();
   }
 

@@ -153,6 +153,7 @@ def init(
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   return CoupledLSTMParams(
+    # `forget` is the index of the gate f among [f, g, o], whose bias is 1.
     *gate_weights(key, input_size, hidden_size, 3, dtype, forget=0)
   )
 

@@ -81,7 +81,7 @@ def recur(
 def _local_gradients(
   h: jax.Array, z: jax.Array, an: jax.Array
 ) -> tuple[jax.Array, tuple[()]]:
-  """Return ([∂h'/∂a_z, ∂h'/∂aₙ], residuals), of which there are none."""
+  """Return ([∂h'/∂a_z, ∂h'/∂aₙ], ()): the cell has no residuals."""
   dh_daz = (an - h) * dsigmoid(z)
   dh_dan = z
   return jnp.concatenate([dh_daz, dh_dan], axis=-1), ()
@@ -96,7 +96,7 @@ def recur_backward(
   """Return (d_state before the step, da [..., 2H]) from d_state after it."""
   del params, residuals
   (dh_next,) = d_state
-  _, z = jnp.split(local_grads, 2, axis=-1)
+  _, z = jnp.split(local_grads, 2, axis=-1)  # ∂h'/∂aₙ = z
   da = jnp.concatenate([dh_next, dh_next], axis=-1) * local_grads
   dh = dh_next * (1 - z)
   return RNNState(dh), da

@@ -26,8 +26,8 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 def platform() -> str:
   """Return the platform of `traced_for`, or else JAX's default platform.
 
-  Within `traced_for("cuda")` it is "cuda": this machine may have no GPU. Else a
-  GPU is "gpu", as JAX calls it. To ask for a CPU, use `is_cpu`.
+  Within `traced_for("cuda")` it is "cuda", even if this machine has no GPU.
+  Else a GPU is "gpu", as JAX calls it. To test for a CPU, use `is_cpu`.
   """
   device = default_device()
   name = getattr(device, "platform", device)
@@ -83,7 +83,7 @@ def compiled(f: Callable, num_static: int) -> Callable:
   @partial(jax.jit, static_argnums=range(num_static + 2), inline=True)
   def program(platform, types, *args):
     # Both are static: f may depend on the platform, and NamedTuples of
-    # different types, such as two cells, may be equal.
+    # different types, as a user's cells may be, can be equal.
     del platform, types
     return f(*args)
 

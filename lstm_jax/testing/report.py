@@ -16,11 +16,14 @@ class TensorReport(NamedTuple):
   """The errors of one tensor's gradient, one for each comparison.
 
   explicit is the gradient under test, central differences are along
-  coordinates, and directional ones along random directions. The errors of
-  autodiff say how exact the differences are; `passes` does not read them.
+  coordinates, and directional ones along random directions. autodiff_central
+  and autodiff_directional say how exact the differences are; `passes` does not
+  read them.
   """
 
-  name: str  # its path in x, such as "params.w_x"; "" if x is one array
+  # Its path in x, the input of `gradcheck`, such as "params.w_x"; "" if x is an
+  # array.
+  name: str
   size: int
   explicit_autodiff: Error
   explicit_central: Error

@@ -128,8 +128,8 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
   for (case, message), result in zip(cases.items(), results, strict=True):
     status, out, err = result
     assert (status, err.count("\n")) == (2, 1), (case, result)
-    # These cases alone have output: a run's heading is printed before its
-    # directory is opened.
+    # Only a run whose directory cannot be opened has output: its heading, which
+    # is printed before.
     heading = "is not a directory" in message
     assert bool(out) == heading, (case, result)
     assert err.startswith("error: ") and message in err, (case, err)
@@ -219,6 +219,7 @@ def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
   corpus.write_text("Shall I compare thee to a summer's day?\n" * 20)
   train = ["train", f"--corpus={corpus}", "--hidden_size=12", "--seq_len=8"]
   train += ["--batch_size=3", "--num_epochs=1", f"--run={run}"]
+  # "pipe": nobody reads the output. "closed": there is no standard output.
   cases = [
     ("pipe", "train", "--help"),
     ("pipe", *train),

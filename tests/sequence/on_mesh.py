@@ -118,7 +118,7 @@ def under_shard_map(loss, params, batch, mesh):
 
 
 def state_on_mesh(cell, params, xs, automatic, explicit):
-  """Return errors: of a sharded state alone, and of `state_cotangents`."""
+  """Return errors: with only the state divided, and of `state_cotangents`."""
   key = jax.random.key(5)
   state = gaussian(key, cell, cell.initial_state(params, (B,)))
   own = PartitionSpec("data")
@@ -137,7 +137,7 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
 
   def cotangents(params, state, xs):
     return tuple(
-      state_cotangents(cell, params, first, xs, state)
+      state_cotangents(cell, params, first, xs, d_last=state)
       for first in (state, None)
     )
 
@@ -176,10 +176,11 @@ def divided_steps(params, xs, explicit):
 
 
 def both_directions(params, batch, automatic, explicit):
-  """Return errors of `unroll_both` with any of its arguments on the mesh."""
+  """Return errors of `unroll_both`, with any of its options divided as xs."""
   xs, _, lengths, reset, _ = batch
-  # Rows 2 and 3 repeat the options of rows 0 and 1. So both devices have the
-  # same options, whether four rows are divided or two are replicated.
+  # Rows 2 and 3 repeat the options of rows 0 and 1. So under `shard_map` both
+  # devices have the same options, whether four rows are divided or two are
+  # replicated.
   names = "lengths", "reset", "mask"
   halves = lengths[0, :2], reset[:, :2], xs[:, :2, 0] > -1
   flags = [jnp.concatenate([half, half], -1) for half in halves]
@@ -244,7 +245,7 @@ def compare(cell, found):
     if adjoint == Explicit():
       collectives = find_collectives(program.as_text())
       looped = sum(inside for _, _, inside in collectives)
-  if cell is lstm:  # a model only calls a cell's functions
+  if cell is lstm:  # one cell is enough: a model only calls its functions
     weights, loss = model_loss(cell)
     one = floats(gradient(loss, weights, batch))
     mapped = floats(under_shard_map(loss, weights, batch, automatic))

@@ -167,5 +167,5 @@ def test_a_loss_is_nonmonotonic_if_worse_than_the_best_more_than_n_before():
 
 
 def test_the_patience_may_be_an_unsigned_integer():
-  for patience in (2, np.uint8(2)):
+  for patience in (2, np.uint8(2)):  # -np.uint8(2) would be 254, not -2
     assert not is_nonmonotonic([5.0, 4.0, 3.0, 3.5], patience)

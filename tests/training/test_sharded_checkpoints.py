@@ -39,7 +39,7 @@ def test_shards_have_the_checksums_of_their_bytes():
     "b": array_checksums({"b": b})["b"],
   }
   assert find_damaged({"w": w, "b": b}, halves) is None
-  assert find_damaged({"b": b}, halves) is None  # w is of another tree
+  assert find_damaged({"b": b}, halves) is None  # w's checksums are ignored
   flipped = w.copy()
   flipped[3, 5] += 1
   assert find_damaged({"w": flipped, "b": b}, halves) == "w"
@@ -67,8 +67,9 @@ def run(test, directory, mesh, processes, devices):
 def save_and_read(directory, mesh, processes, devices, split_over):
   """Train, save and read in other processes, and check what they find."""
   found, *_ = run("saved_and_read", directory, mesh, processes, devices)
+  # Of the state as read, and as placed on the mesh again, from the saved one.
   assert found["difference"] == found["placed"] == 0
-  assert found["trained on"]
+  assert found["trained on"]  # a state that was saved later differs
   assert found["kinds"] == ["ndarray"]
   itemsize, copies = 8, 4  # the weights, their average, and Adam's two moments
   # The rows of w_h, of the upper w_x and of the readout are split.

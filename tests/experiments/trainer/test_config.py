@@ -238,7 +238,7 @@ def test_help_has_bounds_and_defaults_and_fits_a_terminal(flag_values):
         assert f"(default: '{leaf.value}')" in texts[leaf.name], leaf.name
   (fraction,) = re.findall(r"  --val_fraction: [^-]*", text)
   assert "(default: '0.1')" in fraction and "(in (0, 1))" in fraction
-  assert "None for" not in text  # no flag takes None
+  assert "None for" not in text  # None cannot be given as a flag's value
   (weights,) = re.findall(r"  --ema_decay: [^-]*", text)
   assert "(in [0, 1))" in weights
 
