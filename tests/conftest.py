@@ -149,7 +149,7 @@ def key():
 
 
 @pytest.fixture
-def collected():
+def garbage_collected():
   """Collect, after a test, the coroutines that a failed read of orbax leaves.
 
   They then warn: a test with this fixture ignores

@@ -73,7 +73,7 @@ class OpenedRun(NamedTuple):
 
   directory: Path
   resuming: bool  # whether it holds a run to resume
-  extended_from: int | None = None  # epochs before it was extended, if it was
+  extended_from: int | None = None  # epochs before, if it is extended now
 
 
 @contextmanager
@@ -133,7 +133,8 @@ def _resume_or_start(
   result = read_result(directory)
   _check_kind(directory, config, record)
   changes = changed_flags(record, config, facts[SHA256])
-  # Other changes are refused below; `extends` computes with config.json.
+  # `extends` computes with values of config.json, so they are checked first;
+  # a change of any other flag is refused below in any case.
   if changes.keys() <= {*MAY_CHANGE}:
     check_values(directory, config, record)
   extending = may_extend and extends(record, changes, result)
@@ -149,7 +150,8 @@ def _resume_or_start(
   if extending:
     return _extend(directory, config, record, result)
   if not list_checkpoints(directory / CHECKPOINTS):
-    # The run begins again, from the weights of --init_from as they are now.
+    # The run begins again, from the weights of --init_from as they are now:
+    # `facts` has the step of their checkpoint.
     write_json(directory / CONFIG, record | facts)
   return OpenedRun(directory, resuming=True)
 

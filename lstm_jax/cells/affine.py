@@ -56,6 +56,7 @@ def product_transposed(x: jax.Array, w: jax.Array) -> jax.Array:
   H 128, B 256 took 72 µs with x on the left, and 161 with W on the left.
   """
   rows = math.prod(x.shape[:-1])
+  # A symbolic number of rows (`jax.export`) counts as few.
   many = isinstance(rows, int) and 2 * rows > len(w)
   if many or not is_cpu():
     return product(x, w.T)
@@ -177,7 +178,7 @@ def _linear(compute_dtype, x, w, b):
 
 
 def _linear_forward(compute_dtype, x, w, b):
-  # Not `_linear`: only `affine` has a forward mode, which `jax.hessian` needs.
+  # Call `affine`: `_linear` has no forward mode, which `jax.hessian` needs.
   return affine(x, cast_matrices(w, compute_dtype), b), (x, w, b)
 
 

@@ -1,4 +1,4 @@
-"""A cache of functions of a cell, for which equal cells may be different."""
+"""A cache for functions of a cell, which tells equal cells apart by type."""
 
 from collections.abc import Callable
 from functools import cache, wraps
@@ -9,10 +9,10 @@ from lstm_jax.cells.cell import Cell
 
 
 def cached(f: Callable[[Cell], Cell]) -> Callable[[Cell], Cell]:
-  """Return f(cell) that returns the same result for the same cell.
+  """Return f with a cache: the same cell gets the same result, computed once.
 
-  NamedTuples with equal fields are equal, whatever their types; the structure
-  of their tree has the types.
+  NamedTuples with equal fields are equal, whatever their types. So the key is
+  the cell and the structure of its tree, which has the types.
   """
 
   @cache

@@ -201,11 +201,11 @@ def _chunks(
 ) -> tuple[jax.Array, jax.Array]:
   """Return (hs, targets) as [n, T/n, ...], in n chunks of time steps.
 
-  The number of time steps of a chunk is the largest that divides T, so that all
-  chunks have the same shape, and has at most MAX_LOGITS logits. It is 1 if one
-  time step has more logits than that, if T is a prime and the whole does not
-  fit, or if T is symbolic (`jax.export`). If B is symbolic, the chunks are
-  those of B = 32.
+  A chunk has the largest number of time steps that divides T, so that all
+  chunks have the same shape, and for which it has at most MAX_LOGITS logits.
+  That number is 1 if one time step has more logits than that, if T is a prime
+  and the whole does not fit, or if T is symbolic (`jax.export`). If B is
+  symbolic, the chunks are those of B = 32.
   """
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
   if not isinstance(rows, int):

@@ -53,8 +53,8 @@ def sample(
     params: its weights.
     key: a typed PRNG key.
     prompt: the tokens to continue, int [P], P ≥ 1; not part of the result.
-    length: n, the number of tokens to draw.
-    num_samples: N, the number of continuations.
+    length: n ≥ 1, the number of tokens to draw.
+    num_samples: N ≥ 1, the number of continuations.
     temperature: τ ≥ 0; 0 is greedy.
     top_k: k ≥ 1, or None for all tokens.
     top_p: 0 < p ≤ 1, or None for all tokens.
@@ -97,7 +97,8 @@ def read_prompts(
 ) -> Carry:
   """Return the `Carry` after prompts [P, N], from the zero state.
 
-  In a compiled function, only the logits of the last token are computed.
+  In a compiled function, only the logits of the last token are computed: the
+  others are not used.
   """
   state = model.initial_state(prompts.shape[1:])
   if len(prompts) > 1:

@@ -58,16 +58,17 @@ class Tokenizer(Protocol):
     """
 
   def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each token adds, as soon as the token is known.
+    """Yield the text that each token adds, as soon as the token arrives.
 
     Raises:
       ValueError: a token is not in [0, V).
     """
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
-    """Return the nats of spelling out each unknown token, float64 [N].
+    """Return the nats of spelling each unknown one of N tokens, float64 [N].
 
-    If cached, each is also predicted from the unknown words before it.
+    They are 0 for known tokens. If cached, each unknown one is also predicted
+    from the unknown words before it.
     """
 
 

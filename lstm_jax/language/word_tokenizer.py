@@ -146,7 +146,7 @@ class WordTokenizer(NamedTuple):
     return list(self.each_piece(as_tokens(tokens, self.size)))
 
   def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each token adds, as soon as the token is known."""
+    """Yield the text that each token adds, as soon as the token arrives."""
     known = each_in_range(tokens, self.size)
     return _pieces(self.symbols[token] for token in known)
 

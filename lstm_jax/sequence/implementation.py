@@ -24,7 +24,7 @@ VERSIONS = (0, 11, 2), (0, 13)  # of jax: from the first, below the second
 VERSIONS_TEXT = "{}.{}.{} to {}.{}".format(
   *VERSIONS[0], VERSIONS[1][0], VERSIONS[1][1] - 1
 )
-COUNTS: dict[Any, limits.Counts] = {
+COUNTS: dict[Any, limits.Counts] = {  # of each cell that has kernels
   lstm: limits.LSTM,
   gru: limits.GRU,
   rnn: limits.RNN,

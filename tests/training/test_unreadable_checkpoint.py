@@ -132,7 +132,7 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
   "pattern", ["8/description/metadata", "8/params/*.oc*", "8/params/_META*"]
 )
 def test_a_damaged_checkpoint_is_an_error_of_one_line(
-  damage, pattern, key, tmp_path, collected
+  damage, pattern, key, tmp_path, garbage_collected
 ):
   writer = CheckpointWriter(tmp_path)
   writer.save(8, normal_like(key, MODEL.init(key)), {"note": "text"})
@@ -152,8 +152,8 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
 def checksums(tmp_path):
   """Save a checkpoint; return its checksums, and a function that writes others.
 
-  Tests change a checksum and not the data that was saved: in both cases the
-  data and the checksum differ.
+  The test changes a checksum in place of the data that was saved: either way,
+  the two no longer agree.
   """
   writer, w = CheckpointWriter(tmp_path), np.ones(2)
   writer.save(8, {"w": w}, {"note": "text"}, state={"v": w + 1})

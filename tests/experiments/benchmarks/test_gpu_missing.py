@@ -1,4 +1,8 @@
-"""What the part gpu says where a GPU or a package is missing."""
+"""What the part gpu says where a GPU or a package is missing.
+
+Also: which sizes reach its cases, and that a layer of PyTorch with other
+results than ours is not timed.
+"""
 
 import pytest
 
@@ -43,7 +47,7 @@ from tests.experiments.starting import start_all
     ),
   ],
 )
-def test_an_error_says_what_a_device_lacks(environment, got):
+def test_an_error_says_what_is_needed_and_what_was_found(environment, got):
   with pytest.raises(
     ValueError, match=r"needs an H100 or H200 .*(got|packages:) " + got
   ):

@@ -66,7 +66,7 @@ def untrained_runs(directory):
 
   @functools.cache
   def make(name):
-    # As the fixture `standard_promotion`, before which session fixtures run.
+    # As `standard_promotion` does, a fixture that session fixtures precede.
     with jax.numpy_dtype_promotion("standard"):
       changes = MODELS[name] | {"run": str(directory / name)}
       return write_run(replace(config, **changes))
@@ -87,7 +87,7 @@ def exact_params(trained):
 
 
 def _spread(params):
-  """Add noise to all vectors, such as gains and biases, which begin equal."""
+  """Add noise to all vectors; gains and biases begin the same in all units."""
   random = np.random.default_rng(0)
 
   def add(leaf):
@@ -139,8 +139,8 @@ class PageData:
   def paths(self, layer):
     """Return {field of the state: norms [N, W]}, W the header's window.
 
-    They are of the gradient of the prediction at each of N tokens with respect
-    to the state k = 0 … W − 1 time steps before.
+    They are norms of the gradient of log p(next token), at each of N tokens,
+    with respect to the state k = 0 … W − 1 time steps before.
     """
     paths = {}
     for path in self.header["layers"][layer]["paths"]:

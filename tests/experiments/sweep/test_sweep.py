@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_not_the_best_of_a_member():
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_resumed_sweep_says_that_its_best_weights_are_lost(
-  config, console, monkeypatch, collected
+  config, console, monkeypatch, garbage_collected
 ):
   config = as_sweep(config, num_seeds=2, rate=(0.03,), eval_every=10)
   with monkeypatch.context() as patched:

@@ -118,6 +118,7 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
   )
   assert "<unk>" not in text_of(chromium, "text")
   assert chromium.run("return reading.suggestions") == ["re"]
+  # An unknown word is read as <unk>: it has a loss, and counts.
   assert "3 words" in text_of(chromium, "score")
   marks = "return [...$('marked').querySelectorAll('.unknown')]"
   assert chromium.run(f"{marks}.map((span) => span.textContent)") == ["mo"]
@@ -205,8 +206,8 @@ def test_the_score_and_the_marks_follow_from_the_losses(opened):
     share = np.floor(64 * min(1, v / 8) + 0.5) / 64
     rgb = np.floor(page + (accent - page) * share + 0.5)
     assert [int(c) for c in re.findall(r"\d+", color)] == rgb.tolist()
-  # The three most surprising tokens, each in its word; a click on one sets the
-  # caret there.
+  # The three most surprising tokens, each in its word, or, if it begins one,
+  # also after the word before; a click on one sets the caret there.
   assert not opened.run(hidden)
   most = "return [...$('most').children].map((button) => button.textContent)"
   assert opened.run(most) == [

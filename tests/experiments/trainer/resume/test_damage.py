@@ -36,7 +36,7 @@ def test_a_run_whose_checkpoints_hold_no_state_is_not_resumed(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
-  place, stopped, config, console, collected
+  place, stopped, config, console, garbage_collected
 ):
   """In the first, middle or last byte of each file of the newest checkpoint."""
   state = make_setup(config).state_like
@@ -67,7 +67,7 @@ def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated", "state", "description"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-  damage, stopped, config, console, undisturbed, collected, capsys
+  damage, stopped, config, console, undisturbed, garbage_collected, capsys
 ):
   for path in (stopped / "checkpoints" / "33" / STATE).rglob("*"):
     if path.is_file() and damage == "truncated":
@@ -147,7 +147,7 @@ def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_hostile_checkpoint_runs_no_code(
-  stopped, config, console, tmp_path, collected
+  stopped, config, console, tmp_path, garbage_collected
 ):
   """Whatever is in its files, none of them is unpickled."""
 
