@@ -92,11 +92,11 @@ def recur(
 def _local_gradients(
   h: jax.Array, p: jax.Array, af: jax.Array, ai: jax.Array, an: jax.Array
 ) -> tuple[jax.Array, tuple[()]]:
-  """Return the local gradients of h' = p ⊙ h + (1 − p) ⊙ aₙ."""
+  """Return (the local gradients of h' = p ⊙ h + (1 − p) ⊙ aₙ, ())."""
   dh_ds = (h - an) * dsigmoid(p)
   dh_daf = dh_ds * sigmoid(-af)
   dh_dai = -dh_ds * sigmoid(-ai)
-  dh_dh = p  # not 1 − p, in which a small p is rounded away
+  dh_dh = p  # saved in place of ∂h'/∂aₙ = 1 − p, which rounds a small p away
   return jnp.concatenate([dh_daf, dh_dai, dh_dh], axis=-1), ()
 
 
@@ -112,8 +112,8 @@ def recur_backward(
   _, _, h_wrt_h = jnp.split(local_grads, 3, axis=-1)
   units = jnp.arange(local_grads.shape[-1])
   is_of_an = as_row(units >= 2 * h_wrt_h.shape[-1], local_grads)
-  # The last third holds p = ∂h'/∂h, and ∂h'/∂aₙ is 1 − p. A concatenation of
-  # three parts would be slower over a sequence.
+  # The last third holds p = ∂h'/∂h, and ∂h'/∂aₙ is 1 − p. To concatenate three
+  # different parts here instead would be slower over a sequence.
   dh_da = jnp.where(is_of_an, 1 - local_grads, local_grads)
   da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * dh_da
   dh = dh_next * h_wrt_h
@@ -152,7 +152,8 @@ def init(
   """
   input_size, hidden_size = check_init(input_size, hidden_size, dtype)
   w_x = input_weights(key, input_size, hidden_size, 3, dtype)
-  return MinLSTMParams(w_x, gate_biases(hidden_size, 3, dtype, forget=0))
+  b = gate_biases(hidden_size, 3, dtype, forget=0)  # 1 for gate 0, which is f
+  return MinLSTMParams(w_x, b)
 
 
 def initial_state(

@@ -9,11 +9,11 @@ A text is split at its spaces, and the strings between them into pieces:
   marks        , ; ! each a piece of its own, but -- is one piece
 
 Spaces are not tokens: rules decide between which two pieces a space belongs
-(`_space_between`). Where the text disagrees with the rules, the piece is
-another token. A space at the beginning of its symbol marks it, also if the text
-lacks a space there: " ," is a comma with a space before it, " love" is a word
-right after a comma, and " '" opens a quotation after a word, while "'" closes
-it. So decoding returns the text in its normal form (`normalize`): every space
+(`_space_between`). Where the text disagrees with the rules, the piece has
+another token, whose symbol begins with a space, even if it is the text that
+lacks one: " ," is a comma with a space before it, " love" is a word right after
+a comma, and " '" opens a quotation after a word, while "'" closes it. So
+decoding returns the text in its normal form (`normalize`): every space
 character is " ", consecutive ones are one except in indentation, and those at
 the end of a line or at the beginning of the text are left out.
 

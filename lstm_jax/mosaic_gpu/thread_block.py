@@ -1,8 +1,8 @@
-"""What both kernels have in common: their launch, and who computes what.
+"""What the forward and backward kernels share: their launch, who computes what.
 
-For every N sequences, the grid has one thread block, or one cluster of thread
-blocks. Inside a kernel, every warpgroup asks `find_share` for its units and its
-sequences.
+For every N sequences (`Plan.rows`), the grid has one thread block, or one
+cluster of thread blocks. Inside a kernel, every warpgroup asks `find_share` for
+its units and its sequences.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,9 @@ class Share(NamedTuple):
 
 def find_share(plan: Plan) -> Share:
   """Return the share of the warpgroup that calls this."""
+  # The grid's "tile" is N sequences; `tiles` are its groups of 8.
   tile, warpgroup = lax.axis_index("tile"), lax.axis_index("warpgroup")
+  # A block of a cluster has one warpgroup, which computes the block's part.
   part = warpgroup if plan.cluster == 1 else lax.axis_index("part")
   count = plan.rows // COLUMNS
   tiles = [tile * count + j for j in range(count)]
@@ -59,8 +61,8 @@ def start_loading(plan: Plan, w_h: Ref, weights: Ref, loaded: Ref) -> None:
     rows = w_h
     if plan.cluster > 1:
       rows = w_h.at[:, pl.ds(lax.axis_index("part") * UNITS, UNITS), :]
-    # One copy for each gate: a copy has at most five axes, those of tiles
-    # included, and `vmap` adds one.
+    # One copy for each gate: a copy has at most five axes, with the two that
+    # the tiling of shared memory adds, and `vmap` adds one.
     for gate in range(weights.shape[0]):
       plgpu.copy_gmem_to_smem(rows.at[gate], weights.at[gate], loaded)
 
@@ -89,13 +91,13 @@ def launch(
     The outputs.
   """
   gates, _, units = w_h.shape
-  rows = UNITS * plan.warpgroups
+  block_units = UNITS * plan.warpgroups
   batch = jax.tree.leaves(out_type)[0].shape[1]
   kernel = plgpu.kernel(
     body,
     out_type=out_type,
     scratch_types={
-      "weights": operand((gates, rows, units), w_h.dtype),
+      "weights": operand((gates, block_units, units), w_h.dtype),
       "loaded": plgpu.Barrier(num_arrivals=gates),
       **scratch,
     },
@@ -110,6 +112,7 @@ def launch(
   )
   inputs = jax.tree.map(_without_derivative, (w_h, *arguments))
   outputs = kernel(*inputs)
+  # Under `shard_map`, the outputs vary over the mesh axes that the inputs do.
   return vary_alike((inputs, outputs))[-1]
 
 

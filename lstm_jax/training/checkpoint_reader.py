@@ -154,8 +154,8 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
       )
     found = _shapes({item: getattr(stored, "tree", stored)})
     _check_shapes(directory, step, found, expected)
-    # As NumPy arrays (these take no memory): JAX arrays would be restored to
-    # the devices that wrote them.
+    # Broadcast zeros of NumPy (which take no memory) make orbax return NumPy
+    # arrays: it would restore JAX arrays to the devices that wrote them.
     empty = jax.tree.map(
       lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like
     )

@@ -32,8 +32,8 @@ BFLOAT16 = 5e-3
 def draw(cell, *, steps=T, batch=(B,), size=D, hidden=H, dtype=jnp.float32):
   """Return (params, state, xs), with weights as large as those of `init`.
 
-  Every array of two axes or more, also of the state and xs, is divided by the
-  square root of the size of its first axis.
+  The arrays of params with two axes or more are divided by the square root of
+  the size of their first axis; the state and xs are standard normal.
   """
   sizes = {"steps": steps, "batch": batch, "size": size, "hidden": hidden}
   expected = shapes(cell, **sizes, dtype=dtype)

@@ -59,7 +59,7 @@ def leaky_cell():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
-  """A λ of 0 hides a state that is not finite, and must hide no other."""
+  """Where λ is 0, `linear_scan` must drop a state only if it is not finite."""
   cell = leaky_cell()
   draw = np.random.default_rng(0).normal
   params = LeakyParams(jnp.zeros((D, D)), jnp.array([0.0, 0.5, 0.0, 1.0]))

@@ -6,8 +6,9 @@ trains one run after another until there are at least KILLS kills. A life of a
 run goes from its start, or from a checkpoint, to a kill or to its end. Each
 life has a process of its own, forked from this one: it has all imports already,
 and starts within a tenth of a second. About a third of the kills wait for a
-checkpoint that is being written. The last line printed is a JSON object: the
-number of kills, of those that cut off a checkpoint ("in_a_save") and of runs,
+checkpoint that is being written, or end a life that finds one cut off. The last
+line printed is a JSON object: the number of kills, of those that leave a
+checkpoint cut off, by that kill or an earlier one ("in_a_save"), and of runs,
 and the most training steps that a kill has "lost".
 """
 
@@ -134,10 +135,10 @@ def main():
   counts = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
   while counts["kills"] < kills:
     config = make_config(directory, f"run{counts['runs']}")
-    run, alive = Path(config.job.run), True
-    while alive:
-      alive = kill(start(config), run, draws, lifetimes[-1])
-      if alive:
+    run, unfinished = Path(config.job.run), True
+    while unfinished:
+      unfinished = kill(start(config), run, draws, lifetimes[-1])
+      if unfinished:
         counts["kills"] += 1
         counts["in_a_save"] += writing(run)
         steps = list_checkpoints(run / "checkpoints")
