@@ -31,10 +31,10 @@ function layOut() {
   columnOf = new Uint16Array(pieces.length);
   let column = 0, blank = 0;
   pieces.forEach((piece, t) => {
-    const start = starts[starts.length - 1];
     if (piece.length > 1 && piece[0] === " ") blank = t;
-    if (column + widths[t] > columns && t > start) {
-      const from = blank > start ? blank : t;
+    // Twice where even after the blank there is no room for the token.
+    while (column + widths[t] > columns && t > starts.at(-1)) {
+      const from = blank > starts.at(-1) ? blank : t;
       const shift = from < t ? columnOf[from] : column;
       for (let k = from; k < t; k++) columnOf[k] -= shift;
       column -= shift;
@@ -45,8 +45,9 @@ function layOut() {
     if (piece === " ") blank = t + 1;
     if (piece[0] === "\n" && t + 1 < pieces.length) {
       starts.push(t + 1);
-      // A newline token of a word model also has the blanks that follow.
-      column = Math.min(piece.length - 1, columns - 8);
+      // A newline token of a word model also has the blanks that follow. Fewer
+      // are shown where they would leave no room for the next word.
+      column = Math.min(piece.length - 1, columns - Math.max(8, widths[t + 1]));
     }
   });
   lineOf = new Uint32Array(pieces.length);

@@ -102,6 +102,28 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(
+  ("words", "lines"),
+  [
+    ("['\\n' + ' '.repeat(columns), 'temperate', ' more']", [0, 1, 2]),
+    ("['\\n' + ' '.repeat(columns), 'more'.repeat(columns)]", [0, 1]),
+    ("['a', ' temperately', '-', 'temperate'.repeat(columns)]", [0, 1, 1, 2]),
+  ],
+  ids=["indentation", "indentation before a long word", "hyphen"],
+)
+def test_no_word_passes_the_edge(chromium, words_page, words, lines):
+  chromium.emulate(360, 740)
+  chromium.open(words_page)
+  columns, boxes = chromium.run(
+    f"pieces = {words}; layOut(); return [columns, pieces.map("
+    "(_, t) => [lineOf[t], columnOf[t] + widths[t]])]"
+  )
+  assert [line for line, _ in boxes] == lines
+  assert all(end <= columns for _, end in boxes)
+  assert boxes[1][1] in (columns, 12)  # at the edge; the hyphen's line begins
+
+
+@pytest.mark.exhaustive
 def test_a_page_of_words_opens_with_its_cursor_in_view(
   chromium, words_page, console, tmp_path
 ):
