@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.lstm import LSTMParams
 from lstm_jax.interop.tensors import Array, as_array
 from lstm_jax.interop.torch.weights import (
@@ -86,9 +87,15 @@ def from_cudnn(
     `jax_enable_x64`, float64 becomes float32.
 
   Raises:
-    ValueError: the length of the vector does not fit the sizes, or the vector
-      holds no floats.
+    ValueError: a size is not an integer from 1 on, the length of the vector
+      does not fit the sizes, or the vector holds no floats.
+
+  Do not pass gradients: the two biases have equal gradients, which are also the
+  gradient of our b, but the sum of both would be returned.
   """
+  input_size = check_count("input_size", input_size)
+  hidden_size = check_count("hidden_size", hidden_size)
+  num_layers = check_count("num_layers", num_layers)
   weights = jnp.asarray(as_array("weights", weights))
   sizes = input_size, hidden_size, num_layers, bidirectional
   expected = rnn.get_num_params_in_lstm(*sizes)

@@ -70,6 +70,9 @@ def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
       not hold exactly one core; the parameters are those of another module; an
       array is missing, has a name or a shape that does not fit the others, or
       holds no floats.
+
+  Do not pass gradients: the forget bias of 1 would be added to that of an LSTM,
+  and the equal gradients of a VanillaRNN's two biases would be summed.
   """
   core, layers = _one_core(weights, name)
   is_linear = "w" in layers.get("", ())

@@ -50,9 +50,9 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     or the source is a mapping.
 
   Raises:
-    ValueError: the source is neither a module nor a mapping; a name is not a
-      str; the source has layers, but none with this prefix; no name begins with
-      the prefix; or a value is not an array of floats.
+    ValueError: the source is neither a module nor a mapping; a name or the
+      prefix is not a str; the source has layers, but none with this prefix; no
+      name begins with the prefix; or a value is not an array of floats.
   """
   nonlinearity = None
   if not isinstance(source, Mapping):
@@ -61,7 +61,7 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
         f"expected a module or a state_dict, got {type(source).__name__}"
       )
     module, source = source, source.state_dict()
-    for name in filter(None, prefix.split(".")):
+    for name in filter(None, str(prefix).split(".")):
       module = getattr(module, name, None)
     nonlinearity = getattr(module, "nonlinearity", None)
   for name in source:
@@ -74,6 +74,8 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     raise ValueError(
       f"prefix must be {' or '.join(map(repr, sorted(layers)))}, got {prefix!r}"
     )
+  if not isinstance(prefix, str):
+    raise ValueError(f"prefix must be a str, got {prefix!r}")
   names = [name for name in source if name.startswith(prefix)]
   if prefix and not names:
     raise ValueError(
@@ -101,10 +103,14 @@ def as_array(name: str, x: Any) -> Array:
   if hasattr(x, "detach"):
     x = _tensor_as_array(name, x)
   elif not isinstance(x, jax.Array):
+    given = x
     try:
       x = np.asarray(x)
     except ValueError as error:  # such as rows of unequal lengths
       raise ValueError(f"{name} cannot be read as an array: {error}") from None
+    if x.dtype == object and x is not given:  # such as a dict
+      kind = type(given).__name__
+      raise ValueError(f"{name} must be an array of floats, got {kind}")
     if not x.dtype.isnative:  # JAX takes only the machine's byte order
       x = x.astype(x.dtype.newbyteorder("="))
   if not jnp.issubdtype(x.dtype, jnp.floating):

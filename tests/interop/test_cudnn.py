@@ -117,3 +117,12 @@ def test_weights_of_another_size_or_cell_are_refused(key):
     ValueError, match="layer 1 must be like the first layer, "
   ):
     to_cudnn(layers)
+
+
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
+@pytest.mark.parametrize("value", [0, -1, 1.0, "1"])
+def test_sizes_must_be_positive_integers(name, value):
+  sizes = {"input_size": 3, "hidden_size": 5} | {name: value}
+  message = f"^{name} must be an integer ≥ 1, got {value!r}$"
+  with pytest.raises(ValueError, match=message):
+    from_cudnn(np.zeros(200), **sizes)

@@ -130,3 +130,18 @@ def test_bias_false_keeps_the_dtype_and_refuses_a_nonzero_bias(cell, key):
   message = r"^bias_.h_l0 must be 0 with bias=False, got .* of up to 0\.5$"
   with pytest.raises(ValueError, match=message):
     interop.to_torch(layers, bias=False)
+
+
+def test_none_as_prefix_is_refused(key):
+  weights = interop.to_torch(stack(lstm, key, both=False))
+  with pytest.raises(ValueError, match=r"^prefix must be '', got None$"):
+    interop.from_torch(Module(weights), prefix=None)
+  with pytest.raises(ValueError, match=r"^prefix must be a str, got None$"):
+    interop.from_torch({"bias": np.zeros(4)}, prefix=None)
+
+
+def test_a_checkpoint_around_the_state_dict_is_named(key):
+  weights = interop.to_torch(stack(lstm, key, both=False))
+  message = "^model must be an array of floats, got dict$"
+  with pytest.raises(ValueError, match=message):
+    interop.from_torch({"model": weights, "epoch": 3})

@@ -104,6 +104,10 @@ def from_keras(
       has a shape or dtype that does not fit the others, or holds no floats; a
       name is not that of such an array; reset_after is needed but not given,
       or contradicts the bias; or there is no such activation.
+
+  Do not pass gradients of a GRU with reset_after=True: for r and z, both rows
+  of its bias have equal gradients, which are also the gradient of our b, but
+  the sum of both would be returned.
   """
   activations = (
     _activation("activation", activation),
