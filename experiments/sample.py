@@ -221,7 +221,8 @@ def typed_line() -> str | None:
   """Return a line of standard input, or None at its end."""
   terminal = sys.stdin.isatty() and sys.stdout.isatty()
   try:
-    return input("> " if terminal else "")
+    # A file of Windows has a carriage return at the end of each line.
+    return input("> " if terminal else "").removesuffix("\r")
   except EOFError:
     return None
 

@@ -83,7 +83,9 @@ def keep(directory: Path, corpus: str, text: str) -> None:
   """Write the text of a piped corpus into the run directory, once."""
   path = directory / KEPT
   if is_piped(corpus) and not path.exists():
-    write_bytes(path, text.encode())
+    # A reader removes one byte order mark; here it must not be the text's own.
+    is_marked = text.startswith("\ufeff")
+    write_bytes(path, text.encode("utf-8-sig" if is_marked else "utf-8"))
 
 
 def kept_if_piped(config: TrainConfig) -> DataConfig:

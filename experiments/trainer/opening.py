@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.environment import environment, time_now
 from experiments.trainer.extension import (
   MAY_CHANGE,
@@ -22,6 +21,8 @@ from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import (
   CHECKPOINTS,
   CONFIG,
+  CONTENTS,
+  PREVIOUS,
   RESULT,
   SHA256,
   TEACHERS,
@@ -47,11 +48,13 @@ from lstm_jax.training.durable import check_path, sync
 
 def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
   """Raise ValueError if --overwrite would replace the text to train on."""
-  kept, corpus = directory / KEPT, Path(config.data.corpus)
-  if kept.is_file() and corpus.is_file() and kept.samefile(corpus):
+  corpus = Path(config.data.corpus)
+  place, run = corpus.resolve(), directory.resolve()
+  parts = place.relative_to(run).parts if place.is_relative_to(run) else ()
+  if parts and parts[0] in (*CONTENTS, PREVIOUS):
     raise ValueError(
-      f"--overwrite would replace --corpus={corpus}, which is the only copy of "
-      "a piped text: copy it to another place, and train on that"
+      f"--overwrite would replace --corpus={corpus}, which is a file of the "
+      "run: copy it to another place, and train on that"
     )
 
 
@@ -147,12 +150,15 @@ def _resume_or_start(
   if not extending:
     check_unchanged(directory, record, changes)
   _check_facts(directory, config, record, facts, may_extend)
+  begins_again = not list_checkpoints(directory / CHECKPOINTS)
+  if begins_again:
+    # From the weights of --init_from as they are now: `facts` has the step of
+    # their checkpoint.
+    record |= facts
   if extending:
     return _extend(directory, config, record, result)
-  if not list_checkpoints(directory / CHECKPOINTS):
-    # The run begins again, from the weights of --init_from as they are now:
-    # `facts` has the step of their checkpoint.
-    write_json(directory / CONFIG, record | facts)
+  if begins_again:
+    write_json(directory / CONFIG, record)
   return OpenedRun(directory, resuming=True)
 
 

@@ -152,8 +152,9 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
 ):
   monkeypatch.setattr(sys, "stdin", io.StringIO(""))
   (first,) = sample_texts(explored_run, interactive=True, prompt="Thou")
-  monkeypatch.setattr(sys, "stdin", io.StringIO("Thou"))
-  assert sample_texts(explored_run, interactive=True) == [first]
+  for line in ("Thou", "Thou\r\n"):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(line))
+    assert sample_texts(explored_run, interactive=True) == [first]
 
 
 @pytest.mark.parametrize(

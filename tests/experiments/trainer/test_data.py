@@ -1,9 +1,16 @@
 """The vocabulary of a corpus, and the prompt of a run's samples."""
 
+import os
+
 import numpy as np
 
 from experiments.trainer.config import DataConfig
-from experiments.trainer.data import default_prompt, read_corpus
+from experiments.trainer.corpus_path import KEPT, keep
+from experiments.trainer.data import (
+  default_prompt,
+  read_corpus,
+  read_corpus_text,
+)
 from lstm_jax.language import CharTokenizer
 
 
@@ -20,3 +27,9 @@ def test_characters_that_only_the_validation_split_has_are_known(tmp_path):
 def test_a_sample_begins_after_a_line_break_or_the_first_token():
   prompts = [default_prompt(CharTokenizer(s)) for s in ("\t\nab", "ab")]
   assert np.concatenate(prompts).tolist() == [1, 0]
+
+
+def test_a_piped_text_that_begins_with_a_byte_order_mark_is_kept(tmp_path):
+  text = "\ufeffa second mark, as of two files that were joined"
+  keep(tmp_path, os.devnull, text)  # which is no regular file, as a pipe
+  assert read_corpus_text(str(tmp_path / KEPT)) == text

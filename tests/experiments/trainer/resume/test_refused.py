@@ -158,13 +158,20 @@ def test_a_run_whose_best_is_not_saved_replaces_no_other(
   assert load(finished / "previous").val_loss == old.val_loss
 
 
-def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
+@pytest.mark.parametrize(
+  "name", ["corpus.txt", "previous/corpus.txt", "samples.txt"]
+)
+def test_a_text_that_a_run_holds_is_not_replaced(
+  name, finished, config, console
+):
   corpus = Path(config.data.corpus)
-  kept = finished / "corpus.txt"
+  kept, record = finished / name, (finished / "config.json").read_bytes()
+  kept.parent.mkdir(exist_ok=True)
   kept.write_bytes(corpus.read_bytes())
+  (kept.parent / "config.json").write_bytes(record)
   before = tree(finished)
   again = replace(config, overwrite=True, corpus=str(kept))
-  with pytest.raises(ValueError, match="the only copy of a piped text: copy"):
+  with pytest.raises(ValueError, match="which is a file of the run: copy it"):
     train.run(again, console)
   assert tree(finished) == before
 
