@@ -91,8 +91,20 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
 def select_or_multiply(x: jax.Array, w: jax.Array) -> jax.Array:
   """Return x W, [..., K]: a product, or for tokens x [...] the rows of W."""
   if is_token(x):
-    return upcast(jnp.asarray(w)[x.astype(jnp.int32)])
+    return upcast(jnp.asarray(w)[_as_index(x)])
   return product(x, w)
+
+
+def _as_index(x: jax.Array) -> jax.Array:
+  """Return tokens as int32: int8 or uint8 could not index all rows of W.
+
+  Tokens outside of int32 become its ends, and not those modulo 2³²: 2³² − 1
+  is as far out of range as D is, but −1 stands for the last row.
+  """
+  own, index = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
+  if own.max > index.max:  # uint32, int64 or uint64
+    x = x.clip(max(own.min, index.min), index.max)
+  return x.astype(jnp.int32)
 
 
 def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
@@ -148,9 +160,8 @@ def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
     w: weights, [D, K].
     da: cotangent of x W, [..., K].
   """
-  x = x.astype(jnp.int32)  # int8 or uint8 could not index all rows of W
   zeros = jnp.zeros(w.shape, accumulation_dtype(w.dtype))
-  return zeros.at[x].add(da.astype(zeros.dtype))
+  return zeros.at[_as_index(x)].add(da.astype(zeros.dtype))
 
 
 def linear(

@@ -118,6 +118,14 @@ def test_product_transposed_is_right_for_few_and_for_many_rows(rows, key):
   assert worst(affine.product_transposed(x, w), x @ w.T) < 1e-12
 
 
+def test_large_unsigned_tokens_read_the_last_row_and_have_no_gradient():
+  w = jnp.arange(4.0).reshape(4, 1)
+  tokens = jnp.array([4, 2**31, 2**32 - 2, 2**32 - 1], jnp.uint32)
+  assert (affine.select_or_multiply(tokens, w) == 3).all()
+  _, dw, _ = affine.affine_backward(tokens, w, jnp.ones((4, 1)))
+  assert not dw.any()
+
+
 @pytest.mark.exhaustive
 def test_the_gradient_of_tokens_takes_a_wider_cotangent(key):
   """A float64 cotangent with float32 weights, as a float64 state gives."""
