@@ -147,7 +147,8 @@ def state_shardings(
     params,
     state.params,
     transform_non_params=lambda _: replicated,
-    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    # A list holds several moments of one weight, as in `optax.sm3`.
+    is_leaf=lambda node: isinstance(node, optax.MaskedNode | list),
   )
   carry = jax.tree.map(lambda _: batch, state.carry)
   return TrainState._make((replicated, params, average, opt_state, carry))
@@ -160,9 +161,8 @@ def _params_shardings(mesh: Mesh, params: LanguageParams) -> LanguageParams:
   tied = params.readout is None
 
   def split(leaf: jax.Array, axis: int) -> NamedSharding:
-    if leaf.shape[axis] % mesh.shape[MODEL]:
-      return replicated
-    return columns if axis else rows
+    uneven = leaf.shape[axis] % mesh.shape[MODEL]
+    return replicated if uneven else (rows, columns)[axis]
 
   def layer_shardings(index: int, layer: Any) -> Any:
     shardings = jax.tree.map(lambda _: replicated, layer)

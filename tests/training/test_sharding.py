@@ -129,8 +129,9 @@ def matrices(params):
     optax.masked(optax.adam(1e-3), LanguageParams(True, False, True, False)),
     optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
     first_rows(),
+    optax.sm3(1e-3),
   ],
-  ids=["adafactor", "matrices", "two parts", "inject", "rows"],
+  ids=["adafactor", "matrices", "two parts", "inject", "rows", "sm3"],
 )
 def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
   mesh = make_mesh({"data": 1})
