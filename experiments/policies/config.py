@@ -110,7 +110,8 @@ class PolicyConfig:
     10,
     "Time steps over which to remember: the length of the T-maze's corridor, "
     "or the delay of repeat_previous.",
-    bounds="[1, inf)",
+    # The longest episode, 4 (size + 2) steps in a T-maze, is counted in int32.
+    bounds=f"[1, {LARGEST // 4 - 2}]",
   )
   network: tuple[str, ...] = option(
     ("gru", "lstm", "min_gru", FEED_FORWARD),

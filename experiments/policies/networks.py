@@ -139,9 +139,11 @@ def _recurrent(cell: Any) -> Core:
     return cell.init(key, input_size, hidden_size, jnp.float32)
 
   def initial_state(batch_size, hidden_size):
-    sized = partial(init, input_size=1, hidden_size=hidden_size)
-    shapes = jax.eval_shape(sized, jax.random.key(0))  # draws no weights
-    return cell.initial_state(shapes, (batch_size,))
+    def zeros(key):
+      return cell.initial_state(init(key, 1, hidden_size), (batch_size,))
+
+    shapes = jax.eval_shape(zeros, jax.random.key(0))  # draws no weights
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
   def step(params, state, x, start):
     state = resettable(cell).step(params, state, x, start)

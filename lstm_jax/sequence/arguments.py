@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.caching import check_hashable
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
   check_broadcasts,
@@ -78,13 +79,7 @@ def check_cell(cell: Any) -> None:
       "cell must not be wrapped, got one of sequence.wrappers: call its `step` "
       "in a loop, or pass mask, reset, zoneout or state_dropout to `unroll`"
     )
-  try:
-    hash(cell)
-  except TypeError:
-    raise ValueError(
-      "cell must be hashable, such as a module or a NamedTuple of functions, "
-      f"got {type(cell).__name__}"
-    ) from None
+  check_hashable(cell)
 
 
 def check_functions(

@@ -1,6 +1,8 @@
 """`scanned` against the ScannedRNN that RL agents use: a cell in `nn.scan`."""
 
 from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +139,52 @@ def test_a_projected_state_has_the_hidden_size_of_its_c():
   state = projected_lstm.initial_state(params, (B,))
   _, expected = unroll(projected_lstm, params, state, xs, reset=resets)
   assert worst(hs, expected) == 0
+
+
+class Memory(NamedTuple):
+  """The state of a cell with a matrix for each sequence."""
+
+  h: jax.Array  # [..., H]
+  c: jax.Array  # [..., H, 2]
+
+
+class OwnCell:
+  """A cell whose `init` needs a dtype, and refuses sizes other than H."""
+
+  def init(key, input_size, hidden_size, dtype):
+    if hidden_size != H:
+      raise ValueError(f"got {hidden_size}")
+    return rnn.init(key, input_size, hidden_size, dtype)
+
+  def initial_state(params, batch_shape=()):
+    h = jnp.zeros((*batch_shape, len(params.b)), params.b.dtype)
+    return Memory(h, jnp.stack([h, h], -1))
+
+  def project(params, x):
+    return x @ params.w_x
+
+  def recur(params, state, ax):
+    c = state.c + ax[..., None]
+    return Memory(jnp.tanh(c.sum(-1)), c), ax, c
+
+  def recur_backward(*args):
+    raise NotImplementedError  # outputs need no backward
+
+  parameter_gradients = recur_backward
+
+
+def test_a_cell_of_ones_own_may_have_a_matrix_and_refuse_sizes_and_defaults():
+  carry = scanned(OwnCell).initialize_carry(B, H)
+  x = jnp.ones((T, B, D), jnp.float32), jnp.zeros((T, B))
+  run = scanned(OwnCell)().init_with_output
+  (last, hs), variables = jax.eval_shape(run, SEED, carry, x)
+  assert (hs.shape, last.c.shape) == ((T, B, H), (B, H, 2))
+  assert variables["params"]["cell"].w_x.shape == (D, H)
+
+
+def test_a_cell_that_is_not_hashable_is_refused():
+  with pytest.raises(ValueError, match=r"be hashable, .* SimpleNamespace$"):
+    scanned(SimpleNamespace())
 
 
 def test_the_number_of_steps_may_be_symbolic():

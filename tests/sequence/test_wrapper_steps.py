@@ -1,6 +1,7 @@
 """One step of a cell with masks, resets, zoneout or dropout."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -185,3 +186,9 @@ def test_a_flag_of_a_step_may_be_a_list_or_a_python_bool(key):
     one = jax.tree.map(lambda a: a[1], state)
     expected = gradient(one, xs[0, 1], jnp.asarray(False))
     assert worst(gradient(one, xs[0, 1], False), expected) == 0
+
+
+def test_a_cell_that_is_not_hashable_is_refused():
+  for wrap in (wrappers.masked, wrappers.resettable, wrappers.zoneout):
+    with pytest.raises(ValueError, match=r"be hashable, .* SimpleNamespace$"):
+      wrap(SimpleNamespace())

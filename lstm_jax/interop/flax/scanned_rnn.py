@@ -13,7 +13,7 @@ The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
 and SimpleCell, with their names, shapes and initial values, so that checkpoints
 can be restored. The weights of any other cell are one parameter, "cell", which
 holds what the cell's `init` returns. The hidden size is that of the carry: the
-size of c if the carry has a c, since a projected h is smaller.
+size of c if the carry has a vector c, since a projected h is smaller.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -27,7 +27,6 @@ size of c if the carry has a c, since a projected h is smaller.
   ((5, 3, 16), ['GRUCell_0'])
 """
 
-from functools import cache
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ import numpy as np
 from flax import linen
 
 from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.cells.caching import cached
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.lstm import LSTMState
 from lstm_jax.interop.flax.weights import from_linen
@@ -51,7 +51,7 @@ TYPE_OF_CELL: dict[Cell, Any] = {
 PARTS = "init", "initial_state", "project", "recur", "recur_backward"
 
 
-@cache  # the same class at every call, so that no program is compiled twice
+@cached  # the same class at every call, so that no program is compiled twice
 def scanned(cell: Cell) -> Any:
   """Return ScannedRNN, a class of linen modules that run `unroll` with resets.
 
@@ -62,7 +62,8 @@ def scanned(cell: Cell) -> Any:
     cell: `gru`, `lstm`, or any object with the functions of `Cell`.
 
   Raises:
-    ValueError: `unroll` cannot reset the cell, since it lacks a function.
+    ValueError: `unroll` cannot reset the cell, since it lacks a function or is
+      not hashable.
   """
   missing = [name for name in PARTS if not hasattr(cell, name)]
   if missing:
@@ -98,8 +99,8 @@ def scanned(cell: Cell) -> Any:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
       else:
-        sizes = ins.shape[-1], _hidden_shape(state)[-1]
-        params = self.param("cell", cell.init, *sizes)
+        sizes = ins.shape[-1], _hidden_size(state)
+        params = self.param("cell", cell.init, *sizes, jnp.float32)
       ins = ins.astype(_dtype(params))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
       return _carry(state), ys
@@ -123,10 +124,12 @@ def scanned(cell: Cell) -> Any:
 
 def _zero_state(cell: Cell, batch: tuple[int, ...], hidden_size: int) -> State:
   """Return the zero state; no weights are drawn for it."""
-  shapes = jax.eval_shape(
-    lambda key: cell.initial_state(cell.init(key, 1, hidden_size), batch),
-    jax.random.key(0),
-  )
+
+  def zeros(key):
+    params = cell.init(key, 1, hidden_size, jnp.float32)
+    return cell.initial_state(params, batch)
+
+  shapes = jax.eval_shape(zeros, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
@@ -143,7 +146,10 @@ def _state(cell: Cell, carry: Any) -> Any:
   Raises:
     ValueError: the carry is not one of this cell.
   """
-  like: Any = jax.eval_shape(lambda: _zero_state(cell, (), 1))
+  # A size of the carry, since `init` may refuse others: h usually comes first.
+  shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(carry)]
+  size = next((shape[-1] for shape in shapes if shape), 1)
+  like: Any = jax.eval_shape(lambda: _zero_state(cell, (), size))
   expected, found = _carry(like), type(carry).__name__
   structures: Any = [*map(jax.tree.structure, (carry, expected))]
   if structures[0] != structures[1]:
@@ -165,17 +171,18 @@ def _state(cell: Cell, carry: Any) -> Any:
   return state
 
 
-def _hidden_shape(state: Any) -> tuple[int, ...]:
-  """Return [..., H]: the shape of c if there is one; h may be smaller."""
-  return getattr(state, "c", state.h).shape
+def _hidden_size(state: Any) -> int:
+  """Return H: the size of c if c is a vector, as h is; h may be smaller."""
+  c = getattr(state, "c", state.h)
+  return (c if c.ndim == state.h.ndim else state.h).shape[-1]
 
 
 def _is_consistent(cell: Cell, state: Any) -> bool:
   """Return whether the arrays of a state have the same batch and fit H."""
-  shape = _hidden_shape(state)
-  if not shape:
+  if not state.h.ndim:
     return False
-  like = jax.eval_shape(lambda: _zero_state(cell, shape[:-1], shape[-1]))
+  batch, size = state.h.shape[:-1], _hidden_size(state)
+  like = jax.eval_shape(lambda: _zero_state(cell, batch, size))
   return all(a.shape == b.shape for a, b in zip(state, like, strict=True))
 
 

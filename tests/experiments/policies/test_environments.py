@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.policies.config import PolicyConfig
 from experiments.policies.environments import (
   ANSWERS,
   BUMP,
@@ -163,3 +164,13 @@ def test_the_next_episode_is_drawn_anew(environment, key):
   assert len({o.tobytes() for o in np.asarray(observations[:, first])}) > 1
   different = (observations[:, 0] != observations[:, first]).any(axis=1)
   assert different.any() and not different.all()
+
+
+def test_the_longest_episode_of_the_largest_size_can_be_counted():
+  largest = 2**29 - 3
+  PolicyConfig(size=largest)
+  with pytest.raises(ValueError, match=f"size must be in .1, {largest}.,"):
+    PolicyConfig(size=largest + 1)
+  state, _ = tmaze(largest).reset(jax.random.key(0))
+  done = tmaze(largest).step(jax.random.key(0), state, FORWARD)[-1]
+  assert not done

@@ -135,6 +135,17 @@ def test_a_cell_whose_init_names_no_default_dtype_makes_a_network(
   assert network.initial_state(B).h.shape == (B, H)
 
 
+def test_an_initial_state_may_be_computed_from_the_weights(monkeypatch):
+  def initial_state(params, batch_shape=()):
+    zeros = 0 * params.w_h[:, 0]
+    return gru.GRUState(jnp.broadcast_to(zeros, (*batch_shape, H)))
+
+  own = SimpleNamespace(init=gru.init, initial_state=initial_state)
+  monkeypatch.setitem(CELLS, "own", own)
+  state = make_network("own", D, H, ACTIONS).initial_state(B)
+  assert state.h.shape == (B, H) and not state.h.any()
+
+
 @pytest.mark.exhaustive
 def test_a_network_takes_a_cell_by_the_name_of_its_module(drawn):
   network = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
