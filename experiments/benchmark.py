@@ -94,8 +94,11 @@ def run(
 
 
 def figure_of(path: Path) -> Path:
-  """Return the path of the figure that is drawn from a file of results."""
-  return path.with_suffix(".png")
+  """Return the path of the figure that is drawn from a file of results.
+
+  It replaces the ending .json alone: jax-0.10 and jax-0.11 have two figures.
+  """
+  return path.with_name(f"{path.name.removesuffix('.json')}.png")
 
 
 def draw(record: dict[str, Any], path: Path, console: Console) -> None:
@@ -140,6 +143,10 @@ def main() -> int:
     raise ValueError(f"--out must be a file, got the directory {out}")
   if out and out.suffix == ".png":
     raise ValueError(f"--out must not end in .png, as the figure does: {out}")
+  if out and figure_of(out).exists() and not out.exists():
+    raise ValueError(
+      f"{figure_of(out)} exists, and {out} does not: choose another --out"
+    )
   if out:
     ensure_directory(out.parent)
 

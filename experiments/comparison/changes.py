@@ -37,8 +37,9 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
     except (KeyError, ValueError) as error:
       if isinstance(error, ValueError) and kind is str:
         raise  # what `from_name` says
+      wanted = "true or false" if kind is bool else f"of kind {kind.__name__}"
       raise ValueError(
-        f"--change of {name} must be of kind {kind.__name__}, got {text!r}"
+        f"--change of {name} must be {wanted}, got {text!r}"
       ) from None
   return replace(config, **values)
 

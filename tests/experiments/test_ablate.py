@@ -159,7 +159,7 @@ def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
     ("run=elsewhere", "of training flags, each once, got 'run'"),
     ("", "of training flags, each once, got ''"),
     ("num_layers=two", "num_layers must be of kind int, got 'two'"),
-    ("tied=yes", "tied must be of kind bool, got 'yes'"),
+    ("tied=yes", "tied must be true or false, got 'yes'"),
     ("weight_drop=1.5", r"weight_drop must be in \[0, 1\), got 1.5"),
     ("schedule=none", "schedule must be one of .* got 'none'"),
     ("learning_rate=0", r"learning_rate must be in \(0, inf\), got 0"),

@@ -125,10 +125,7 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
 
 @pytest.fixture
 def given(console, monkeypatch):
-  """Return a function that sets the flags of the program, by name.
-
-  A flag without a value there gets a default.
-  """
+  """Return a function that sets flags by name, the others to defaults."""
 
   def set_flags(**values):
     defaults = {"PART": ["original"], "OUT": "", "COMPARE": "", "ROUNDS": 1}
@@ -149,6 +146,7 @@ def test_flags_are_refused_before_measuring(given, tmp_path, monkeypatch):
   monkeypatch.setattr(benchmark, "run", None)  # a call would fail
   old, row = tmp_path / "old.json", {"part": "original", "median_ms": 1.0}
   old.write_text(json.dumps(record_of([row | {"peer": "numpy"}])))
+  (tmp_path / "b.png").write_bytes(b"not drawn by this program")
   for flag in ("out", "compare"):
     given(**{flag.upper(): str(tmp_path)})
     message = f"^--{flag} must be a file, got the directory {tmp_path}$"
@@ -156,6 +154,7 @@ def test_flags_are_refused_before_measuring(given, tmp_path, monkeypatch):
       benchmark.main()
   for flags, message in (
     ({"OUT": str(tmp_path / "a.png")}, "^--out must not end in .png, as the f"),
+    ({"OUT": str(tmp_path / "b.json")}, "^.*/b.png exists, and .*/b.json does"),
     ({"OUT": f"{old}/new.json"}, f"^{old} is not a directory$"),
     ({"PART": ["model", "gpu"]}, "^--part=gpu runs alone: its processes take"),
   ):

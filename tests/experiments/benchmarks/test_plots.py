@@ -1,7 +1,10 @@
 """What the panels of the benchmark's figure show."""
 
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
+from experiments.benchmark import figure_of
 from experiments.benchmarks.plots import draw
 
 SIZES = {"seq_len": 64, "batch_size": 32, "num_layers": 1}
@@ -65,3 +68,8 @@ def test_a_panel_of_growth_has_milliseconds_and_names_the_other_sizes(
   title = "By sequence length T; H 256"
   expected = {title: {"lstm_jax": [[16, 0.5], [64, 2.0]]}}
   assert panels(rows, tmp_path / "figure.png", monkeypatch) == expected
+
+
+def test_each_file_of_results_has_a_figure_of_its_own():
+  names = {"a.json": "a.png", "jax-0.10": "jax-0.10.png", "b.1.json": "b.1.png"}
+  assert {n: figure_of(Path("runs") / n).name for n in names} == names
