@@ -52,8 +52,8 @@ class ExploreConfig:
   )
   output: str = option(
     "",
-    "File of the page, to write or to replace, outside of run directories; "
-    "empty for explore.html in that of the run.",
+    "File of the page, to write or to replace; in a run directory, no other "
+    "than its explore.html. Empty for explore.html in that of the run.",
   )
 
   def __post_init__(self):

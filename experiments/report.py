@@ -33,9 +33,9 @@ class ReportConfig:
 
   output: str = option(
     "",
-    "File of the page, to write or to replace, outside of run directories; "
-    "empty for report.html, in the run directory if one is given, in the "
-    "current directory if several are.",
+    "File of the page, to write or to replace; in a run directory, no other "
+    "than its report.html. Empty for report.html, in the run directory if one "
+    "is given, in the current directory if several are.",
   )
 
 
@@ -45,7 +45,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   Raises:
     ValueError: no run is given, or one is given twice; a directory holds no
       run or a damaged one; the directory of the page does not exist; or the
-      path of the page is that of another file of a run directory.
+      page would be a file of a run directory other than its report.html.
     OSError: the page cannot be written.
   """
   directories = [Path(name) for name in runs]

@@ -9,8 +9,9 @@ Forward                              Backward, from dh'
                                        db  = Σ da
 
 A prime marks the value after the step, and dX is the gradient of the loss with
-respect to X. `with_activation` returns a cell with another activation in place
-of tanh, and the derivative of that activation in place of 1 − h'².
+respect to X. Σ sums over the batch and, in `unroll`, over time.
+`with_activation` returns a cell with another activation in place of tanh, and
+the derivative of that activation in place of 1 − h'².
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -119,7 +120,7 @@ def parameter_gradients(
   da: jax.Array,
 ) -> tuple[RNNParams, jax.Array | None]:
   """Return (d_params, dx); d_params are sums over the rows of da [..., H]."""
-  del residuals  # empty, since da is the cotangent of x W_x and of h W_h
+  del residuals  # empty: x W_x and h W_h have the same cotangent, da
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return RNNParams(dw_x, dw_h, db), dx

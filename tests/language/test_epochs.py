@@ -1,4 +1,4 @@
-"""Epochs of batches, which may be random, and their number."""
+"""Epochs of batches, random or not, and how many batches they have."""
 
 from collections import Counter
 
@@ -169,7 +169,7 @@ def test_random_offsets_rotate_the_pieces_beside_a_gap_separately():
   config = BatchingConfig(3, 4, num_epochs=40, random_offsets=True)
   offsets = []
   for epoch in config.epochs(tokens, 0, 20):
-    first, second = epoch.tokens[0, :2]  # one column of 20 tokens, two of 30
+    first, second = epoch.tokens[0, :2]  # of 20 tokens: 1 column; of 30: 2
     pieces = np.roll(tokens[:20], -first), np.roll(tokens[20:], 20 - second)
     rotated = make_batches(np.concatenate(pieces), 3, 4, 20)
     assert (epoch.tokens == rotated.tokens).all()

@@ -55,7 +55,7 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
 def test_steps_that_are_no_multiple_have_the_gradient_of_autodiff(
   cell, steps, key
 ):
-  """XLA compiled slstm wrongly where a rest came before a single iteration."""
+  """XLA compiled slstm wrongly: T mod GPU_STEPS steps, then one iteration."""
   args = arguments(cell, key, steps=steps)
   expected = value_and_gradient(cell, args, adjoint=Autodiff())
   with traced_for("cuda"):
@@ -64,7 +64,7 @@ def test_steps_that_are_no_multiple_have_the_gradient_of_autodiff(
 
 
 def plain_scan(f, operands, carry, zs, xs, reverse):
-  """Do what `scan_in_place` does by `lax.scan`, and JAX's own derivatives."""
+  """Do what `scan_in_place` does, with `lax.scan` and JAX's own derivatives."""
 
   def body(carry, inputs):
     carry, z, y = f(operands, carry, *inputs)
@@ -114,7 +114,7 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("steps", [2, 2 * GPU_STEPS + 1])
 def test_zs_keep_their_dtype(platform, steps, key):
-  """Also beside a wider state, and in the derivative."""
+  """Also beside a state of a wider dtype, and in the derivative."""
   state, zs = normal_like(
     key, (np.zeros((B, H)), np.zeros((steps, B, H), np.float32))
   )
@@ -152,7 +152,7 @@ def squared(gradient):
   return lambda zs: (gradient(zs) ** 2).sum()
 
 
-DERIVATIVES = {  # of a function of zs [N, T, 2]
+DERIVATIVES = {  # of f of zs [T, 2], for a batch of zs [N, T, 2]
   "hessian": lambda f: jax.vmap(jax.hessian(f)),
   "hessian_of_vmap": lambda f: jax.hessian(lambda x: jax.vmap(f)(x).sum()),
   "forward_twice": lambda f: jax.vmap(jax.jacfwd(jax.jacfwd(f))),

@@ -139,7 +139,7 @@ def test_other_flags_of_evaluation_or_a_damaged_entry_evaluate_again(
   gc.collect()  # now: in a deep recursion, finalizers would fail
   path.write_text("[" * 100_000)
   assert read_done(path, narrow) == {}
-  # The whole record of another seed, which is not asked for, is kept.
+  # An undamaged entry of another seed, which is not asked for, is kept.
   both = good | {"seeds": {"0": {}, "7": seed}}
   path.write_text(json.dumps(both))
   reproduce.run(narrow, trained, console)
@@ -214,7 +214,7 @@ def test_an_interrupted_training_is_resumed(recipe, console):
 def test_a_run_that_was_trained_again_is_evaluated_again(
   trained, config, finished_config, console, monkeypatch
 ):
-  """Also after an interruption between its training and its evaluation."""
+  """Here it is interrupted between its training and its evaluation."""
   first = reproduce.run(ROW, trained, console).rows
   path = Path(trained.run) / "reproduction.json"
   record = read(trained)

@@ -136,7 +136,7 @@ def test_labels_are_beside_the_panel_and_do_not_overlap():
   assert note.y0 > panel.get_window_extent().y1
   assert low.y1 <= high.y0 + 1  # pixels
   assert low.x0 > panel.get_window_extent().x1
-  # Their distance is 1.15 times the font size of 9 points, at 100 per inch.
+  # Their distance is 1.15 font sizes of 9 points, at 100 pixels per inch.
   apart = (high.y0 + high.y1 - low.y0 - low.y1) / 2
   assert abs(apart - 1.15 * 9 * 100 / 72) < 2
   middle = panel.transData.transform((0, 0.505))[1]
