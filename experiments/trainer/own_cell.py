@@ -102,4 +102,5 @@ def _key() -> Any:
 
 
 def _in_a_line(error: Exception) -> str:
-  return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+  text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+  return text.removesuffix(":")  # of an error without a message

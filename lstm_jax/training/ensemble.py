@@ -38,7 +38,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.training.sharding import place
+from lstm_jax.training.sharding import gather, place
 from lstm_jax.training.train_step import (
   TrainState,
   TrainStep,
@@ -149,12 +149,20 @@ def init_ensemble(
 
 
 def on_one_device(members: Tree) -> Tree:
-  """Return all members of an ensemble on the first device."""
-  return jax.device_put(members, jax.devices()[0])
+  """Return all members of an ensemble on the first device of this process.
+
+  If several processes share the members, all must call this, as with `gather`.
+  """
+  arrays = [x for x in jax.tree.leaves(members) if isinstance(x, jax.Array)]
+  if all(x.is_fully_addressable for x in arrays):
+    return jax.device_put(members, jax.local_devices()[0])
+  return gather(members)  # device_put refuses arrays that span processes
 
 
 def each_member(members: Tree) -> list[Tree]:
   """Return the trees of all members, without the axis S, on the first device.
+
+  If several processes share the members, all must call this.
 
   Args:
     members: a tree of arrays with the axis S in front.

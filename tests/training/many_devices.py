@@ -30,6 +30,7 @@ from lstm_jax.language import (
 from lstm_jax.language import model as models
 from lstm_jax.training import (
   OptimizerConfig,
+  each_member,
   find_collectives,
   gather,
   init_ensemble,
@@ -253,6 +254,10 @@ def simulated():
 def joined(port, processes, index):
   """Train as one of several processes; the first compares with one device."""
   jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(index))
+  numbers = jnp.arange(16.0).reshape(8, 2)
+  shared = place_members({"w": numbers}, make_members_mesh(int(processes)))
+  for one, w in zip(each_member(shared), numbers, strict=True):
+    assert worst(one, {"w": w}) == 0
   mesh = make_mesh({"data": int(processes) // 2, "model": 2})
   one = trained(TIED) if int(index) == 0 else None
   return differences(TIED, mesh, one)

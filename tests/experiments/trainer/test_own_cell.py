@@ -144,6 +144,7 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       FILE.replace("tanh_c = ", "raise NotImplementedError('later') #"),
       "the gradient of its step raises NotImplementedError: later$",
     ),
+    ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
   ],
 )
 def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
