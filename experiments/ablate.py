@@ -58,6 +58,7 @@ from experiments.trainer.environment import (
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import print_table
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.resources import host_memory
@@ -126,7 +127,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     if stopped_by:
       break
   if rows:
-    console.print(make_table(rows))
+    print_table(make_table(rows), console)
     name = SPLITS[results.split]
     console.print(f"cold, stateful: nats per token of the {name} split")
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)

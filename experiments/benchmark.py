@@ -49,6 +49,7 @@ from experiments.cli import launch, make_console
 from experiments.comparison.results import naming_damaged, read_record
 from experiments.trainer.devices import num_cores, start_cpu_devices
 from experiments.trainer.files import ensure_directory, write_json
+from experiments.trainer.format import print_table
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
@@ -83,7 +84,7 @@ def run(
   printed = set()
   for part in parts:
     for rows, skipped in PARTS[part].measure(sizes, rounds):
-      console.print(case_table(rows))
+      print_table(case_table(rows), console)
       for name, reason in skipped.items():
         if (name, reason) not in printed:
           console.print(f"skipped: {name}: {reason}")
@@ -172,7 +173,7 @@ def main() -> int:
     )
     if before != now:
       console.print(f"devices of JAX: {before} there and {now} here")
-    console.print(change_table(old["rows"], record["rows"]))
+    print_table(change_table(old["rows"], record["rows"]), console)
   return CHECK_FAILED if record.get("failures") else 0
 
 

@@ -64,6 +64,7 @@ from experiments.trainer.devices import share_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import counted
 from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
 from experiments.trainer.training_bar import TrainingBar
@@ -118,7 +119,8 @@ def run(
     record["cells"][name] = description
     save(record, directory)
   for budget, name, num_steps in plan_runs(record["cells"], config):
-    console.print(f"{name}, {budget}: {num_steps} training steps")
+    steps = counted(num_steps, "training step")
+    console.print(f"{name}, {budget}: {steps}")
     cell, rate = models[name], record["cells"][name]["learning_rate"]
     trained = train(cell, corpus, config, rate, num_steps, keys, console)
     run_id = {"cell": name, "budget": budget, "num_steps": num_steps}

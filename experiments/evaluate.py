@@ -70,6 +70,7 @@ from experiments.trainer.evaluation import (
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import print_table
 from experiments.trainer.trained import BEST, LAST, Trained
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.options import check_options, option
@@ -189,9 +190,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   )
   rows: list[Row] = []
   try:
-    for name in PROTOCOLS:
-      if name not in config.protocol:
-        continue
+    for name in (n for n in PROTOCOLS if n in config.protocol):
       outcome = protocols.outcome(name)
       for choice in outcome.choices:
         if how := choice.description():
@@ -205,7 +204,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
       record |= outcome.record
   finally:
     if rows:
-      console.print(make_table(tokenizer.unit, rows))
+      print_table(make_table(tokenizer.unit, rows), console)
       single = len(members) == 1
       path = directory / (run_dir.EVALUATION if single else run_dir.ENSEMBLE)
       write_json(path, merge_earlier(path, record))

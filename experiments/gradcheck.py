@@ -30,7 +30,7 @@ from rich.text import Text
 from experiments.cli import launch, make_console
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.data import read_corpus_text
-from experiments.trainer.format import number_table
+from experiments.trainer.format import number_table, print_table
 from lstm_jax.cells import RELU, affine
 from lstm_jax.language import (
   CharTokenizer,
@@ -254,7 +254,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
       title = f"language model, {LAYERS} layers of {name}, on {corpus}"
       reports[title] = check_model(cell, vocabulary_size, batch, key)
   for title, report in reports.items():
-    console.print(table(title, report))
+    print_table(table(title, report), console)
   passed = all(
     r.passes(AUTODIFF_TOLERANCE, DIFFERENCE_TOLERANCE) for r in reports.values()
   )

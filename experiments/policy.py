@@ -50,6 +50,7 @@ from experiments.policies.training import train
 from experiments.trainer.devices import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import counted
 from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
 
@@ -91,7 +92,8 @@ def run(
     save(record, directory)  # keeps these results if the rest is interrupted
   for name in [n for n in RACING if n in config.network]:
     if config.timing_rounds:
-      console.print(f"{name}: timing {config.timing_rounds} rounds")
+      rounds = counted(config.timing_rounds, "round")
+      console.print(f"{name}: timing {rounds}")
       record["race"][name] = race(name, environment, config, race_key)
       save(record, directory)
   record["seconds"] = time.monotonic() - begun

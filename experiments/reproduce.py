@@ -58,6 +58,7 @@ from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import print_table
 from experiments.trainer.same_run import check_same_run
 
 
@@ -189,7 +190,7 @@ def _report(
   console: Console,
 ) -> None:
   """Print the table, each seed's minutes of training, and what is left out."""
-  console.print(make_table(rows))
+  print_table(make_table(rows), console)
   console.print(cost(row, minutes), soft_wrap=True)
   compared = {entry["protocol"] for entry in rows}
   for left in (r for r in row.results if r.protocol not in compared):

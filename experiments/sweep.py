@@ -49,7 +49,12 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import check_memory
-from experiments.trainer.format import counted, number_table
+from experiments.trainer.format import (
+  counted,
+  format_nats,
+  number_table,
+  print_table,
+)
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
@@ -244,8 +249,8 @@ def _print_result(result: Result, console: Console) -> None:
   if result.stopped_by:
     console.print(f"\n{result.stopped_by.name}: stopped")
   if evaluated:
-    console.print(member_table(evaluated))
-    console.print(rate_table(evaluated))
+    print_table(member_table(evaluated), console)
+    print_table(rate_table(evaluated), console)
   lines = [f"{result.seconds:.0f} s of training, saved in {result.directory}"]
   leader = best_member(result.members)
   if leader:
@@ -262,13 +267,9 @@ def member_table(members: list[Member]) -> Table:
   table = number_table("learning rate", "seed", "best", "at step", "last")
   for one in members:
     step, nats = one.best
-    table.add_row(
-      f"{one.learning_rate:g}",
-      f"{one.seed}",
-      f"{nats:.4f}",
-      f"{step}",
-      f"{one.val_losses[-1][1]:.4f}",
-    )
+    _, last = one.val_losses[-1]
+    cells = f"{one.seed}", format_nats(nats), f"{step}", format_nats(last)
+    table.add_row(f"{one.learning_rate:g}", *cells)
   return table
 
 
@@ -278,7 +279,7 @@ def rate_table(members: list[Member]) -> Table:
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]
     deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
-    mean = f"{np.mean(best):.4f}"
+    mean = format_nats(float(np.mean(best)))
     table.add_row(f"{rate:g}", f"{len(best)}", mean, deviation)
   return table
 

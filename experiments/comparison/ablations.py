@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.trainer import run_dir
 from experiments.trainer.files import are_numbers, write_json
-from experiments.trainer.format import number_table
+from experiments.trainer.format import format_nats, number_table
 
 RECORD = "ablations.json"
 BASE = "base"  # the recipe without a change
@@ -184,16 +184,16 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
     table.add_row(
       row["change"],
       f"{row['parameters']:,}",
-      _format(row["cold"]),
-      _format(row["stateful"]),
-      "" if row["change"] == BASE else _format(difference, "+"),
+      format_nats(row["cold"]),
+      format_nats(row["stateful"]),
+      "" if row["change"] == BASE else _format_change(difference),
       f"{row['seconds']:.0f}",
     )
   return table
 
 
-def _format(nats: float, sign: str = "") -> str:
-  return f"{nats:{sign}{'.4f' if abs(nats) < 1e4 else '.3g'}}"
+def _format_change(nats: float) -> str:
+  return f"{nats:+{'.4f' if abs(nats) < 1e4 else '.3g'}}"
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:

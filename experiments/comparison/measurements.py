@@ -24,7 +24,7 @@ from experiments.comparison.tuning import (
 from experiments.trainer.config import CELLS
 from experiments.trainer.devices import members_mesh
 from experiments.trainer.errors import Diverged
-from experiments.trainer.format import counted
+from experiments.trainer.format import counted, format_milliseconds
 from lstm_jax.language import ModelConfig
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets
@@ -75,7 +75,7 @@ def describe_cells(
     console.print(
       f"{name:{width}}  H {cell.hidden_size}, "
       f"{cell.num_parameters:,} parameters, "
-      f"{1e3 * seconds[name]:.0f} ms per training step of "
+      f"{format_milliseconds(1e3 * seconds[name])} ms per training step of "
       f"{counted(len(keys), 'seed')}, {chosen}",
       soft_wrap=True,
     )

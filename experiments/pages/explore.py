@@ -36,6 +36,7 @@ from experiments.pages.packing import (
   quantize_norms,
   quantize_signed,
 )
+from experiments.trainer.format import counted
 from experiments.trainer.trained import Trained
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
@@ -94,8 +95,9 @@ def describe(trained: Trained) -> str:
   """Return the first half of a page's heading: the model."""
   model = trained.config.model
   return (
-    f"{recorded_cell(trained)}, {model.num_layers} × {model.hidden_size} "
-    f"units, after {trained.step:,} training steps"
+    f"{recorded_cell(trained)}, {model.num_layers} × "
+    f"{counted(model.hidden_size, 'unit')}, "
+    f"after {counted(trained.step, 'training step')}"
   )
 
 

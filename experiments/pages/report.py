@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.pages.packing import Blobs
 from experiments.trainer.extension import EXTENSIONS
+from experiments.trainer.format import format_nats
 from experiments.trainer.history import Derived, RunHistory, derive
 from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
 
@@ -144,9 +145,9 @@ def _results(run: RunHistory, derived: Derived | None) -> dict[str, str]:
   time = str(timedelta(seconds=round(seconds)))
   speed = f"{statistics.median(speeds):,.0f} {run.unit}s/s" if speeds else NONE
   return {
-    "best validation loss": f"{best['val_loss']:.4f}" if best else NONE,
+    "best validation loss": format_nats(best["val_loss"]) if best else NONE,
     "at step": f"{best['step']:,}" if best else NONE,
-    "test loss": f"{test_losses[-1]:.4f}" if test_losses else NONE,
+    "test loss": format_nats(test_losses[-1]) if test_losses else NONE,
     "parameters": f"{derived.num_parameters:,}" if derived else NONE,
     "training steps": steps,
     # The members of a sweep train together: the time is that of the sweep.

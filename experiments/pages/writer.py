@@ -26,6 +26,7 @@ from experiments.pages.packed_model import (
 from experiments.pages.packing import Blobs, quantize_signed
 from experiments.pages.quantized import Cost, check_cost
 from experiments.trainer.data import default_prompt
+from experiments.trainer.format import counted
 from experiments.trainer.trained import Trained
 from lstm_jax.language import LanguageParams
 
@@ -72,9 +73,11 @@ def describe(trained: Trained) -> str:
   """Return a line about the model of a page."""
   cell, model = recorded_cell(trained), trained.config.model
   return (
-    f"{cell}, {model.num_layers} × {model.hidden_size} units, "
-    f"{num_weights(trained.params):,} weights, after {trained.step:,} training "
-    "steps. The model is in this page, and runs in your browser."
+    f"{cell}, {model.num_layers} × "
+    f"{counted(model.hidden_size, 'unit')}, "
+    f"{num_weights(trained.params):,} weights, after "
+    f"{counted(trained.step, 'training step')}. The model is "
+    "in this page, and runs in your browser."
   )
 
 

@@ -6,7 +6,7 @@ from experiments.comparison.results import check_length
 from experiments.comparison.tables import markdown
 from experiments.policies.training import mean
 from experiments.trainer.files import check_numbers
-from experiments.trainer.format import counted
+from experiments.trainer.format import counted, format_milliseconds
 
 LAST = 0.1  # the result is the mean return over this last share of the updates
 PROGRAMS = {
@@ -21,15 +21,13 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
   config = record["config"]
   found = {
     f"{record['task']}: mean return over the last {_count(record)} of "
-    f"{config['num_updates']} updates, by seed": _returns(record)
+    f"{counted(config['num_updates'], 'update')}, by seed": _returns(record)
   }
   if record["race"]:
     sizes = f"{counted(config['num_seeds'], 'seed')}, B {config['num_envs']}, "
     sizes += f"T {config['rollout_steps']}, H {config['hidden_size']}"
-    rounds = config["timing_rounds"]
-    found[f"Time of an update of {sizes}: {rounds} interleaved rounds"] = _race(
-      record["race"]
-    )
+    rounds = counted(config["timing_rounds"], "interleaved round")
+    found[f"Time of an update of {sizes}: {rounds}"] = _race(record["race"])
   return found
 
 
@@ -105,8 +103,8 @@ def _race(race: dict[str, Any]) -> str:
       rows.append(
         [
           f"{name}: {PROGRAMS[row['peer']]}",
-          f"{row['median_ms']:.0f}",
-          f"{low:.0f} – {high:.0f}",
+          format_milliseconds(row["median_ms"]),
+          f"{format_milliseconds(low)} – {format_milliseconds(high)}",
           f"{row['ratio_to_ours']:.2f}",
           f"{row['compile_s']:.1f}",
         ]

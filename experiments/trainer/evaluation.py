@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from experiments.trainer.format import number_table, perplexity
+from experiments.trainer.format import format_nats, number_table, perplexity
 
 # Entries that are equal for all results in one file.
 SAME = (
@@ -63,8 +63,8 @@ def make_table(unit: str, rows: list[Row]) -> Table:
     losses = {unit: row.nats, "character": row.nats_per_character}
     table.add_row(
       row.title,
-      *(f"{losses[u]:.4f}" for u in units),
-      f"{row.bits_per_character:.4f}",
+      *(format_nats(losses[u]) for u in units),
+      format_nats(row.bits_per_character),
       f"{perplexity(row.nats):.3f}",
     )
   return table

@@ -5,11 +5,14 @@ import re
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import nats_per_character
 
+LABEL = 8  # columns that a narrow table leaves to its column of text
 # Characters that a terminal obeys, but for the line break and the tab.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -19,10 +22,16 @@ def escape_controls(text: str) -> str:
   return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def format_nats(nats: float) -> str:
+  """Return a loss with four decimals; three digits if it is tiny or huge."""
+  usual = nats == 0 or 1e-3 <= abs(nats) < 1e4
+  return f"{nats:.4f}" if usual else f"{nats:.3g}"
+
+
 def format_loss(nats: float, tokenizer: Tokenizer) -> str:
   """Return "loss … nats per character", or "perplexity … per word"."""
   if tokenizer.unit == "character":
-    return f"loss {nats:.4f} nats per character"
+    return f"loss {format_nats(nats)} nats per character"
   return f"perplexity {perplexity(nats):,.1f} per {tokenizer.unit}"
 
 
@@ -36,13 +45,13 @@ def format_losses(nats: float, tokenizer: Tokenizer, text: str) -> str:
   """
   total = nats * (len(tokenizer.encode(text)) - 1)
   per_character = nats_per_character(tokenizer, text, total, cached=True)
-  losses = f"{nats:.4f} nats per {tokenizer.unit}"
+  losses = f"{format_nats(nats)} nats per {tokenizer.unit}"
   if tokenizer.unknown_tokens:
     losses += (
-      f", perplexity {perplexity(nats):,.1f}, {per_character:.4f} nats per "
-      "character with unknown words spelled out"
+      f", perplexity {perplexity(nats):,.1f}, {format_nats(per_character)} "
+      "nats per character with unknown words spelled out"
     )
-  return f"{losses} ({per_character / math.log(2):.4f} bits)"
+  return f"{losses} ({format_nats(per_character / math.log(2))} bits)"
 
 
 def perplexity(nats: float) -> float:
@@ -80,6 +89,11 @@ def format_operations(count: int) -> str:
   return f"{count / size:,.2f} {prefix}FLOP"
 
 
+def format_milliseconds(ms: float) -> str:
+  """Return milliseconds as a whole number, or two digits of them below 10."""
+  return f"{ms:.0f}" if ms >= 9.95 else f"{ms:.2g}"
+
+
 def number_table(first: str, *names: str, title: str | None = None) -> Table:
   """Return an empty table: a column of text, and columns of numbers."""
   table = Table(
@@ -89,3 +103,21 @@ def number_table(first: str, *names: str, title: str | None = None) -> Table:
   for name in names:
     table.add_column(name, justify="right", no_wrap=True)
   return table
+
+
+def print_table(table: Table, console: Console) -> None:
+  """Print a table of `number_table` with all digits of its numbers.
+
+  In a narrow console its column of text is folded to LABEL columns; where that
+  does not suffice, the table is wider than the console.
+  """
+  whole = console.options.update(max_width=10_000)
+  width = Measurement.get(console, whole, table).maximum
+  first = table.columns[0]
+  if not first.no_wrap:
+    texts = [first.header, *first.cells]
+    longest = max(Measurement.get(console, whole, t).maximum for t in texts)
+    width -= max(0, longest - LABEL)
+  if width > console.width:
+    table.width = width
+  console.print(table, crop=False)

@@ -14,6 +14,7 @@ from experiments.trainer.figures import (
   tidy,
   zoom_on_tail,
 )
+from experiments.trainer.format import format_nats
 from experiments.trainer.run_dir import METRICS, PICTURE
 
 CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -73,4 +74,5 @@ def _title(rows: list[dict[str, Any]], unit: str) -> str:
   if not points:
     return f"Training loss, nats per {unit}"
   step, best = min(points, key=lambda point: point[1])
-  return f"Best validation loss {best:.4f} nats per {unit}, at step {step:,}"
+  loss = f"{format_nats(best)} nats per {unit}"
+  return f"Best validation loss {loss}, at step {step:,}"

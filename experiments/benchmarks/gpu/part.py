@@ -21,6 +21,7 @@ from experiments.benchmarks.gpu.supervisor import (
   WorkerProcess,
 )
 from experiments.benchmarks.tables import Row, case_table
+from experiments.trainer.format import print_table
 from lstm_jax.sequence.implementation import VERSIONS, VERSIONS_TEXT
 
 Record = dict[str, Any]
@@ -129,7 +130,7 @@ def run_sections(
     console.print(f"{section.name}: {seconds:.0f} s")
     save(record)
   for table in summary_tables(record["rows"]):
-    console.print(table)
+    print_table(table, console)
   count = len(record["failures"])
   for failure in record["failures"]:
     console.print(f"FAILED {failure}", soft_wrap=True, markup=False)
@@ -165,7 +166,7 @@ def print_result(
       line(f"ok {row['case']}: {detail}")
   timed = [row for row in result.rows if "failed" not in row]
   for _, rows in groupby(timed, lambda row: row.get("backward")):
-    console.print(case_table(list(rows)))
+    print_table(case_table(list(rows)), console)
   for what, why in result.skipped.items():
     if (what, why) not in printed:
       line(f"skipped: {what}: {why}")

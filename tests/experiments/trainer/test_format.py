@@ -1,9 +1,19 @@
-"""The losses of a text as a run prints them."""
+"""Losses, times and tables as programs print them."""
 
+import io
 import math
 import re
 
-from experiments.trainer.format import format_losses
+import pytest
+from rich.console import Console
+
+from experiments.trainer.format import (
+  format_losses,
+  format_milliseconds,
+  format_nats,
+  number_table,
+  print_table,
+)
 from lstm_jax.language import CharTokenizer, WordTokenizer
 
 
@@ -26,3 +36,31 @@ def test_an_unknown_word_that_comes_again_costs_less_than_the_first():
 def test_the_loss_of_characters_is_in_nats_and_in_bits():
   shown = format_losses(math.log(2), CharTokenizer("ab"), "abba")
   assert shown == "0.6931 nats per character (1.0000 bits)"
+
+
+def test_a_tiny_or_huge_loss_keeps_its_first_digits():
+  losses = {0.0: "0.0000", 1.1575e-5: "1.16e-05", 9.9e-4: "0.00099"}
+  losses |= {1.1e-3: "0.0011", 9999.0: "9999.0000", 12345.6: "1.23e+04"}
+  assert {nats: format_nats(nats) for nats in losses} == losses
+  shown = format_losses(1.1575e-5, CharTokenizer("ab"), "abba")
+  assert shown == "1.16e-05 nats per character (1.67e-05 bits)"
+
+
+@pytest.mark.parametrize(
+  ("ms", "shown"), [(0.634, "0.63"), (4, "4"), (9.96, "10"), (1234.5, "1234")]
+)
+def test_a_time_below_10_ms_has_two_digits(ms, shown):
+  assert format_milliseconds(ms) == shown
+
+
+@pytest.mark.parametrize(("width", "shown"), [(20, 35), (37, 37), (80, 46)])
+def test_a_narrow_console_cuts_off_no_number_and_no_label(width, shown):
+  table = number_table("protocol", "nats/char", "perplexity")
+  table.add_row("cold windows of 256", "1.9465", "1,072.179")
+  console = Console(file=io.StringIO(), width=width)
+  print_table(table, console)
+  lines = console.file.getvalue().splitlines()
+  assert {len(line) for line in lines} == {shown}
+  text = console.file.getvalue()
+  for whole in ("cold", "windows", "256", "1.9465", "1,072.179"):
+    assert whole in text
