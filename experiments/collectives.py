@@ -21,6 +21,7 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import share_batches
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import lower_train_step
+from experiments.trainer.format import number_table, print_table
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import format_mesh, make_setup
 from lstm_jax.training import Collective, find_collectives
@@ -53,13 +54,13 @@ def run(config: TrainConfig, console: Console) -> Result:
   console.print(
     f"one training step{format_mesh(setup.mesh)}; weights of {weights:,} bytes"
   )
-  console.print(_table(result.collectives))
+  print_table(_table(result.collectives), console)
   return result
 
 
 def _table(collectives: list[Collective]) -> Table:
   """Return a table with a row for each kind, in loops and outside of them."""
-  table = Table(
+  table = number_table(
     "collective", "instructions", "in a loop", "bytes of results on a device"
   )
   counts: Counter = Counter()

@@ -46,8 +46,8 @@ class Track {
     return nats;
   }
 
-  // Forgets the oldest block if no room is left; returns how many tokens it had,
-  // or 0.
+  // Forgets the oldest block if no room is left; returns how many tokens it
+  // had, or 0.
   drop() {
     if (this.tokens.length < this.room) return 0;
     this.blocks.shift();

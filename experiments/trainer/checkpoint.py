@@ -16,6 +16,7 @@ from rich.console import Console
 
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.format import format_nats
 from experiments.trainer.records import leaves, to_record
 from lstm_jax.language import (
   LanguageParams,
@@ -174,8 +175,8 @@ def read_best(
     return read_params(checkpoints, step, params)
   except CheckpointError as error:
     console.print(
-      f"{error}: the best weights, of step {step} and a loss of {loss:.4f}, "
-      f"are lost, {consequence}",
+      f"{error}: the best weights, of step {step} and a loss of "
+      f"{format_nats(loss)}, are lost, {consequence}",
       soft_wrap=True,
     )
     return None

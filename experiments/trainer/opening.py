@@ -47,15 +47,16 @@ from lstm_jax.training.durable import check_path, sync
 
 
 def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
-  """Raise ValueError if --overwrite would replace the text to train on."""
-  corpus = Path(config.data.corpus)
-  place, run = corpus.resolve(), directory.resolve()
-  parts = place.relative_to(run).parts if place.is_relative_to(run) else ()
-  if parts and parts[0] in (*CONTENTS, PREVIOUS):
-    raise ValueError(
-      f"--overwrite would replace --corpus={corpus}, which is a file of the "
-      "run: copy it to another place, and train on that"
-    )
+  """Raise ValueError if a new run would replace the text to train on."""
+  corpus, run = Path(config.data.corpus), directory.resolve()
+  # The path may be a link in the run, or lead into it.
+  for place in (corpus.resolve(), corpus.parent.resolve() / corpus.name):
+    parts = place.relative_to(run).parts if place.is_relative_to(run) else ()
+    if parts and parts[0] in (*CONTENTS, PREVIOUS):
+      raise ValueError(
+        f"a new run would replace --corpus={corpus}, which is a file of the "
+        "run: copy it to another place, and train on that"
+      )
 
 
 def _check_sources_stay(directory: Path, config: TrainConfig) -> None:
@@ -95,9 +96,9 @@ def open_run_dir(
   Raises:
     ValueError: another process holds the directory; it holds a run that cannot
       be resumed or extended with this configuration, and --overwrite is not
-      given; --overwrite would replace what this run reads; its config.json is
-      damaged; it holds other files than a run's, is not a directory, or lies
-      in what another run may delete; or its path is not UTF-8, or is one that
+      given; a new run would replace what it reads; its config.json is damaged;
+      it holds other files than a run's, is not a directory, or lies in what
+      another run may delete; or its path is not UTF-8, or is one that
       `check_path` refuses.
   """
   job = config.job
@@ -125,8 +126,8 @@ def _resume_or_start(
   move_back(directory)  # if a kill interrupted `set_aside`
   record = read_config(directory)
   if record is None or config.job.overwrite:
+    _check_corpus_stays(directory, config)  # it may lie in `previous`
     if record is not None:
-      _check_corpus_stays(directory, config)
       _check_sources_stay(directory, config)
       set_aside(directory)
     record = recorded_flags(config) | environment() | facts

@@ -86,13 +86,13 @@ def test_tokens_have_the_cotangents_of_one_hot_rows(cell, key):
 @pytest.mark.exhaustive
 @NAMES
 def test_planted_errors_of_the_recurrence_are_caught(name, key):
-  """Each variable of the backward in `names` is scaled by 1.01, one by one."""
+  """Each term of the backward in `planted` is scaled by 1.01, one by one."""
   cell = TABLE[name].cell
   params, state, xs = arguments(cell, key)
   d_last = normal_like(jax.random.key(1), state)
   expected = by_autodiff(cell)(params, state, xs, d_last)
   names = "dh", "dc", "dn", "dp", "da", "dc_sum", "dn_sum"
-  # A name that is assigned more than once has the terms dc#1, dc#2 and so on.
+  # A name that is assigned twice has the terms da#1 and da#2, and their parts.
   planted = [t for t in terms(cell) if t.partition("#")[0] in names]
   assert any(t.partition("#")[0] == "dh" for t in planted)
   if is_linear(cell):

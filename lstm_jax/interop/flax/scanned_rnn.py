@@ -148,7 +148,7 @@ def _state(cell: Cell, carry: Any) -> Any:
   """
   # A size of the carry, since `init` may refuse others: h usually comes first.
   shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(carry)]
-  size = next((shape[-1] for shape in shapes if shape), 1)
+  size = next((shape[-1] for shape in shapes if shape and shape[-1]), 1)
   like: Any = jax.eval_shape(lambda: _zero_state(cell, (), size))
   expected, found = _carry(like), type(carry).__name__
   structures: Any = [*map(jax.tree.structure, (carry, expected))]

@@ -163,13 +163,13 @@ def test_a_vocabulary_in_another_order_is_refused(config, finished):
 def test_a_run_that_starts_again_records_the_step_of_its_new_weights(
   num_epochs, config
 ):
-  """It starts again because it has no checkpoint, here with more epochs too."""
+  """It has no checkpoint; also where it is extended at the same time."""
   facts = {SHA256: read_corpus(config.data).sha256}
   with open_run_dir(config, facts | {"init_from_step": 20}) as opened:
     assert not opened.resuming
   again = replace(config, num_epochs=num_epochs)
   facts |= {"init_from_step": 47}
-  with open_run_dir(again, facts, may_extend=True) as opened:
+  with open_run_dir(again, facts, may_extend=num_epochs > 1) as opened:
     assert opened.resuming
   record = json.loads((opened.directory / "config.json").read_text())
   assert record["init_from_step"] == 47

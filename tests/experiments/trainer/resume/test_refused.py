@@ -176,6 +176,33 @@ def test_a_text_that_a_run_holds_is_not_replaced(
   assert tree(finished) == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_text_that_a_kill_left_in_previous_is_not_replaced(
+  overwrite, finished, config, console
+):
+  previous = finished / "previous"
+  previous.mkdir()
+  for entry in [entry for entry in finished.iterdir() if entry != previous]:
+    entry.rename(previous / entry.name)
+  kept = previous / "corpus.txt"
+  kept.write_bytes(Path(config.data.corpus).read_bytes())
+  again = replace(config, overwrite=overwrite, corpus=str(kept))
+  with pytest.raises(ValueError, match="which is a file of the run: copy it"):
+    train.run(again, console)
+  assert kept.exists()
+
+
+def test_a_text_that_is_a_link_in_a_run_is_not_replaced(
+  finished, config, console
+):
+  kept = finished / "corpus.txt"
+  kept.symlink_to(Path(config.data.corpus).absolute())
+  again = replace(config, overwrite=True, corpus=str(kept))
+  with pytest.raises(ValueError, match="which is a file of the run: copy it"):
+    train.run(again, console)
+  assert kept.exists()
+
+
 @pytest.mark.parametrize("flag", ["teacher", "init_from"])
 @pytest.mark.parametrize("name", ["link", "link/previous"])
 def test_a_run_is_not_replaced_by_one_that_reads_it(
