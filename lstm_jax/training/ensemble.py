@@ -153,8 +153,8 @@ def on_one_device(members: Tree) -> Tree:
 
   If several processes share the members, all must call this, as with `gather`.
   """
-  arrays = [x for x in jax.tree.leaves(members) if isinstance(x, jax.Array)]
-  if all(x.is_fully_addressable for x in arrays):
+  shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(members)]
+  if all(s is None or s.is_fully_addressable for s in shardings):
     return jax.device_put(members, jax.local_devices()[0])
   return gather(members)  # device_put refuses arrays that span processes
 

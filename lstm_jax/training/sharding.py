@@ -140,14 +140,14 @@ def state_shardings(
   average = Average._make((params, replicated)) if state.average else None
   opt_state = optax.tree.map_params(
     optimizer,
-    lambda kept, sharding, weight: jax.tree.map(
-      lambda x: sharding if x.shape == weight.shape else replicated, kept
+    lambda kept, own, w: jax.tree.map(
+      lambda x: own if x.shape == getattr(w, "shape", 0) else replicated, kept
     ),
     state.opt_state,
     params,
     state.params,
     transform_non_params=lambda _: replicated,
-    # A list holds several moments of one weight, as in `optax.sm3`.
+    # A list holds moments of one weight, as in `optax.sm3`, or weights.
     is_leaf=lambda node: isinstance(node, optax.MaskedNode | list),
   )
   carry = jax.tree.map(lambda _: batch, state.carry)

@@ -149,11 +149,11 @@ class Memory(NamedTuple):
 
 
 class OwnCell:
-  """A cell whose `init` needs a dtype, and refuses sizes other than H."""
+  """A cell whose `init` needs a dtype, and takes no other sizes than H."""
 
   def init(key, input_size, hidden_size, dtype):
-    if hidden_size != H:
-      raise ValueError(f"got {hidden_size}")
+    if not input_size == hidden_size == H:
+      raise ValueError(f"got {input_size} and {hidden_size}")
     return rnn.init(key, input_size, hidden_size, dtype)
 
   def initial_state(params, batch_shape=()):
@@ -175,11 +175,11 @@ class OwnCell:
 
 def test_a_cell_of_ones_own_may_have_a_matrix_and_refuse_sizes_and_defaults():
   carry = scanned(OwnCell).initialize_carry(B, H)
-  x = jnp.ones((T, B, D), jnp.float32), jnp.zeros((T, B))
+  x = jnp.ones((T, B, H), jnp.float32), jnp.zeros((T, B))
   run = scanned(OwnCell)().init_with_output
   (last, hs), variables = jax.eval_shape(run, SEED, carry, x)
   assert (hs.shape, last.c.shape) == ((T, B, H), (B, H, 2))
-  assert variables["params"]["cell"].w_x.shape == (D, H)
+  assert variables["params"]["cell"].w_x.shape == (H, H)
 
 
 def test_a_cell_that_is_not_hashable_is_refused():

@@ -1,14 +1,17 @@
 import json
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from lstm_jax.language import LanguageParams, language_model
 from lstm_jax.training import (
   OptimizerConfig,
+  TrainState,
   check_mesh,
   init_state,
   make_mesh,
@@ -145,6 +148,26 @@ def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
     expected = of_shape.get(leaf.shape, shardings.step)
     assert found.spec == expected.spec
     found.shard_shape(leaf.shape)  # which raises for a layout with more axes
+
+
+class ListParams(NamedTuple):
+  """The weights of a user's cell, some of them in a list."""
+
+  w_h: Any
+  others: Any
+
+
+def test_weights_in_a_list_and_their_moments_are_replicated():
+  optimizer = optax.adam(1e-3)
+  layer = ListParams(np.zeros((4, 4)), [np.zeros((4, 4)), np.zeros(4)])
+  params = LanguageParams(np.zeros((5, 4)), (layer,), None, np.zeros(5))
+  state = TrainState(np.zeros(()), params, None, optimizer.init(params), ())
+  shardings = state_shardings(make_mesh({"data": 1}), optimizer, state)
+  assert jax.tree.structure(shardings) == jax.tree.structure(state)
+  for tree in (shardings.params, shardings.opt_state[0].mu):
+    (found,) = tree.layers
+    assert found.w_h.spec == PartitionSpec("model", None)
+    assert [s.spec for s in found.others] == [PartitionSpec(), PartitionSpec()]
 
 
 def each_array(tree, shardings):

@@ -126,7 +126,8 @@ def _zero_state(cell: Cell, batch: tuple[int, ...], hidden_size: int) -> State:
   """Return the zero state; no weights are drawn for it."""
 
   def zeros(key):
-    params = cell.init(key, 1, hidden_size, jnp.float32)
+    # A cell may need inputs of the size of h, as a layer of a stack has them.
+    params = cell.init(key, hidden_size, hidden_size, jnp.float32)
     return cell.initial_state(params, batch)
 
   shapes = jax.eval_shape(zeros, jax.random.key(0))
@@ -146,9 +147,7 @@ def _state(cell: Cell, carry: Any) -> Any:
   Raises:
     ValueError: the carry is not one of this cell.
   """
-  # A size of the carry, since `init` may refuse others: h usually comes first.
-  shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(carry)]
-  size = next((shape[-1] for shape in shapes if shape and shape[-1]), 1)
+  size = _size_of_carry(carry)
   like: Any = jax.eval_shape(lambda: _zero_state(cell, (), size))
   expected, found = _carry(like), type(carry).__name__
   structures: Any = [*map(jax.tree.structure, (carry, expected))]
@@ -169,6 +168,15 @@ def _state(cell: Cell, carry: Any) -> Any:
       f"{', '.join(str(leaf.shape) for leaf in leaves)}"
     )
   return state
+
+
+def _size_of_carry(carry: Any) -> int:
+  """Return H if the carry is one of a cell; `init` may refuse other sizes."""
+  h: Any = getattr(carry, "h", None)
+  c = getattr(carry, "c", h)
+  arrays = jax.tree.leaves((c if np.ndim(c) == np.ndim(h) else h, carry))
+  sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
+  return next(sizes, 1)
 
 
 def _hidden_size(state: Any) -> int:

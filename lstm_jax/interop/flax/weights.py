@@ -50,14 +50,21 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
   _check_shapes(arrays, f"i{gates[0]}.kernel")
 
   def concatenated(names: Sequence[str], leaf: str) -> jax.Array:
-    return jnp.concatenate([arrays[f"{name}.{leaf}"] for name in names], -1)
+    return _side_by_side([arrays[f"{name}.{leaf}"] for name in names])
 
   w_x, w_h = (
     concatenated([part + gate for gate in gates], "kernel") for part in "ih"
   )
   b = concatenated(biased[: len(gates)], "bias")
-  more = (arrays["hn.bias"],) if cell is gru else ()
-  return cell, PARAMS[cell](*map(jnp.array, (w_x, w_h, b, *more)))  # copies
+  more = (jnp.array(arrays["hn.bias"]),) if cell is gru else ()
+  return cell, PARAMS[cell](w_x, w_h, b, *more)
+
+
+def _side_by_side(parts: Sequence[jax.Array]) -> jax.Array:
+  """Return one new array of the parts: `concatenate` returns a single part."""
+  if len(parts) == 1:
+    return jnp.array(parts[0])
+  return jnp.concatenate(parts, axis=-1)
 
 
 def _cell_with(names: set[str]) -> Cell:
@@ -171,12 +178,11 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
   """
   cell, variables = _variables(module)
   w_x, w_h, b = (
-    jnp.concatenate([part[...] for part in parts], axis=-1)
-    for parts in variables
+    _side_by_side([part[...] for part in parts]) for parts in variables
   )
   # nnx.GRUCell has no bias b_n.
   more = (jnp.zeros(w_h.shape[:-1], b.dtype),) if cell is gru else ()
-  return cell, PARAMS[cell](*map(jnp.array, (w_x, w_h, b)), *more)  # copies
+  return cell, PARAMS[cell](w_x, w_h, b, *more)
 
 
 def to_nnx(params: Params, module: Any) -> None:
