@@ -93,12 +93,10 @@ def pack_reader(
 
 def describe(trained: Trained) -> str:
   """Return the first half of a page's heading: the model."""
-  model = trained.config.model
-  return (
-    f"{recorded_cell(trained)}, {model.num_layers} × "
-    f"{counted(model.hidden_size, 'unit')}, "
-    f"after {counted(trained.step, 'training step')}"
-  )
+  cell, model = recorded_cell(trained), trained.config.model
+  units = counted(model.hidden_size, "unit")
+  steps = counted(trained.step, "training step")
+  return f"{cell}, {model.num_layers} × {units}, after {steps}"
 
 
 def describe_text(trained: Trained, num_tokens: int, source: str) -> str:

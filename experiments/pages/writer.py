@@ -72,12 +72,12 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
 def describe(trained: Trained) -> str:
   """Return a line about the model of a page."""
   cell, model = recorded_cell(trained), trained.config.model
+  units = counted(model.hidden_size, "unit")
+  steps = counted(trained.step, "training step")
   return (
-    f"{cell}, {model.num_layers} × "
-    f"{counted(model.hidden_size, 'unit')}, "
-    f"{num_weights(trained.params):,} weights, after "
-    f"{counted(trained.step, 'training step')}. The model is "
-    "in this page, and runs in your browser."
+    f"{cell}, {model.num_layers} × {units}, {num_weights(trained.params):,} "
+    f"weights, after {steps}. The model is in this page, and runs in your "
+    "browser."
   )
 
 

@@ -140,7 +140,8 @@ def _recurrent(cell: Any) -> Core:
 
   def initial_state(batch_size, hidden_size):
     def zeros(key):
-      return cell.initial_state(init(key, 1, hidden_size), (batch_size,))
+      params = init(key, hidden_size, hidden_size)  # as the network's
+      return cell.initial_state(params, (batch_size,))
 
     shapes = jax.eval_shape(zeros, jax.random.key(0))  # draws no weights
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

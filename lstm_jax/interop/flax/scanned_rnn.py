@@ -99,7 +99,7 @@ def scanned(cell: Cell) -> Any:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
       else:
-        sizes = ins.shape[-1], _hidden_size(state)
+        sizes = ins.shape[-1], _of_size_h(state).shape[-1]
         params = self.param("cell", cell.init, *sizes, jnp.float32)
       ins = ins.astype(_dtype(params))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
@@ -172,24 +172,23 @@ def _state(cell: Cell, carry: Any) -> Any:
 
 def _size_of_carry(carry: Any) -> int:
   """Return H if the carry is one of a cell; `init` may refuse other sizes."""
-  h: Any = getattr(carry, "h", None)
-  c = getattr(carry, "c", h)
-  arrays = jax.tree.leaves((c if np.ndim(c) == np.ndim(h) else h, carry))
+  arrays = jax.tree.leaves((_of_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)
 
 
-def _hidden_size(state: Any) -> int:
-  """Return H: the size of c if c is a vector, as h is; h may be smaller."""
-  c = getattr(state, "c", state.h)
-  return (c if c.ndim == state.h.ndim else state.h).shape[-1]
+def _of_size_h(state: Any) -> Any:
+  """Return c if it is a vector, as h is, since h may be smaller; or else h."""
+  h: Any = getattr(state, "h", None)
+  c = getattr(state, "c", h)
+  return c if np.ndim(c) == np.ndim(h) else h
 
 
 def _is_consistent(cell: Cell, state: Any) -> bool:
   """Return whether the arrays of a state have the same batch and fit H."""
   if not state.h.ndim:
     return False
-  batch, size = state.h.shape[:-1], _hidden_size(state)
+  batch, size = state.h.shape[:-1], _of_size_h(state).shape[-1]
   like = jax.eval_shape(lambda: _zero_state(cell, batch, size))
   return all(a.shape == b.shape for a, b in zip(state, like, strict=True))
 

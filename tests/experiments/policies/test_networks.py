@@ -136,11 +136,15 @@ def test_a_cell_whose_init_names_no_default_dtype_makes_a_network(
 
 
 def test_an_initial_state_may_be_computed_from_the_weights(monkeypatch):
+  def init(key, input_size, hidden_size, dtype):
+    assert input_size == hidden_size == H  # as a cell may need it
+    return gru.init(key, input_size, hidden_size, dtype)
+
   def initial_state(params, batch_shape=()):
     zeros = 0 * params.w_h[:, 0]
     return gru.GRUState(jnp.broadcast_to(zeros, (*batch_shape, H)))
 
-  own = SimpleNamespace(init=gru.init, initial_state=initial_state)
+  own = SimpleNamespace(init=init, initial_state=initial_state)
   monkeypatch.setitem(CELLS, "own", own)
   state = make_network("own", D, H, ACTIONS).initial_state(B)
   assert state.h.shape == (B, H) and not state.h.any()
