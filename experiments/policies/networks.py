@@ -23,7 +23,7 @@ from experiments.trainer.config import CELLS
 from experiments.trainer.own_cell import import_cell
 from lstm_jax import unroll
 from lstm_jax.cells.affine import affine
-from lstm_jax.cells.cell import Cell, output_size
+from lstm_jax.cells.cell import Cell, output_size, zero_state
 from lstm_jax.sequence import resettable
 
 FEED_FORWARD = "feed_forward"
@@ -139,12 +139,7 @@ def _recurrent(cell: Any) -> Core:
     return cell.init(key, input_size, hidden_size, jnp.float32)
 
   def initial_state(batch_size, hidden_size):
-    def zeros(key):
-      params = init(key, hidden_size, hidden_size)  # as the network's
-      return cell.initial_state(params, (batch_size,))
-
-    shapes = jax.eval_shape(zeros, jax.random.key(0))  # draws no weights
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return zero_state(cell, (batch_size,), hidden_size)
 
   def step(params, state, x, start):
     state = resettable(cell).step(params, state, x, start)

@@ -271,3 +271,20 @@ def cell_name(cell: Cell) -> str:
 def output_size(cell: Cell, params: Params) -> int:
   """Return H, the size of the cell's output."""
   return jax.eval_shape(lambda: cell.initial_state(params, ())).h.shape[-1]
+
+
+def zero_state(
+  cell: Cell, batch_shape: tuple[int, ...], hidden_size: int
+) -> State:
+  """Return the float32 zero state of a cell of H units, without its weights.
+
+  None are drawn, though a cell may compute the state from them. They are those
+  of a layer with inputs of the size of h: a cell may need this.
+  """
+
+  def state(key):
+    params = cell.init(key, hidden_size, hidden_size, jnp.float32)
+    return cell.initial_state(params, batch_shape)
+
+  shapes = jax.eval_shape(state, jax.random.key(0))
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

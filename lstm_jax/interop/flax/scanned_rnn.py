@@ -36,7 +36,7 @@ from flax import linen
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.caching import cached
-from lstm_jax.cells.cell import Cell, Params, State, cell_name
+from lstm_jax.cells.cell import Cell, Params, cell_name, zero_state
 from lstm_jax.cells.lstm import LSTMState
 from lstm_jax.interop.flax.weights import from_linen
 from lstm_jax.sequence._unroll import unroll
@@ -117,21 +117,9 @@ def scanned(cell: Cell) -> Any:
       """
       if isinstance(batch_size, int | np.integer):
         batch_size = (int(batch_size),)
-      return _carry(_zero_state(cell, batch_size, hidden_size))
+      return _carry(zero_state(cell, batch_size, hidden_size))
 
   return ScannedRNN
-
-
-def _zero_state(cell: Cell, batch: tuple[int, ...], hidden_size: int) -> State:
-  """Return the zero state; no weights are drawn for it."""
-
-  def zeros(key):
-    # A cell may need inputs of the size of h, as a layer of a stack has them.
-    params = cell.init(key, hidden_size, hidden_size, jnp.float32)
-    return cell.initial_state(params, batch)
-
-  shapes = jax.eval_shape(zeros, jax.random.key(0))
-  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _carry(state: Any) -> Any:
@@ -148,7 +136,7 @@ def _state(cell: Cell, carry: Any) -> Any:
     ValueError: the carry is not one of this cell.
   """
   size = _size_of_carry(carry)
-  like: Any = jax.eval_shape(lambda: _zero_state(cell, (), size))
+  like: Any = jax.eval_shape(lambda: zero_state(cell, (), size))
   expected, found = _carry(like), type(carry).__name__
   structures: Any = [*map(jax.tree.structure, (carry, expected))]
   if structures[0] != structures[1]:
@@ -189,7 +177,7 @@ def _is_consistent(cell: Cell, state: Any) -> bool:
   if not state.h.ndim:
     return False
   batch, size = state.h.shape[:-1], _of_size_h(state).shape[-1]
-  like = jax.eval_shape(lambda: _zero_state(cell, batch, size))
+  like = jax.eval_shape(lambda: zero_state(cell, batch, size))
   return all(a.shape == b.shape for a, b in zip(state, like, strict=True))
 
 

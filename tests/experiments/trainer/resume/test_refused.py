@@ -169,11 +169,16 @@ def test_a_text_that_a_run_holds_is_not_replaced(
   kept.parent.mkdir(exist_ok=True)
   kept.write_bytes(corpus.read_bytes())
   (kept.parent / "config.json").write_bytes(record)
-  before = tree(finished)
-  again = replace(config, overwrite=True, corpus=str(kept))
+  check_not_replaced(kept, config, console)
+
+
+def check_not_replaced(kept, config, console, *, overwrite=True):
+  """Check that a run refuses this text, and leaves its directory as it was."""
+  before = tree(Path(config.job.run))
+  again = replace(config, overwrite=overwrite, corpus=str(kept))
   with pytest.raises(ValueError, match="which is a file of the run: copy it"):
     train.run(again, console)
-  assert tree(finished) == before
+  assert tree(Path(config.job.run)) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -186,10 +191,7 @@ def test_a_text_that_a_kill_left_in_previous_is_not_replaced(
     entry.rename(previous / entry.name)
   kept = previous / "corpus.txt"
   kept.write_bytes(Path(config.data.corpus).read_bytes())
-  again = replace(config, overwrite=overwrite, corpus=str(kept))
-  with pytest.raises(ValueError, match="which is a file of the run: copy it"):
-    train.run(again, console)
-  assert kept.exists()
+  check_not_replaced(kept, config, console, overwrite=overwrite)
 
 
 def test_a_text_that_is_a_link_in_a_run_is_not_replaced(
@@ -197,10 +199,7 @@ def test_a_text_that_is_a_link_in_a_run_is_not_replaced(
 ):
   kept = finished / "corpus.txt"
   kept.symlink_to(Path(config.data.corpus).absolute())
-  again = replace(config, overwrite=True, corpus=str(kept))
-  with pytest.raises(ValueError, match="which is a file of the run: copy it"):
-    train.run(again, console)
-  assert kept.exists()
+  check_not_replaced(kept, config, console)
 
 
 @pytest.mark.parametrize("flag", ["teacher", "init_from"])
