@@ -65,6 +65,7 @@ from experiments.trainer.resources import host_memory
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.same_run import (
   REPLACE_OR_KEEP,
+  check_not_extended,
   check_same_run,
   recorded_flags,
 )
@@ -197,7 +198,11 @@ def _train(
     Diverged: the recipe itself diverges.
   """
   try:
-    result = _finished(config, sha256) or train.run(config, console)
+    result = _finished(config, sha256)
+    if result is None:
+      directory = Path(config.job.run)
+      check_not_extended(directory, config, advice=REPLACE_OR_KEEP)
+      result = train.run(config, console)
   except Diverged as error:
     if name == BASE:
       raise

@@ -59,7 +59,7 @@ from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
-from experiments.trainer.same_run import check_same_run
+from experiments.trainer.same_run import check_not_extended, check_same_run
 
 
 class Reproduction(NamedTuple):
@@ -94,7 +94,9 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, configs, strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
+    advice = "another --run keeps it"
     if not is_trained(job.directory):
+      check_not_extended(job.directory, single, advice=advice)
       outdated = bool(done.pop(job.seed, None))  # losses of an earlier run
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
@@ -103,7 +105,6 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
-    advice = "another --run keeps it"
     check_same_run(job.directory, single, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
@@ -146,12 +147,14 @@ def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
   """Return whether a teacher's directory holds its finished run.
 
   Raises:
-    ValueError: the directory holds another finished run.
+    ValueError: the directory holds another finished run, or an unfinished one
+      that the recipe would extend.
   """
   directory = Path(config.job.run)
-  if not is_trained(directory):
-    return False
   advice = "move it, and the teacher is trained there"
+  if not is_trained(directory):
+    check_not_extended(directory, config, advice=advice)
+    return False
   check_same_run(directory, config, sha256, advice=advice)
   return True
 

@@ -24,6 +24,15 @@ MAY_CHANGE = "num_epochs", "patience"
 EXTENSIONS = "extensions"  # the list in config.json
 
 
+def first_epochs(record: Mapping[str, Any]) -> Any:
+  """Return the number of epochs with which the run of config.json began."""
+  extensions = record.get(EXTENSIONS)
+  try:
+    return extensions[0]["before"]["num_epochs"]  # type: ignore[index]
+  except (TypeError, LookupError):  # none, or damaged
+    return record.get("num_epochs")
+
+
 def extends(
   record: Mapping[str, Any],
   changes: Mapping[str, Any],

@@ -218,7 +218,8 @@ def _finished(
 ) -> str:
   """Return what a message says of a finished run that is not extended."""
   kind, advice = "a finished run", ""
-  others = {n: v for n, v in changes.items() if n not in MAY_CHANGE}
+  allowed = MAY_CHANGE if may_extend else ()
+  others = {n: v for n, v in changes.items() if n not in allowed}
   if config.job.resume and others:
     kind += f" of another configuration: {described(record, others)}"
   elif config.job.resume and may_extend and not _has_state(directory):

@@ -5,8 +5,15 @@ from typing import Any
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import recorded_corpus, recorded_path
+from experiments.trainer.extension import first_epochs
 from experiments.trainer.records import from_record, to_record
-from experiments.trainer.run_dir import CONFIG, JOB_FLAGS, SHA256, read_record
+from experiments.trainer.run_dir import (
+  CONFIG,
+  JOB_FLAGS,
+  SHA256,
+  read_config,
+  read_record,
+)
 
 REPLACE_OR_KEEP = "--overwrite replaces it, another --run keeps it"
 
@@ -39,6 +46,32 @@ def check_same_run(
   if changes:
     raise ValueError(
       f"{directory} holds a finished run of another configuration: {changes}; "
+      f"{advice}"
+    )
+  check_not_extended(directory, config, advice=advice)
+
+
+def check_not_extended(
+  directory: Path, config: TrainConfig, *, advice: str
+) -> None:
+  """Raise ValueError if a directory's run began with fewer epochs than these.
+
+  Extended to them, it need not end as a run that has them from its start: most
+  schedules had other learning rates (`extension`).
+
+  Args:
+    directory: may hold a run.
+    config: the configuration with which it is read, or would be resumed.
+    advice: what to do about it, the end of the message.
+  """
+  record = read_config(directory)
+  if record is None or config.job.overwrite:
+    return
+  first, epochs = first_epochs(record), config.batching.num_epochs
+  if type(first) is int and first < epochs:
+    raise ValueError(
+      f"{directory} holds a run that began with num_epochs={first}: extended "
+      f"to {epochs}, it need not end as a run that begins with them; "
       f"{advice}"
     )
 

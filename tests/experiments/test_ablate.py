@@ -1,5 +1,6 @@
 """What an ablation trains, measures and prints, and what it refuses."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
+from experiments.trainer.same_run import recorded_flags
 from experiments.trainer.trained import Trained, load
 from lstm_jax.language.evaluate import stateful_loss
 from tests.experiments.ablating import read_record, write_rows
@@ -236,3 +238,13 @@ def test_changes_that_would_share_a_directory_are_refused(config, console):
   with pytest.raises(ValueError, match=message):
     ablate.run(config, changes, console)
   assert not Path(config.job.run).exists()
+
+
+def test_a_run_that_began_with_fewer_epochs_is_refused(config, console):
+  """Extended, it would have other learning rates than the changes have."""
+  base = Path(config.job.run) / "base"
+  base.mkdir(parents=True)
+  record = recorded_flags(config) | environment()
+  (base / "config.json").write_text(json.dumps(record))  # unfinished
+  with pytest.raises(ValueError, match="base holds a run that began with num_"):
+    ablate.run(replace(config, num_epochs=2), [], console)

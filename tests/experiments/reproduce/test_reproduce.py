@@ -13,6 +13,7 @@ from experiments import evaluate, reproduce, train
 from experiments.comparison.published import UNIT
 from experiments.comparison.reproduction import read_done
 from experiments.trainer.records import replace
+from experiments.trainer.run_dir import read_config
 from tests.experiments.conftest import copy_run
 from tests.experiments.reproduce.rows import ROW, forbid
 from tests.experiments.trainer.resuming import signal_at
@@ -257,3 +258,22 @@ def test_a_new_run_drops_the_ensemble_result_only_if_its_seed_is_a_member(
   reproduce.run(ROW, replace(trained, seeds=(seed,)), console)
   assert read(trained)["together"] == (together if kept else {})
   assert read(trained)["seeds"].keys() == {"0", f"{seed}"}
+
+
+@pytest.mark.parametrize("unfinished", [True, False])
+def test_a_run_that_was_or_would_be_extended_is_refused(
+  trained, console, monkeypatch, unfinished
+):
+  """Its learning rates are not those of the recipe."""
+  forbid(monkeypatch, train)
+  forbid(monkeypatch, evaluate)
+  directory = Path(f"{trained.run}/seed0")
+  path, record = directory / "config.json", read_config(directory)
+  if unfinished:
+    (directory / "result.json").unlink()
+    record["num_epochs"] = 0
+  else:
+    record["extensions"] = [{"before": {"num_epochs": 0}}]
+  path.write_text(json.dumps(record))
+  with pytest.raises(ValueError, match="seed0 holds a run that began with num"):
+    reproduce.run(ROW, trained, console)

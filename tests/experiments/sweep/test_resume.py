@@ -14,7 +14,10 @@ import pytest
 from experiments import sweep, train
 from experiments.trainer import sweep_members
 from experiments.trainer.errors import Diverged
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import SHA256
+from experiments.trainer.same_run import recorded_flags
 from experiments.trainer.sweep_members import SweepConfig
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints
@@ -204,3 +207,13 @@ def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
   many = as_sweep(alone, num_seeds=2)
   with pytest.raises(ValueError, match="holds a single run; --overwrite"):
     sweep.run(many, console)
+
+
+def test_a_finished_sweep_says_that_more_epochs_are_another_sweep(many):
+  """A sweep cannot be extended."""
+  run, facts = Path(many.job.run), {SHA256: "0"}
+  run.mkdir(parents=True)
+  (run / "config.json").write_text(json.dumps(recorded_flags(many) | facts))
+  (run / "result.json").write_text("{}")
+  with pytest.raises(ValueError, match="num_epochs is 1 there and 4 here"):
+    open_run_dir(replace(many, num_epochs=4), facts).__enter__()
