@@ -140,6 +140,8 @@ def _context(record: Record, panel: Axes) -> None:
 
 
 def _recall(record: Record, panel: Axes) -> None:
+  from matplotlib.ticker import LogFormatter
+
   names = {}
   for bias, style in RECALL_STYLES.items():
     rows_of_bias = _select(record["recall"], forget_bias=bias)
@@ -154,6 +156,8 @@ def _recall(record: Record, panel: Axes) -> None:
   _reference(panel, 1 / SYMBOLS, "chance")
   panel.set_xscale("log")
   _plain_x(panel)
+  # The minor ticks have labels if the delays span less than a decade.
+  panel.xaxis.set_minor_formatter(LogFormatter())
   panel.set_ylim(0, 1.03)
   biases = "; ".join(f"{style}: {bias}" for bias, style in names.items())
   note = f"initial biases, {biases}"

@@ -131,3 +131,13 @@ def test_the_legend_names_the_trained_cells_and_what_diverged(
   record["runs"][1] |= {"evaluations": None, "samples": None}
   labels = legend(record, path, monkeypatch)
   assert labels == ["RNN", "GRU, diverged: equal steps"]
+
+
+def test_delays_of_less_than_a_decade_are_plain_numbers(panel):
+  rows = [
+    {"cell": "gru", "forget_bias": "usual", "delay": delay, "accuracy": [1.0]}
+    for delay in (1, 3)
+  ]
+  plots._recall({"recall": rows}, panel)
+  formatter = panel.xaxis.get_minor_formatter()
+  assert formatter.format_ticks([2, 3]) == ["2", "3"]
