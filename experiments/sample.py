@@ -17,6 +17,7 @@ Other ways to continue the prompt:
                  the program
 """
 
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -201,15 +202,20 @@ def converse(
 ) -> Iterator[str]:
   """Yield what the model writes after the prompt, and after each typed line.
 
-  If a line has unknown characters or words, standard error says so, and the
-  next line is read.
+  If a line has unknown characters or words, standard error says so in at most
+  500 characters, and the next line is read.
   """
+  stdin = sys.stdin
+  if isinstance(stdin, io.TextIOWrapper) and stdin.errors == "strict":
+    # A byte that is not UTF-8 is an unknown character of its line.
+    stdin.reconfigure(errors="surrogateescape")
   line = typed_line() if prompt is None else prompt
   while line is not None:
     try:
       stream.read(line or "\n")
     except ValueError as error:
-      print(f"error: {error}", file=sys.stderr)
+      # The message may name the whole vocabulary.
+      print(f"error: {error}"[:500], file=sys.stderr)
     else:
       key, key_line = jax.random.split(key)
       yield from stream.write(key_line, length)

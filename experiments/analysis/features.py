@@ -69,7 +69,7 @@ def inside_quotes(text: str) -> np.ndarray:
   apostrophe of a plural (lovers') is mistaken for a closing mark.
   """
   inside, opened = np.zeros(len(text), bool), -1
-  for match in _QUOTE.finditer(text):
+  for match in _QUOTE.finditer(with_letters(text)):
     if match["opens"]:
       opened = match.start() if opened < 0 else opened
     elif not match["apostrophe"] and opened >= 0:  # closes, or a blank line

@@ -157,6 +157,23 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
     assert sample_texts(explored_run, interactive=True) == [first]
 
 
+def test_a_typed_line_that_is_refused_is_a_short_error(monkeypatch, capsys):
+  """A stand-in for a model that knows many characters, but no other byte."""
+
+  def read(line):
+    if not line.isascii():
+      raise ValueError(f"{line!r} is not in: {'x' * 10_000}")
+
+  stream = SimpleNamespace(read=read, write=lambda key, length: ["yes"])
+  typed = io.TextIOWrapper(io.BytesIO(b"a\n\xff\nb\n"), encoding="utf-8")
+  monkeypatch.setattr(sys, "stdin", typed)
+  parts = sample.converse(stream, None, jax.random.key(0), 3)
+  assert [*parts] == ["yes", "\n"] * 2
+  error = capsys.readouterr().err
+  assert error.startswith(r"error: '\udcff' is not in: xx")
+  assert len(error) == 501
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [

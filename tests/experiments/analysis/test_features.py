@@ -40,6 +40,8 @@ def test_the_line_position_counts_from_1_and_is_0_at_a_line_break():
     ("'Go,'he said", "'Go,________"),
     # The second mark neither opens nor closes.
     ("say 'yes ' no' so", "____'yes ' no____"),
+    # An apostrophe after an accent or a vowel sign of its own.
+    ("blesse\u0301'd দু'টি", "_" * 15),
   ],
 )
 def test_quotation_marks_are_distinguished_from_apostrophes(text, expected):
