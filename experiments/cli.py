@@ -20,6 +20,7 @@ printed to a standard stream that was closed from the start is dropped.
 import io
 import logging as standard_logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,7 +36,7 @@ from rich.console import Console
 
 from experiments import interrupt_imports
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import resumable_corpus
+from experiments.trainer.corpus_path import is_piped, resumable_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
 
@@ -176,7 +177,7 @@ def exit_status(
   """Return a run's exit status; if it was stopped, print how to resume it."""
   if stopped_by is None:
     return 0
-  arguments, job = sys.argv[1:], config.job
+  arguments, job = _lasting_arguments(), config.job
   corpus = resumable_corpus(directory, config.data.corpus)
   if corpus != config.data.corpus:
     arguments.append(f"--corpus={corpus}")
@@ -189,6 +190,21 @@ def exit_status(
   command = command_line(program, arguments)
   console.print(f"to resume the training:\n  {command}", soft_wrap=True)
   return SIGNALLED + stopped_by
+
+
+def _lasting_arguments() -> list[str]:
+  """Return this process's flags as another process can read them.
+
+  If a flagfile is a pipe, as of <(...) in a shell, all flags that were given
+  are listed in its place.
+  """
+  arguments = [a for a in sys.argv[1:] if a != "--"]  # more flags will follow
+  if not any(is_piped(re.sub("^--?flagfile=", "", a)) for a in arguments):
+    return arguments
+  values = flags.FLAGS
+  given = {values[name].name for name in values if values[name].present}
+  texts = [values[name].serialize() for name in sorted(given - {"flagfile"})]
+  return [line for line in "\n".join(texts).split("\n") if line]
 
 
 def command_line(program: str, arguments: list[str]) -> str:
