@@ -15,6 +15,7 @@ forever once the disk is full.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,6 +65,10 @@ TAGS = {  # of the entries of a row of metrics.jsonl
   "compilations": "process/compilations",
 }
 CLOSED, OPEN = 0.1, 0.9  # a gate is closed below CLOSED, and open above OPEN
+# Of an event file. TensorBoard reads the files in the order of their names.
+NAME = re.compile(
+  r"(?P<start>events\.out\.tfevents\.)(?P<second>\d+)(?P<end>.*)"
+)
 BINS = np.linspace(0, 1, 21)  # edges of a histogram's bins
 
 
@@ -99,7 +104,9 @@ class TensorBoardWriter:
       self._directory.mkdir(exist_ok=True)
       # Files sort by their names: by second, host and step.
       suffix = f".{step:09d}.{os.getpid()}"
+      earlier = {*self._directory.iterdir()}
       self._events = EventsWriter(str(self._directory / "events"), suffix)
+      _sort_last({*self._directory.iterdir()} - earlier, earlier)
     finalize(self, _close, self._events)
     start = SessionLog(status=SessionLog.START)
     self._write(Event(step=step, session_log=start))
@@ -147,6 +154,19 @@ class TensorBoardWriter:
     with naming(self._directory):
       self._events.write_event(event)
       self._events.flush()
+
+
+def _sort_last(new: set[Path], earlier: set[Path]) -> None:
+  """Rename a new event file that is not after the earlier ones by its second.
+
+  So it is where the clock went back, or a run goes on beside another clock.
+  """
+  named = [found for path in earlier if (found := NAME.match(path.name))]
+  last = max((int(found["second"]) for found in named), default=0)
+  for path in new:
+    found = NAME.match(path.name)
+    if found and int(found["second"]) <= last:
+      path.rename(path.with_name(f"{found['start']}{last + 1}{found['end']}"))
 
 
 def _close(events: Any) -> None:

@@ -168,6 +168,19 @@ def test_without_tensorboardx_a_new_run_is_the_same_and_has_no_events(
   assert outcome(directory) == outcome(Path(config.job.run))
 
 
+def test_a_run_that_goes_on_with_the_clock_put_back_shows_all(
+  tmp_path, monkeypatch
+):
+  for now, step in (1764500000.5, 0), (1764400000.5, 7), (1764400000.5, 8):
+    monkeypatch.setattr("time.time", lambda now=now: now)
+    writer = TensorBoardWriter(tmp_path / "tensorboard", lstm, np.zeros(2, int))
+    writer.begin(step)
+    for each in range(step, step + 2):
+      writer.row({"step": each, "train_loss": each}, {})
+  expected = [(0, 0.0), (1, 1.0), (7, 7.0), (8, 8.0), (9, 9.0)]
+  assert shown_events(tmp_path) == {"loss/train": expected}
+
+
 def test_an_event_file_that_cannot_be_written_is_named(tmp_path):
   path = tmp_path / "tensorboard"
   path.touch()
