@@ -89,7 +89,7 @@ def read_run_history(directory: Path) -> RunHistory:
   result = run_dir.read_result(directory) or {}
   early = result.get("stopped_early") is True
   config = run_dir.to_config(directory, record, TrainConfig())
-  rows = _read_rows(directory / run_dir.METRICS)
+  rows = read_rows(directory / run_dir.METRICS)
   return RunHistory(
     directory, "", record, config, rows, samples, finished, early
   )
@@ -205,15 +205,18 @@ def _read(path: Path) -> str:
     return ""
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
   """Return the rows of metrics.jsonl; null entries of NULLABLE are left out.
+
+  A last line without a line break is left out, too: it is still being written,
+  or was cut off by a full disk.
 
   Raises:
     ValueError: a complete line is not a row of a run.
   """
   rows = []
   *lines, partial = _read(path).split("\n")
-  del partial  # a line without a line break is still being written
+  del partial
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)

@@ -1,6 +1,5 @@
 """The picture of a run: its losses over training steps."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from experiments.trainer.figures import (
   zoom_on_tail,
 )
 from experiments.trainer.format import format_nats
+from experiments.trainer.history import read_rows
 from experiments.trainer.run_dir import METRICS, PICTURE
 
 CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -30,12 +30,12 @@ def draw(directory: Path, unit: str) -> None:
   Args:
     directory: the run directory.
     unit: what a token is, in the singular.
+
+  Raises:
+    ValueError: a complete line is not a row of a run.
+    OSError: metrics.jsonl cannot be read, or loss.png cannot be written.
   """
-  *lines, partial = (
-    (directory / METRICS).read_text(encoding="utf-8").split("\n")
-  )
-  del partial  # a line without a line break was cut off by a full disk
-  rows = [json.loads(line) for line in lines]
+  rows = read_rows(directory / METRICS)
   figure = Figure(figsize=(7, 3.8), layout="constrained")
   panel = figure.subplots()
   ends: list[End] = []

@@ -97,6 +97,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
   """Return the object in a file; None if it is missing or holds none."""
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
+  except PermissionError:
+    raise  # there may be a run
   except (OSError, ValueError, RecursionError):
     return None
   return record if isinstance(record, dict) else None
@@ -292,7 +294,7 @@ def _has_best(directory: Path) -> bool:
 
 
 def _delete(path: Path) -> None:
-  if path.is_dir():
+  if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
     path.unlink(missing_ok=True)

@@ -106,6 +106,14 @@ def test_a_picture_that_cannot_be_written_is_named_and_the_old_one_kept(
   assert [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("line", ["null", "[]", "{}", '{"step": 1, "lr": "x"}'])
+def test_a_line_that_is_no_row_is_named(line, tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 10, "train_loss": 3.5}\n' + line + "\n")
+  with pytest.raises(ValueError, match=f"line 2 of {path} is not a row"):
+    draw(tmp_path, "word")
+
+
 def test_a_single_point_is_drawn(tmp_path, monkeypatch):
   text = '{"step": 10, "train_loss": 3.5}\n{"step": 20, "train_loss": null}\n'
   cut_off = '{"step": 30, "tra'  # by a full disk

@@ -2,12 +2,15 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from experiments.trainer import run_dir
 from experiments.trainer.run_dir import (
+  check_is_run_or_empty,
   delete_previous,
+  read_record,
   read_result,
   set_aside,
 )
@@ -85,6 +88,32 @@ def test_a_previous_run_that_cannot_be_deleted_keeps_its_config(
   monkeypatch.setattr(shutil, "rmtree", rmtree)
   delete_previous(successor)
   assert not previous.exists()
+
+
+def test_a_run_whose_checkpoints_are_a_link_is_replaced_twice(
+  successor, tmp_path
+):
+  """What the link leads to is kept: it may be shared."""
+  elsewhere = tmp_path / "elsewhere"
+  (successor / "previous" / "checkpoints").rename(elsewhere)
+  (successor / "previous" / "checkpoints").symlink_to(elsewhere)
+  set_aside(successor)
+  assert not (successor / "previous" / "checkpoints").is_symlink()
+  (successor / "previous" / "metrics.jsonl").unlink()
+  (successor / "previous" / "metrics.jsonl").symlink_to(elsewhere)
+  delete_previous(successor)
+  assert not (successor / "previous").exists()
+  assert [*elsewhere.iterdir()]
+
+
+def test_a_config_without_permission_is_named(successor, monkeypatch):
+  def refuse(path, **options):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(Path, "read_text", refuse)
+  for read in check_is_run_or_empty, read_record:
+    with pytest.raises(PermissionError, match=str(successor / "config.json")):
+      read(successor)
 
 
 def test_a_run_whose_result_is_damaged_is_finished(tmp_path):
