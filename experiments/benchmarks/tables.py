@@ -4,6 +4,7 @@ A case is one problem, such as a layer of a cell and its sizes. A peer is one
 library's program for it, ours included.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
@@ -30,22 +31,34 @@ RESULTS = (  # keys of a row that are results; the others name case and peer
   "temporary_bytes",
   "peak_bytes",
 )
-COLUMNS = {  # key: (heading, format)
-  "operands": ("operands", "{}"),
-  "us_per_step": ("µs/step", "{:.3g}"),
-  "quartiles_us": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
-  "times_floor": ("× floor", "{:.1f}"),
-  "temporary_mebibytes": ("temp MiB", "{:,.0f}"),
-  "peak_mebibytes": ("peak MiB", "{:,.0f}"),
-  "median_ms": ("ms", "{:.3g}"),
-  "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
-  "ratio_to_ours": ("ratio", "{:.2f}"),
-  "products_share": ("products", "{:.0%}"),
-  "tokens_per_second": ("tokens/s", "{:,.0f}"),
-  "compile_s": ("compile s", "{:.1f}"),
-  "mebibytes": ("MiB", "{:,.1f}"),
-  "forward_loop": ("forward launches", "{}"),
-  "backward_loop": ("backward launches", "{}"),
+
+
+def format_time(time: float) -> str:
+  """Return a time with three digits, or as a whole number from 1,000 on."""
+  return f"{time:,.0f}" if time >= 999.5 else f"{time:.3g}"
+
+
+def _format_quartiles(times: list[float]) -> str:
+  low, high = times
+  return f"{format_time(low)} – {format_time(high)}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # (heading, format)
+  "operands": ("operands", "{}".format),
+  "us_per_step": ("µs/step", format_time),
+  "quartiles_us": ("quartiles", _format_quartiles),
+  "times_floor": ("× floor", "{:.1f}".format),
+  "temporary_mebibytes": ("temp MiB", "{:,.0f}".format),
+  "peak_mebibytes": ("peak MiB", "{:,.0f}".format),
+  "median_ms": ("ms", format_time),
+  "quartiles_ms": ("quartiles", _format_quartiles),
+  "ratio_to_ours": ("ratio", "{:.2f}".format),
+  "products_share": ("products", "{:.0%}".format),
+  "tokens_per_second": ("tokens/s", "{:,.0f}".format),
+  "compile_s": ("compile s", "{:.1f}".format),
+  "mebibytes": ("MiB", "{:,.1f}".format),
+  "forward_loop": ("forward launches", "{}".format),
+  "backward_loop": ("backward launches", "{}".format),
 }
 
 
@@ -75,8 +88,7 @@ def case_table(rows: list[Row]) -> Table:
   table.padding = (0, 1, 0, 0)  # narrow: the columns fit into 80 characters
   for row in rows:
     cells = (
-      COLUMNS[k][1].format(row[k]) if row.get(k) is not None else ""
-      for k in keys
+      COLUMNS[k][1](row[k]) if row.get(k) is not None else "" for k in keys
     )
     table.add_row(row["peer"], *cells)
   return table
@@ -135,10 +147,9 @@ def change_table(old: list[Row], new: list[Row]) -> Table:
     raise ValueError("no case is in both runs")
   table = number_table("", "old", "new", "new / old")
   for name in both:
-    ratio = after[name] / before[name]
-    table.add_row(
-      name, f"{before[name]:.3g}", f"{after[name]:.3g}", f"{ratio:.2f}"
-    )
+    old_time, new_time = before[name], after[name]
+    times = format_time(old_time), format_time(new_time)
+    table.add_row(name, *times, f"{new_time / old_time:.2f}")
   return table
 
 

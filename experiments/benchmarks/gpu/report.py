@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from rich.table import Table
 
-from experiments.benchmarks.tables import Row
+from experiments.benchmarks.tables import Row, format_time
 from experiments.trainer.format import number_table
 
 PARTS = {"gpu layer": "", "gpu policy": ", with resets"}
@@ -54,7 +54,7 @@ def _table(title: str, layers: dict[tuple, dict[str, Row]]) -> Table:
       f"{cell} {hidden_size}×{batch_size}",
       _joined(peers, KERNELS, _microseconds),
       _joined(peers, SCANS, _microseconds),
-      "{:.3g} {}".format(*min(others)) if others else "",
+      f"{format_time(min(others)[0])} {min(others)[1]}" if others else "",
       _joined(peers, CUDNN, _microseconds),
       _joined(peers, KERNELS, _times_floor),
     )
@@ -63,7 +63,7 @@ def _table(title: str, layers: dict[tuple, dict[str, Row]]) -> Table:
 
 def _microseconds(row: Row) -> str:
   """Return the µs per time step of a row."""
-  return f"{row['us_per_step']:.3g}"
+  return format_time(row["us_per_step"])
 
 
 def _times_floor(row: Row) -> str:

@@ -43,6 +43,19 @@ def test_a_peer_has_its_ratio_and_the_share_of_the_matrix_products():
   ]
 
 
+def test_a_time_of_a_second_or_more_has_no_exponent():
+  row = {"median_ms": 0.1234, "quartiles_ms": [999.4, 999.6]}
+  assert cells(row, {"median_ms": 1234.5}) == [
+    ("ms", "0.123", "1,234"),
+    ("quartiles", "999 – 1,000", ""),
+  ]
+  old = CASE | {"peer": "kernel", "us_per_step": 6.0}
+  _, before, after, _ = change_table(
+    [old], [old | {"us_per_step": 15_900}]
+  ).columns
+  assert [*before.cells, *after.cells] == ["6", "15,900"]
+
+
 def test_launches_say_whether_a_graph_holds_them():
   row = {
     "forward_launches": 3.25,
