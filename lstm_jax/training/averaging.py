@@ -73,11 +73,13 @@ def update_average(
     ema_decay: d of the exponential moving average, in [0, 1); 0 for NT-ASGD.
   """
   mean, num_averaged = average
+  # Counts are divided in the widest dtype: two of int32 would give float32.
   if ema_decay:
-    rate = 1 - jnp.minimum(ema_decay, (1 + step) / (10 + step))
+    count = jnp.asarray(step, float)
+    rate = 1 - jnp.minimum(ema_decay, (1 + count) / (10 + count))
   else:
     num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
-    rate = 1 / jnp.maximum(num_averaged, 1)
+    rate = 1 / jnp.maximum(num_averaged, 1).astype(float)
   updated = optax.incremental_update(upcast(params), mean, rate)
   # `where`, not a rate of 0, since 0 · NaN is NaN.
   mean = jax.tree.map(

@@ -113,6 +113,20 @@ def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   assert worst(eval_params(state), state.params) > 1e-3
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.999])
+def test_an_average_in_float64_is_not_rounded_to_float32(ema_decay):
+  average = init_average({"w": jnp.zeros((), jnp.float64)})
+  if not ema_decay:
+    average = start_average(average)
+  expected = 0.0
+  for step, w in enumerate([0.3, -1.7, 2.9]):
+    rate = 1 - (1 + step) / (10 + step) if ema_decay else 1 / (step + 2)
+    expected += rate * (w - expected)
+    arguments = {"w": jnp.array(w)}, jnp.int32(step), jnp.array(True)
+    average = update_average(average, *arguments, ema_decay)
+  assert abs(average.params["w"] - expected) < 1e-14
+
+
 def test_each_member_of_an_ensemble_has_a_mean_of_its_own():
   average = start_average(jax.vmap(init_average)({"w": jnp.array([1.0, 5.0])}))
   after, finite = {"w": jnp.array([4.0, 8.0])}, jnp.array([True, False])
