@@ -184,6 +184,8 @@ def one_step(
       check_weights(checked, params)
     if state is not None:
       return state
+    # Without x64, zeros of NumPy's float64 would warn that they are float32.
+    params = jax.tree.map(jnp.asarray, params)
     return initial_state(params, x.shape if is_token(x) else x.shape[:-1])
 
   def forward(
@@ -286,5 +288,10 @@ def zero_state(
     params = cell.init(key, hidden_size, hidden_size, jnp.float32)
     return cell.initial_state(params, batch_shape)
 
-  shapes = jax.eval_shape(state, jax.random.key(0))
+  return zeros_like_traced(state)
+
+
+def zeros_like_traced(f: Callable[[jax.Array], StateT]) -> StateT:
+  """Return zeros with the shapes and dtypes of f(key), which is only traced."""
+  shapes = jax.eval_shape(f, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

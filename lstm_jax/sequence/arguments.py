@@ -130,6 +130,8 @@ def check_sequence(
   check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
   check_params(cell.project, params)
   check_weights(parts_of(cell), params)
+  # Without x64, zeros of NumPy's float64 would warn that they are float32.
+  params = jax.tree.map(jnp.asarray, params)
   if is_token(xs) and not getattr(cell, "takes_tokens", False):
     raise ValueError(
       f"xs must be floats, since this cell takes no tokens, got {xs.dtype}"

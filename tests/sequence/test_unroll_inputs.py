@@ -220,3 +220,13 @@ def test_a_compute_dtype_of_integers_is_refused(run, adjoint, key):
   message = "^compute_dtype must be a dtype of floats, .*, got int8$"
   with pytest.raises(ValueError, match=message):
     run(lstm, params, None, xs, adjoint=adjoint, compute_dtype=jnp.int8)
+
+
+def test_float64_weights_of_numpy_need_no_x64(key, recwarn):
+  params, _, xs = jax.tree.map(np.asarray, arguments(lstm, key))
+  with jax.enable_x64(False):
+    _, hs = unroll(lstm, params, None, xs)
+    after = lstm.step(params, None, xs[0])
+  assert not recwarn.list
+  assert hs.dtype == jnp.float32
+  assert jnp.allclose(after.h, hs[0], atol=1e-6)
