@@ -2,6 +2,7 @@
 
 import importlib
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from lstm_jax import (
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.platform import traced_for
+from lstm_jax.interop.flax import scanned
 from lstm_jax.language import ModelConfig, Regularizers, language_model
 from lstm_jax.sequence import Directions, regularize
 from lstm_jax.testing import plant, terms
@@ -131,6 +133,53 @@ def test_a_language_model_trains_on_it(cell, key):
     return jax.jit(jax.grad(loss))(params)
 
   assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12
+
+
+def test_a_language_model_may_have_a_zero_state_computed_from_weights(cell):
+  def initial_state(params, batch_shape=()):
+    zero = jnp.broadcast_to(0 * params.u[:H], (*batch_shape, H))
+    return cell.DiagonalLSTMState(zero, zero)
+
+  parts = cell.project, cell.recur, cell.recur_backward
+  parts = *parts, cell.parameter_gradients
+  steps = one_step(initial_state, *parts)
+  other = CellOfFunctions(cell.init, initial_state, *parts, *steps, False)
+  (state,) = language_model(ModelConfig(other, H, H), V).initial_state((B,))
+  (like,) = language_model(ModelConfig(cell, H, H), V).initial_state((B,))
+  assert worst(state, like) == 0
+  assert state.h is not state.c
+
+
+def test_scanned_takes_a_cell_whose_c_is_larger_than_h(cell, key):
+  class State(NamedTuple):
+    c: jax.Array  # [..., 2H]
+    h: jax.Array  # [..., H]
+
+  def initial_state(params, batch_shape=()):
+    h, c = cell.initial_state(params, batch_shape)
+    return State(jnp.concatenate([c, h], -1), h)
+
+  def recur(params, state, ax):
+    before = cell.DiagonalLSTMState(state.h, state.c[..., :H])
+    (h, c), *saved = cell.recur(params, before, ax)
+    return State(jnp.concatenate([c, h], -1), h), *saved
+
+  def recur_backward(params, gates, residuals, d):
+    dc, dh_of_c = jnp.split(d.c, 2, -1)
+    d_after = cell.DiagonalLSTMState(d.h + dh_of_c, dc)
+    before, da = cell.recur_backward(params, gates, residuals, d_after)
+    zeros = jnp.zeros_like(before.c)
+    return State(jnp.concatenate([before.c, zeros], -1), before.h), da
+
+  parts = cell.project, recur, recur_backward, cell.parameter_gradients
+  steps = one_step(initial_state, *parts)
+  other = CellOfFunctions(cell.init, initial_state, *parts, *steps, False)
+  carry = scanned(other).initialize_carry(B, H)
+  x = jnp.ones((T, B, D), jnp.float32), jnp.zeros((T, B))
+  run = scanned(other)().init_with_output
+  (last, ys), _ = jax.eval_shape(run, key, carry, x)
+  assert last.c.shape == (B, 2 * H)
+  assert ys.shape == (T, B, H)
 
 
 def test_a_cell_may_leave_out_annotations_and_save_scalars(cell, key):

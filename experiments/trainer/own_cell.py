@@ -25,6 +25,10 @@ FUNCTIONS = (
   "backward",
   "step",
 )
+# D and H of the step that is traced. A cell may need D = H, or an H that its
+# number of heads divides: the second sizes are taken if a step of the first
+# fails.
+SIZES = (3, 4), (960, 960)
 
 
 @cache
@@ -48,31 +52,38 @@ def import_cell(name: str) -> Cell:
   missing = [f for f in FUNCTIONS if not callable(getattr(cell, f, None))]
   if missing:
     raise ValueError(f"it has no function {', '.join(missing)}")
-  try:
-    before, after = _trace_step(cell)
-  except Exception as error:
-    raise ValueError(f"its step raises {_in_a_line(error)}") from None
+  failures = []
+  for sizes in SIZES:
+    try:
+      before, after = _trace_step(cell, sizes)
+      break
+    except Exception as error:
+      failures.append(_in_a_line(error))
+  else:
+    raise ValueError(f"its step raises {failures[0]}")
   if before != after or "h" not in before:
     raise ValueError(
       f"its step must return a state like the previous state, with h, got "
       f"{after} for {before}"
     )
   try:
-    jax.eval_shape(partial(_gradient, cell), _key())
+    jax.eval_shape(partial(_gradient, cell, sizes), _key())
   except Exception as error:
     message = f"the gradient of its step raises {_in_a_line(error)}"
     raise ValueError(message) from None
   return cell
 
 
-def _trace_step(cell: Any) -> tuple[dict[str, str], dict[str, str]]:
+def _trace_step(
+  cell: Any, sizes: tuple[int, int]
+) -> tuple[dict[str, str], dict[str, str]]:
   """Return the dtype and shape of each part of a state and of the next one.
 
   Nothing is computed: JAX must not start a device yet.
   """
 
   def run(key: jax.Array) -> tuple[Any, Any]:
-    params, state, x = _arguments(cell, key)
+    params, state, x = _arguments(cell, sizes, key)
     return state, cell.step(params, state, x)
 
   before, after = (
@@ -82,17 +93,19 @@ def _trace_step(cell: Any) -> tuple[dict[str, str], dict[str, str]]:
   return before, after
 
 
-def _gradient(cell: Any, key: jax.Array) -> Any:
+def _gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:
   """Return the gradient of the sum of h after a step, w.r.t. the weights."""
   return jax.grad(lambda *each: cell.step(*each).h.sum())(
-    *_arguments(cell, key)
+    *_arguments(cell, sizes, key)
   )
 
 
-def _arguments(cell: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
-  """Return weights (D 3, H 4), the zero state and inputs of a step (B 2)."""
-  params = cell.init(key, 3, 4, jnp.float32)
-  x = jnp.zeros((2, 3), jnp.float32)
+def _arguments(
+  cell: Any, sizes: tuple[int, int], key: jax.Array
+) -> tuple[Any, Any, jax.Array]:
+  """Return weights of D and H, the zero state and inputs of a step (B 2)."""
+  params = cell.init(key, *sizes, jnp.float32)
+  x = jnp.zeros((2, sizes[0]), jnp.float32)
   return params, cell.initial_state(params, (2,)), x
 
 

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import affine, is_token, linear
-from lstm_jax.cells.cell import Cell, State
+from lstm_jax.cells.cell import Cell, State, zeros_like_traced
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
@@ -164,10 +164,12 @@ def _language_model(
     return init_params(config, vocabulary_size, key)
 
   def initial_state(batch_shape: tuple[int, ...] = ()) -> tuple[State, ...]:
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return tuple(
-      config.cell.initial_state(layer, batch_shape) for layer in shapes.layers
-    )
+    def state(key: jax.Array) -> tuple[State, ...]:
+      layers = init(key).layers
+      return tuple(config.cell.initial_state(w, batch_shape) for w in layers)
+
+    # No weights are drawn, though a cell may compute the state from them.
+    return zeros_like_traced(state)
 
   def scaled(rows: jax.Array) -> jax.Array:
     """Return rows of W_e, [..., E], times √E if the readout is tied."""

@@ -13,7 +13,8 @@ The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
 and SimpleCell, with their names, shapes and initial values, so that checkpoints
 can be restored. The weights of any other cell are one parameter, "cell", which
 holds what the cell's `init` returns. The hidden size is that of the carry: the
-size of c if the carry has a vector c, since a projected h is smaller.
+size of a vector c, since a projected h is smaller; or that of h, if there is no
+vector c, or the cell has no state of these shapes with the size of c.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -27,6 +28,7 @@ size of c if the carry has a vector c, since a projected h is smaller.
   ((5, 3, 16), ['GRUCell_0'])
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -99,7 +101,7 @@ def scanned(cell: Cell) -> Any:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
       else:
-        sizes = ins.shape[-1], _of_size_h(state).shape[-1]
+        sizes = ins.shape[-1], _hidden_size(cell, state)
         params = self.param("cell", cell.init, *sizes, jnp.float32)
       ins = ins.astype(_dtype(params))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
@@ -150,7 +152,7 @@ def _state(cell: Cell, carry: Any) -> Any:
     state: Any = LSTMState(*leaves[::-1])
   else:
     state = type(like)(*leaves)
-  if not _is_consistent(cell, state):
+  if _hidden_size(cell, state) is None:
     raise ValueError(
       "carry must have the shapes that initialize_carry gives it, got "
       f"{', '.join(str(leaf.shape) for leaf in leaves)}"
@@ -160,25 +162,28 @@ def _state(cell: Cell, carry: Any) -> Any:
 
 def _size_of_carry(carry: Any) -> int:
   """Return H if the carry is one of a cell; `init` may refuse other sizes."""
-  arrays = jax.tree.leaves((_of_size_h(carry), carry))
+  arrays = jax.tree.leaves((_may_have_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)
 
 
-def _of_size_h(state: Any) -> Any:
-  """Return c if it is a vector, as h is, since h may be smaller; or else h."""
+def _may_have_size_h(state: Any) -> list[Any]:
+  """Return c if it is a vector, as h is, since h may be smaller; and then h."""
   h: Any = getattr(state, "h", None)
   c = getattr(state, "c", h)
-  return c if np.ndim(c) == np.ndim(h) else h
+  return [c, h] if np.ndim(c) == np.ndim(h) else [h]
 
 
-def _is_consistent(cell: Cell, state: Any) -> bool:
-  """Return whether the arrays of a state have the same batch and fit H."""
+def _hidden_size(cell: Cell, state: Any) -> int | None:
+  """Return the H with which the cell's state has these shapes, or None."""
   if not state.h.ndim:
-    return False
-  batch, size = state.h.shape[:-1], _of_size_h(state).shape[-1]
-  like = jax.eval_shape(lambda: zero_state(cell, batch, size))
-  return all(a.shape == b.shape for a, b in zip(state, like, strict=True))
+    return None
+  shapes = [x.shape for x in state]
+  for size in (x.shape[-1] for x in _may_have_size_h(state)):
+    like = jax.eval_shape(partial(zero_state, cell, state.h.shape[:-1], size))
+    if [x.shape for x in like] == shapes:
+      return size
+  return None
 
 
 def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:

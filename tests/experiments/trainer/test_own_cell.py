@@ -156,6 +156,17 @@ def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+  "wrong", ["hidden_size % 8", "input_size - hidden_size"]
+)
+def test_a_cell_may_refuse_some_sizes(wrong, path):
+  first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
+  assert FILE.count(first) == 1
+  refusal = f"  if {wrong}:\n    raise ValueError\n"
+  (path / "choosy.py").write_text(FILE.replace(first, first + refusal))
+  assert from_flags("--cell=choosy").model.cell.__name__ == "choosy"
+
+
 def test_a_cell_that_is_no_module_has_no_name():
   config = replace(TrainConfig(), cell=lstm.with_activations(candidate=RELU))
   with pytest.raises(ValueError, match="cell must be a module to have a name"):
