@@ -7,6 +7,7 @@ one of them knows (the run directory, a request to stop) is exchanged at points
 of the program that every process reaches.
 """
 
+import json
 import os
 import signal
 import sys
@@ -23,6 +24,12 @@ from jax.experimental import multihost_utils
 
 from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.opening import OpenedRun, open_run_dir
+from experiments.trainer.run_dir import SHA256
+from experiments.trainer.same_run import (
+  changed_flags,
+  described,
+  recorded_flags,
+)
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
@@ -188,12 +195,14 @@ def open_shared_run_dir(
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
-      first has raised one; in all, if any cannot write to the run directory.
+      first has raised one; in all, if any has another configuration or corpus
+      than the first, or cannot write to the run directory.
   """
   if jax.process_count() == 1:
     with open_run_dir(config, facts, may_extend=True) as opened:
       yield opened
     return
+  check_same_run_in_all(config, facts)
   with ExitStack() as held:
     message = b""
     try:
@@ -211,6 +220,34 @@ def open_shared_run_dir(
       opened = OpenedRun(directory, resuming=message[:1] == OLD)
     check_seen_by_all(opened.directory)
     yield opened
+
+
+def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
+  """Raise ValueError in all processes if one would train another run.
+
+  They would wait for each other forever, or train on unlike weights or batches.
+
+  Args:
+    config: of this process.
+    facts: as in `open_shared_run_dir`.
+  """
+  own = recorded_flags(config) | facts
+  text = json.dumps(own).encode()
+  size = int(from_first_process(len(text)))
+  first = json.loads(_broadcast(text[:size].ljust(size)))
+  changes = changed_flags(first, config, facts[SHA256])
+  changes |= {
+    name: own[name] for name in ("mesh", *facts) if first.get(name) != own[name]
+  }
+  differs = multihost_utils.process_allgather(np.int32(bool(changes)))
+  others = np.flatnonzero(differs)
+  if others.size:
+    reason = f": {described(first, changes)}" if changes else ""
+    names = ", ".join(f"process {n}" for n in others)
+    raise ValueError(
+      "every process must have the flags and the corpus of the first: not so "
+      f"in {names}{reason}"
+    )
 
 
 def check_seen_by_all(directory: Path) -> None:
