@@ -27,7 +27,17 @@ function listenToControls(writing) {
     const k = writing.spans.indexOf(event.target);
     if (k >= 0) writing.moveTo(writing.track.dropped + k);
   });
-  $("play").addEventListener("click", toggle);
+  // A press on the button ends a change of the prompt or seed, which begins to
+  // write: the button does what it said when it was pressed.
+  let wasRunning = false;
+  $("play").addEventListener("pointerdown", () => {
+    wasRunning = writing.running;
+  });
+  $("play").addEventListener("click", ({ detail }) => {
+    const isPointer = detail > 0;  // 0 for a key
+    if (isPointer && !wasRunning) writing.write();
+    else toggle();
+  });
   $("again").addEventListener("click", again);
   $("newSeed").addEventListener("click", () => {
     $("seed").value = Math.floor(Math.random() * 10000);

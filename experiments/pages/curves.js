@@ -10,6 +10,7 @@ const NAME_FONT = "600 13px system-ui, sans-serif";  // svg .name of report.html
 const LABELLED = 8, NARROW = 520;
 const LABEL_LENGTH = 22;  // characters
 const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15;  // pixels
+const DECADES = 14;  // numbers for which a logarithmic axis has room
 
 const color = (k) => `var(--run${k % COLORS})`;
 const dash = (k) => DASHES[Math.floor(k / COLORS) % DASHES.length];
@@ -35,12 +36,14 @@ function ticks(low, high) {
 }
 
 // Returns 1, 2 and 5 times the powers of ten in an interval, or the powers alone
-// if it reaches into more than three decades. If it has fewer than two of them,
+// if it reaches into more than three decades; every second or third power, and so
+// on, so that there are at most about DECADES. If it has fewer than two of them,
 // the ticks are linear.
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];
-  for (let n = first; n <= last; n++) {
+  const every = Math.max(1, Math.ceil((last - first) / DECADES));
+  for (let n = Math.ceil(first / every) * every; n <= last; n += every) {
     values.push(...factors.map((f) => Number((f * 10 ** n).toPrecision(12))));
   }
   const inside = values.filter(
@@ -115,6 +118,13 @@ function tickText(v, step = 1) {
   return v.toLocaleString("en", { maximumFractionDigits: digits });
 }
 
+// Returns the text of a number beside the vertical axis, where there is room for
+// few digits: from a million on as 2e6.
+function narrowText(v, step) {
+  return Math.abs(v) < 1e6 ? tickText(v, step)
+    : v.toExponential().replace("e+", "e");
+}
+
 // Returns the least distance above 0 of two neighbours among ticks, or 1.
 const leastStep = (values) =>
   Math.min(1, ...values.slice(1).map((v, i) => v - values[i]).filter((d) => d > 0));
@@ -126,8 +136,11 @@ function drawAxes(scale, xTitle, yTitle) {
   for (const v of scale.yTicks) {
     parts.push(shape("line", { class: "grid", x1: LEFT, x2: end,
       y1: scale.y(v), y2: scale.y(v) }));
-    parts.push(shape("text", { x: LEFT - 6, y: scale.y(v) + 4,
-      "text-anchor": "end" }, tickText(v, steps[1])));
+    const text = narrowText(v, steps[1]), room = LEFT - 6;
+    const squeezed = DIGIT_WIDTH * text.length <= room ? {}
+      : { textLength: room, lengthAdjust: "spacingAndGlyphs" };
+    parts.push(shape("text", { x: room, y: scale.y(v) + 4,
+      "text-anchor": "end", ...squeezed }, text));
   }
   let free = -Infinity;  // where the next number may begin
   for (const v of scale.ticks) {

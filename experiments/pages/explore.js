@@ -196,6 +196,7 @@ function listenToPointer() {
     anchor = from;
     moveTo(t);
   });
+  document.addEventListener("pointerup", () => { from = null; });
   textBox.addEventListener("click", (event) => {
     if (isDragged) return;
     const selects = event.shiftKey || isSelecting();

@@ -140,8 +140,10 @@ class Reading {
   contextOf(n) {
     const { from, to } = this.known[n];
     const { text } = this, token = visibleSymbol(text.slice(from, to));
-    const [before] = /\S* ?$/u.exec(text.slice(Math.max(0, from - 16), from));
-    const [after] = /^\S*/u.exec(text.slice(to, to + 12));
+    // Half of a pair of code units at an end is left out.
+    const [before] = /[^\s\p{Cs}]* ?$/u.exec(
+      text.slice(Math.max(0, from - 16), from));
+    const [after] = /^[^\s\p{Cs}]*/u.exec(text.slice(to, to + 12));
     return `${before}[${token}]${after}`;
   }
 

@@ -208,3 +208,16 @@ def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
     *place(1),
   )
   assert selected() == [index + 6, index + 1, index + 1, index + 6]
+
+
+def test_a_drag_that_begins_outside_the_text_selects_nothing_in_it(opened):
+  left, top = opened.run(
+    "const box = textCanvas.getBoundingClientRect(); return [box.left, box.top]"
+  )
+  opened.click(left + 50, top + 20)
+  place = "return [cursor, anchor]"
+  before = opened.run(place)
+  opened.drag(
+    (left + 50, top - 90), (left + 70, top + 40), (left + 90, top + 70)
+  )
+  assert opened.run(place) == before

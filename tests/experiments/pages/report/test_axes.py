@@ -63,6 +63,33 @@ def test_the_numbers_beside_a_constant_learning_rate_differ(opened, rate):
   assert opened.run(f"{left}(text) => text.getBBox().x))") >= 0  # not cut off
 
 
+@pytest.mark.parametrize(
+  ("scale", "value"),
+  [
+    ("none", "10 ** (8 * k - 5)"),  # of a run that diverges
+    ("vertical", "10 ** (8 * k - 5)"),
+    ("none", "2.5 + 1e-6 * k"),
+  ],
+)
+def test_numbers_of_any_size_are_apart_and_not_cut_off(opened, scale, value):
+  opened.run(
+    "for (const run of data.runs)"
+    " run.curves.grad_norm.value.forEach((_, k, values) => {"
+    f" values[k] = {value}; }})"
+  )
+  choose(opened, "scale", scale)
+  choose(opened, "quantity", "gradient norm")
+  ys, _ = numbers(opened)
+  assert len(set(ys)) == len(ys) > 1
+  places = opened.run(
+    "return [...document.querySelectorAll('#chart text[x=\"54\"]')].map("
+    "(text) => [text.getBBox().x, text.getBBox().y, text.getBBox().height])"
+  )
+  assert min(x for x, *_ in places) >= 0
+  tops = sorted(y for _, y, _ in places)
+  assert min(np.diff(tops)) >= places[0][2]
+
+
 def test_epochs_are_counted_between_their_ends(opened):
   found = opened.run(
     "return args[0].map((step) => epochsAt([10, 25, 30], step))",

@@ -238,3 +238,21 @@ def test_a_new_prompt_or_seed_begins_the_text_anew(opened):
   assert opened.run(begun, "change") == [True, 0, "a", "1"]
   opened.run("while (writing.track.length < 9) writing.advance()")
   assert opened.run(begun, "click") == [True, 0, "a", "1234"]
+
+
+def test_the_button_writes_after_a_prompt_is_typed(opened):
+  """A press on the button ends the change of the prompt, which also writes."""
+  place = """
+    const box = $(args[0]).getBoundingClientRect();
+    return [box.left + 9, box.top + 9];
+  """
+  opened.run("$('again').click(); writing.pause(); scrollTo(0, 0);")
+  for name, label in (
+    ("prompt", "Write"),
+    ("play", "Pause"),
+    ("play", "Write"),
+  ):
+    opened.click(*opened.run(place, name))
+    if name == "prompt":
+      opened.press("m", "o")
+    assert text_of(opened, "play") == label

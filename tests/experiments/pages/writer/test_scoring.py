@@ -221,6 +221,18 @@ def test_the_score_and_the_marks_follow_from_the_losses(opened):
   ) == [6, True]
 
 
+def test_the_context_of_a_token_has_no_half_of_an_emoji(opened):
+  """An emoji is two code units; the context is 16 of them before, 12 after."""
+  found = opened.run(
+    "reading.text = '🙂'.repeat(9) + 'ab' + '🙂'.repeat(9);"
+    "reading.known = [18, 19].map((from) => ({ from, to: from + 1 }));"
+    "return [0, 1].map((n) => {"
+    " const context = reading.contextOf(n);"
+    " return [context.isWellFormed(), context.length]; })"
+  )
+  assert found == [[True, 8 * 2 + 3 + 1 + 5 * 2], [True, 7 * 2 + 1 + 3 + 6 * 2]]
+
+
 @pytest.mark.exhaustive
 def test_a_suggestion_is_what_the_model_finds_likeliest(opened):
   pause(opened)
