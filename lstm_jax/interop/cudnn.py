@@ -98,7 +98,11 @@ def from_cudnn(
   num_layers = check_count("num_layers", num_layers)
   weights = jnp.asarray(as_array("weights", weights))
   sizes = input_size, hidden_size, num_layers, bidirectional
-  expected = rnn.get_num_params_in_lstm(*sizes)
+  # As `rnn.get_num_params_in_lstm`, which takes time and memory for each layer.
+  directions = 2 if bidirectional else 1
+  inputs = input_size + (num_layers - 1) * directions * hidden_size
+  rows = 4 * hidden_size * directions
+  expected = rows * (inputs + num_layers * (hidden_size + 2))
   if weights.shape != (expected,):
     raise ValueError(f"weights must be [{expected}], got {weights.shape}")
   unpacked = rnn.unpack_lstm_weights(weights, *sizes)

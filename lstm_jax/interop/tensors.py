@@ -132,7 +132,7 @@ def _tensor_as_array(name: str, x: Any) -> np.ndarray:
     if str(x.dtype) == "torch.bfloat16":  # NumPy has no such dtype of its own
       return x.float().numpy().astype(jnp.bfloat16)  # exact
     return x.numpy()
-  except TypeError as error:
+  except (RuntimeError, TypeError) as error:  # such as a DTensor's
     raise ValueError(f"{name} cannot be read as an array: {error}") from None
 
 

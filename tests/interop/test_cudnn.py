@@ -96,6 +96,18 @@ def test_weights_are_converted_inside_a_compiled_gradient(both, key):
   assert found.any() and worst(found, gradient(weights)) == 0
 
 
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_the_length_is_that_of_jax_for_any_number_of_layers(num_layers, both):
+  sizes = 3, 5, num_layers, both
+  size = rnn.get_num_params_in_lstm(*sizes)
+  assert len(from_cudnn(np.ones(size), *sizes)) == num_layers
+  with pytest.raises(ValueError, match=rf"must be \[{size}\], got \(1,\)$"):
+    from_cudnn(np.ones(1), *sizes)
+  with pytest.raises(ValueError, match=r", got \(1,\)$"):  # at once
+    from_cudnn(np.ones(1), 3, 5, num_layers * 10**9, both)
+
+
 def test_weights_of_another_size_or_cell_are_refused(key):
   # One layer with D = 3 and H = 5 has 4·5·(3 + 5 + 2) = 200 weights.
   for shape, found in ((7, r"\(7,\)"), ((200, 1), r"\(200, 1\)")):

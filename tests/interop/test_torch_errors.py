@@ -1,6 +1,7 @@
 """State_dicts and files of PyTorch that are refused, or read in part."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,32 @@ def test_a_file_that_cannot_be_written_is_named(key, tmp_path):
   path = tmp_path / "absent" / "weights.safetensors"
   with pytest.raises(OSError, match=f"^{path} cannot be written: "):
     interop.save(path, stack(lstm, key, both=False))
+
+
+def test_a_link_is_followed_and_a_file_has_the_usual_permissions(key, tmp_path):
+  pytest.importorskip("safetensors", reason="safetensors is not installed")
+  layers = stack(lstm, key, both=False)
+  usual, path = tmp_path / "usual", tmp_path / "weights.safetensors"
+  usual.touch()
+  link = tmp_path / "link.safetensors"
+  link.symlink_to(path)
+  interop.save(link, layers)
+  interop.save(link, layers)  # replaces the file
+  assert link.is_symlink()
+  assert path.stat().st_mode == usual.stat().st_mode
+  assert worst(interop.load(path)[1], layers) == 0
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_pipe_is_written_to_and_not_replaced(key, tmp_path):
+  pytest.importorskip("safetensors", reason="safetensors is not installed")
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+  interop.save(pipe, stack(lstm, key, both=False))
+  assert pipe.is_fifo()
+  assert os.read(reader, 1 << 16)
+  os.close(reader)
 
 
 @pytest.mark.parametrize(

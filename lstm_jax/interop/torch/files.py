@@ -5,6 +5,8 @@ unpickled.
 """
 
 import os
+import uuid
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -56,7 +58,9 @@ def load(
 def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   """Write `to_torch(layers, bias=bias)` to a safetensors file.
 
-  An existing file is replaced.
+  An existing file is replaced at once, when the new one is complete. A link is
+  followed. What is neither a file nor a directory, such as a pipe, is written
+  to and not replaced.
 
   Args:
     path: of the file.
@@ -72,10 +76,28 @@ def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   arrays = to_torch(layers, bias=bias)
   # Safetensors writes an array's memory as it is, so it must be contiguous.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+  data = safetensors.numpy.save(arrays)
   try:
-    safetensors.numpy.save_file(arrays, path)
-  except safetensors.SafetensorError as error:
-    raise OSError(f"{path} cannot be written: {error}") from None
+    _write(Path(os.fsdecode(path)), data)
+  except OSError as error:
+    raise OSError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+  """Write a file with the permissions of any new file.
+
+  Those of safetensors' own `save_file` let no other user read it.
+  """
+  if path.exists() and not path.is_file():
+    path.write_bytes(data)
+    return
+  path = Path(os.path.realpath(path))
+  part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+  try:
+    part.write_bytes(data)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def _import_safetensors() -> ModuleType:
