@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class CheckpointWriter:
     )
     self.wait()  # so that no earlier error is reported as this checkpoint's
     self._policy.best = best
-    with checkpoint_errors(f"the checkpoint of step {step} cannot be written"):
+    with self._errors(f"checkpoint of step {step}", "written"):
       self._manager.reload()  # what another program wrote is not overwritten
       if not self._manager.save(step, args=items):
         newest = self._manager.latest_step()
@@ -170,9 +170,7 @@ class CheckpointWriter:
     self.wait()
     for later in self._manager.all_steps():
       if later > step:
-        with checkpoint_errors(
-          f"the checkpoint of step {later} cannot be deleted"
-        ):
+        with self._errors(f"checkpoint of step {later}", "deleted"):
           self._manager.delete(later)
           if jax.process_index() == 0:
             sync(self._directory)
@@ -183,7 +181,7 @@ class CheckpointWriter:
     Raises:
       CheckpointError: it could not be written.
     """
-    with checkpoint_errors("the last checkpoint cannot be written"):
+    with self._errors("last checkpoint", "written"):
       try:
         self._manager.wait_until_finished()
         if self._unsynced is not None and jax.process_index() == 0:
@@ -207,8 +205,12 @@ class CheckpointWriter:
       self.wait()
     finally:
       self._closed = True
-      with checkpoint_errors("the last checkpoint cannot be written"):
+      with self._errors("last checkpoint", "written"):
         self._manager.close()
+
+  def _errors(self, which: str, done: str) -> AbstractContextManager[None]:
+    name = f"the {which} in {self._directory}"
+    return checkpoint_errors(f"{name} cannot be {done}")
 
   def _check_open(self) -> None:
     if self._closed:
