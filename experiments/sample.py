@@ -31,7 +31,7 @@ from absl import flags
 from experiments.cli import launch
 from experiments.trainer.config import LARGEST
 from experiments.trainer.data import default_prompt
-from experiments.trainer.flags import finite
+from experiments.trainer.flags import as_utf8, finite
 from experiments.trainer.format import escape_controls
 from experiments.trainer.trained import load
 from lstm_jax.language import beam_search, sample, sample_best
@@ -257,6 +257,8 @@ def main() -> None:
         "--temperature=0 is greedy",
         file=sys.stderr,
       )
+  if options["prompt"] is not None:
+    options["prompt"] = as_utf8(options["prompt"])
   show(run(options.pop("run"), **options))
 
 

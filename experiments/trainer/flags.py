@@ -1,6 +1,7 @@
 """Command-line flags of a configuration: one for each of its leaf fields."""
 
 import copy
+import os
 import sys
 from typing import Any, TypeVar
 
@@ -103,6 +104,15 @@ def finite(
     flag_values,
   )
   return flag
+
+
+def as_utf8(argument: str) -> str:
+  """Return an argument as UTF-8, also where Python reads ASCII (locale C)."""
+  try:
+    argument.encode()
+  except UnicodeEncodeError:  # it has bytes that Python could not read
+    return os.fsencode(argument).decode(errors="surrogateescape")
+  return argument
 
 
 def _define(leaf: Leaf, flag_values: flags.FlagValues) -> flags.FlagHolder:

@@ -1,6 +1,7 @@
 """Opening a run directory: for a new run, or to resume the one in it."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -107,8 +108,12 @@ def open_run_dir(
   try:
     os.path.abspath(directory).encode()
   except UnicodeEncodeError:
+    # Where file names are ASCII, as in the locale C, UTF-8 is not read either.
+    encoding = sys.getfilesystemencoding()
+    advice = f"; Python reads names as {encoding} here: set PYTHONUTF8=1"
     raise ValueError(
       f"the path of a run directory must be UTF-8, got {str(directory)!r}"
+      f"{'' if encoding == 'utf-8' else advice}"
     ) from None
   check_is_run_or_empty(directory)
   ensure_directory(directory)

@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.flags import (
+  as_utf8,
   config_from_flags,
   define_flags,
   grouped_help,
@@ -258,3 +259,8 @@ def test_a_dtype_of_products_has_a_name_or_is_refused():
   message = "compute_dtype must be one of float32, bfloat16, got .*float16"
   with pytest.raises(ValueError, match=message):
     to_record(replace(TrainConfig(), compute_dtype=jnp.float16))
+
+
+def test_an_argument_that_python_read_as_ascii_is_its_utf_8():
+  read = [as_utf8(text) for text in ("\udcc3\udca9t", "\udcff", "\xe9t")]
+  assert read == ["\xe9t", "\udcff", "\xe9t"]
