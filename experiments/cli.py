@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from absl import app, flags, logging
@@ -114,11 +114,11 @@ def launch(
     sys.exit(_fail(message, BAD_INPUT))
   except UnicodeDecodeError as error:  # of a flagfile
     sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
-  except ValueError as error:  # of --noflag=value
-    sys.exit(_fail(error, BAD_INPUT))
   except BrokenPipeError:
-    _discard_output()
+    _discard_output(sys.stdout)
     sys.exit(PIPE_CLOSED)
+  except (ValueError, OSError) as error:  # of --noflag=value, of --help
+    sys.exit(_fail(error, BAD_INPUT))
 
 
 def _without_device() -> str | None:
@@ -259,11 +259,14 @@ def _fail(error: object, status: int) -> int:
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   message = " ".join(_text(error).split())[:500]
-  print(f"error: {message}", file=sys.stderr)
+  try:
+    print(f"error: {message}", file=sys.stderr)
+  except OSError:  # such as a log on a full disk: only the status is left
+    _discard_output(sys.stderr)
   try:
     sys.stdout.flush()
   except OSError:  # such as a full disk, of which the message says enough
-    _discard_output()
+    _discard_output(sys.stdout)
   return status
 
 
@@ -285,6 +288,6 @@ def _replace_closed_streams() -> None:
       setattr(sys, name, stream)
 
 
-def _discard_output() -> None:
+def _discard_output(stream: TextIO) -> None:
   """Drop output that cannot be written: the interpreter would try at exit."""
-  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

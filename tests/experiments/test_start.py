@@ -214,6 +214,18 @@ launch(lambda arguments: 0, takes_arguments=True, required=("run",))
 
 
 @pytest.mark.exhaustive
+def test_help_on_a_full_disk_is_an_error_of_one_line():
+  code = "from experiments.cli import launch; launch(lambda: 0)"
+  command = [sys.executable, "-c", code, "--help"]
+  with open("/dev/full", "w") as full:
+    process = subprocess.run(
+      command, cwd=ROOT, text=True, stdout=full, stderr=subprocess.PIPE
+    )
+  message = "error: no space left on device\n"
+  assert (process.returncode, process.stderr) == (2, message)
+
+
+@pytest.mark.exhaustive
 def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
   corpus, run = tmp_path / "verse.txt", tmp_path / "run"
   corpus.write_text("Shall I compare thee to a summer's day?\n" * 20)
