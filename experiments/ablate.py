@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 from rich.console import Console
-from rich.rule import Rule
 
 from experiments import train
 from experiments.cli import exit_status, launch, make_console
@@ -58,7 +57,7 @@ from experiments.trainer.environment import (
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import print_table
+from experiments.trainer.format import print_table, print_title
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.resources import host_memory
@@ -114,7 +113,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   for number, (name, changed) in enumerate(configs.items(), start=1):
     if results.has(name):
       continue
-    console.print(Rule(f"{name} ({number} of {len(configs)})"))
+    print_title(f"{name} ({number} of {len(configs)})", console)
     directory = _directory(job, name)
     overwrite = job.overwrite or results.is_outdated(directory)
     single = replace(changed, run=str(directory), overwrite=overwrite)

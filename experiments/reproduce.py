@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.rule import Rule
 
 from experiments import evaluate, train
 from experiments.cli import SIGNALLED, command_line, launch, make_console
@@ -58,7 +57,7 @@ from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import print_table
+from experiments.trainer.format import print_table, print_title
 from experiments.trainer.same_run import check_not_extended, check_same_run
 
 
@@ -93,7 +92,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   done, together = read_done(path, row), read_together(path, row, jobs)
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, configs, strict=True):
-    console.print(Rule(f"{row.name}, seed {job.seed}"))
+    print_title(f"{row.name}, seed {job.seed}", console)
     advice = "another --run keeps it"
     if not is_trained(job.directory):
       check_not_extended(job.directory, single, advice=advice)
@@ -116,7 +115,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     write_reproduction(path, row, done, together, rows)
   if flags := ensemble_flags(row, jobs):
     if not together:
-      console.print(Rule(f"{row.name}, {len(jobs)} seeds together"))
+      print_title(f"{row.name}, {len(jobs)} seeds together", console)
       options = parse(evaluate.EvaluateConfig(), flags)
       together = evaluate.run(options, console)[UNIT]
       done = read_done(path, row) | done
@@ -166,7 +165,7 @@ def _train_teachers(
   for config in configs:
     if _is_trained_teacher(config, sha256):  # by another process, meanwhile
       continue
-    console.print(Rule(f"teacher {config.job.run}"))
+    print_title(f"teacher {config.job.run}", console)
     result = train.run(config, console)
     if stopped_by := result.stopped_by or result.signalled:
       return stopped_by

@@ -4,10 +4,13 @@ import math
 import re
 
 import numpy as np
+from rich.align import AlignMethod
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
+from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import nats_per_character
@@ -92,6 +95,15 @@ def format_operations(count: int) -> str:
 def format_milliseconds(ms: float) -> str:
   """Return milliseconds as a whole number, or two digits of them below 10."""
   return f"{ms:.0f}" if ms >= 9.95 else f"{ms:.2g}"
+
+
+def print_title(
+  title: str, console: Console, align: AlignMethod = "center"
+) -> None:
+  """Print a title in a rule; without one where the rule would cut it off."""
+  text = Text(title)  # no [markup]
+  fits = text.cell_len + (4 if align == "center" else 2) <= console.width
+  console.print(Rule(text, align=align) if fits else text, soft_wrap=not fits)
 
 
 def number_table(first: str, *names: str, title: str | None = None) -> Table:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from rich.console import Console
-from rich.rule import Rule
 from rich.text import Text
 
 from experiments.trainer import run_dir
@@ -24,7 +23,7 @@ from experiments.trainer.checkpoint import (
 from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
-from experiments.trainer.format import escape_controls
+from experiments.trainer.format import escape_controls, print_title
 from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
@@ -230,8 +229,7 @@ class RunLogger:
     )
     text = tokenizer.decode(tokens[0])
     if not self._setup.config.job.quiet:
-      fits = len(title) + 2 <= self._console.width  # else a Rule cuts it off
-      self._console.print(Rule(title, align="left") if fits else Text(title))
+      print_title(title, self._console, align="left")
       shown = escape_controls(text) if self._console.is_terminal else text
       self._console.print(Text(shown), soft_wrap=True)
     path = self.directory / run_dir.SAMPLES
@@ -289,7 +287,8 @@ class RunLogger:
 
         draw(self.directory, self._setup.corpus.tokenizer.unit)
     except (OSError, ValueError) as error:  # must not hide a worse error
-      self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
+      message = f"{run_dir.PICTURE} cannot be written: {error}"
+      self._console.print(message, soft_wrap=True)
 
   def _write_row(self, record: dict[str, Any]) -> None:
     if not self._is_writer:

@@ -8,9 +8,12 @@ from rich.progress import (
   BarColumn,
   MofNCompleteColumn,
   Progress,
+  Task,
   TextColumn,
   TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 LINE_EVERY = 10.0  # least seconds between progress lines outside a terminal
 SPEED_OVER = 3600.0  # seconds, at most, whose mean speed gives the time left
@@ -39,12 +42,15 @@ class TrainingBar:
     self._start = self._shown = time.monotonic()
     self._first = 0
     self._bar = Progress(
-      BarColumn(bar_width=None),
-      MofNCompleteColumn(),
-      TextColumn("{task.fields[text]}"),
-      TimeRemainingColumn(compact=True),
+      # The bar takes the width that is left; if there is none, the text is cut
+      # off, and neither the steps nor the time.
+      BarColumn(bar_width=None, table_column=Column(ratio=1)),
+      MofNCompleteColumn(table_column=Column(no_wrap=True)),
+      _CutColumn("{task.fields[text]}", table_column=Column()),
+      TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
       TextColumn("left"),
       console=console,
+      expand=True,
       # The default is 30 s; the time left is unknown without two updates in it.
       speed_estimate_period=SPEED_OVER,
       disable=quiet or not console.is_interactive,
@@ -86,3 +92,12 @@ class TrainingBar:
       pace = (now - self._start) / max(1, step - self._first)
       left = timedelta(seconds=round(pace * (self._total - step)))
       self._console.print(f"{step}/{self._total}  {text}  {left} left")
+
+
+class _CutColumn(TextColumn):
+  """A column of one line, which is cut off in a narrow terminal."""
+
+  def render(self, task: Task) -> Text:
+    text = super().render(task)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text

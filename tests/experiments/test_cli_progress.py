@@ -116,6 +116,23 @@ def test_in_a_terminal_there_is_a_bar_of_one_line(here):
     assert max(map(len, shown)) <= columns
 
 
+def test_a_narrow_terminal_has_the_steps_and_the_time_left(here):
+  for columns in (40, 60):
+    here.setenv("COLUMNS", str(columns))
+    with terminal(here) as sent:
+      show()
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", b"".join(sent).decode())
+    frames = [frame for frame in re.split(r"[\r\n]+", text) if frame]
+    assert all(re.search("/100 .*[0-9-]{2} left", f) for f in frames)
+
+
+def test_an_error_keeps_its_status_where_it_cannot_be_printed(monkeypatch):
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  with open("/dev/full", "w", buffering=1, encoding="utf-8") as full:
+    monkeypatch.setattr(sys, "stderr", full)
+    assert cli._fail(ValueError("no such run"), 2) == 2
+
+
 @pytest.mark.parametrize(
   "changes", [{"CI": "true"}, {"TERM": "dumb"}], ids=["CI", "dumb"]
 )

@@ -13,6 +13,7 @@ from experiments.trainer.format import (
   format_nats,
   number_table,
   print_table,
+  print_title,
 )
 from lstm_jax.language import CharTokenizer, WordTokenizer
 
@@ -64,3 +65,11 @@ def test_a_narrow_console_cuts_off_no_number_and_no_label(width, shown):
   text = console.file.getvalue()
   for whole in ("cold", "windows", "256", "1.9465", "1,072.179"):
     assert whole in text
+
+
+def test_a_title_that_a_rule_would_cut_off_stands_alone():
+  console = Console(file=io.StringIO(), width=20)
+  for title in ("x" * 16, "x" * 17, "x" * 70):
+    print_title(title, console)
+  shown = f"─ {'x' * 16} ─\n{'x' * 17}\n{'x' * 70}\n"
+  assert console.file.getvalue() == shown

@@ -80,14 +80,14 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
   kind, make_logger, console, monkeypatch
 ):
   def fail(directory, unit):
-    raise kind("no room")
+    raise kind("no room " * 20)
 
   monkeypatch.setattr(plot, "draw", fail)
   logger, _, log = make_logger()
   log.with_name("metrics.jsonl").write_text("{}\n")
   with pytest.raises(Diverged, match=r"^worse$"), closing(logger):
     raise Diverged("worse")
-  line = "loss.png cannot be written: no room\n"
+  line = f"loss.png cannot be written: {'no room ' * 20}\n"
   assert console.file.getvalue() == line
 
 
