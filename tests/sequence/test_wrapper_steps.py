@@ -192,3 +192,13 @@ def test_a_cell_that_is_not_hashable_is_refused():
   for wrap in (wrappers.masked, wrappers.resettable, wrappers.zoneout):
     with pytest.raises(ValueError, match=r"be hashable, .* SimpleNamespace$"):
       wrap(SimpleNamespace())
+
+
+def test_only_the_order_of_unroll_keeps_masked_steps_and_resets_all(key):
+  params, state, xs = arguments(lstm, key)
+  mask, reset = jnp.zeros(B, bool), jnp.ones(B, bool)
+  masked, resettable = wrappers.masked, wrappers.resettable
+  kept = masked(resettable(lstm)).step(params, state, xs[0], mask, reset)
+  assert worst(kept, state) == 0
+  lost = resettable(masked(lstm)).step(params, state, xs[0], reset, mask)
+  assert not lost.h.any()
