@@ -95,6 +95,8 @@ def make_network(
 
   def apply(run):
     def applied(params, state, observation, start):
+      # `affine` would take integers for tokens.
+      observation = observation.astype(params.encoder.w.dtype)
       x = jax.nn.relu(affine(observation, *params.encoder))
       state, h = run(params.core, state, x, start)
       values = affine(h, *params.critic)[..., 0]

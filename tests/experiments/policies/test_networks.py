@@ -166,3 +166,13 @@ def test_initial_layers_are_orthogonal_and_the_actor_nearly_0(drawn):
   ):
     values = np.linalg.svd(layer.w, compute_uv=False)
     assert np.allclose(values, scale, rtol=1e-5) and not layer.b.any()
+
+
+def test_an_observation_may_be_a_vector_of_integers():
+  network = make_network(FEED_FORWARD, D, H, ACTIONS)
+  params, starts = network.init(KEY), jnp.zeros(B, bool)
+  integers = jnp.arange(B * D).reshape(B, D) % 3
+  expected = network.step(params, (), integers.astype(jnp.float32), starts)
+  for dtype in (jnp.int32, jnp.uint8):
+    found = network.step(params, (), integers.astype(dtype), starts)
+    assert worst(found, expected) == 0
