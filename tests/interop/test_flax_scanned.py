@@ -34,8 +34,8 @@ def widened(leaf):
   return jax.ShapeDtypeStruct(leaf.shape, jnp.float64)
 
 
-def by_hand(cell, hidden_size):
-  """Return a ScannedRNN of Flax's cell: a loop that resets by `where`."""
+def by_hand(cell, hidden_size, number=0):
+  """Return a ScannedRNN whose weights are in Flax's cell with this number."""
 
   class ScannedRNN(linen.Module):
     @partial(
@@ -46,7 +46,8 @@ def by_hand(cell, hidden_size):
       ins, resets = x
       again = resets.reshape(*resets.shape, 1)
       carry = jax.tree.map(lambda h: jnp.where(again, 0.0 * h, h), carry)
-      return getattr(linen, FLAX[cell])(hidden_size)(carry, ins)
+      make = getattr(linen, FLAX[cell])
+      return [make(hidden_size) for _ in range(number + 1)][-1](carry, ins)
 
   return ScannedRNN
 
@@ -75,12 +76,15 @@ def draw(cell, batch=(B,)):
 
 @EACH_CELL
 @pytest.mark.parametrize(
-  "batch", [(B,), pytest.param((2, B), marks=EXHAUSTIVE)]
+  ("batch", "number"),
+  [((B,), 1), pytest.param((2, B), 0, marks=EXHAUSTIVE)],
 )
-def test_outputs_and_gradients_are_those_of_the_loop_by_hand(cell, batch):
+def test_outputs_and_gradients_are_those_of_the_loop_by_hand(
+  cell, batch, number
+):
   carry, xs, resets = draw(cell, batch)
   assert resets.any() and not resets.all()
-  ours, theirs = agent(scanned(cell)), agent(by_hand(cell, H))
+  ours, theirs = agent(scanned(cell)), agent(by_hand(cell, H, number))
   variables = jax.eval_shape(theirs.init, SEED, carry, (xs, resets))
   variables = normal_like(SEED, jax.tree.map(widened, variables))
 

@@ -11,9 +11,12 @@ begins. `scanned` makes a module that is called in the same way:
 
 The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
 and SimpleCell, with their names, shapes and initial values, so that checkpoints
-can be restored. The weights of any other cell are one parameter, "cell", which
-holds what the cell's `init` returns. The hidden size is that of the carry: the
-size of a vector c, since a projected h is smaller; or that of h, if there is no
+can be restored. They are named GRUCell_0. In a class whose `initialize_carry`
+makes a cell too, as in PureJaxRL, they are GRUCell_1: `apply` takes these as
+well, but `init` does not make them, nor their initial values, which Flax draws
+by name. The weights of any other cell are one parameter, "cell", which holds
+what the cell's `init` returns. The hidden size is that of the carry: the size
+of a vector c, since a projected h is smaller; or that of h, if there is no
 vector c, or the cell has no state of these shapes with the size of c.
 
   >>> import jax, jax.numpy as jnp
@@ -96,7 +99,9 @@ def scanned(cell: Cell) -> Any:
       state = _state(cell, carry)
       _check(ins, resets, state)
       if cell in TYPE_OF_CELL:
-        flax_cell = TYPE_OF_CELL[cell](state.h.shape[-1])
+        flax_type = TYPE_OF_CELL[cell]
+        name = _name_of_weights(self.variables, flax_type)
+        flax_cell = flax_type(state.h.shape[-1], name=name)
         if "params" not in flax_cell.variables:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
@@ -122,6 +127,15 @@ def scanned(cell: Cell) -> Any:
       return _carry(zero_state(cell, batch_size, hidden_size))
 
   return ScannedRNN
+
+
+def _name_of_weights(variables: Any, flax_type: Any) -> str | None:
+  """Return GRUCell_1 if the weights have that name, or None for Flax's choice.
+
+  They have it where `initialize_carry` made the cell GRUCell_0, which has none.
+  """
+  second = f"{flax_type.__name__}_1"
+  return second if second in variables.get("params", {}) else None
 
 
 def _carry(state: Any) -> Any:
