@@ -253,7 +253,7 @@ def one_step(
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
-    sharding = batch_sharding(params, state, x)
+    sharding = batch_sharding((params, extras), state, x)
     return auto_sharded(explicit, sharding)(*inputs, *extras)
 
   # Pickle finds a function by the names of its module and of the function.

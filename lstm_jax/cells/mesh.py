@@ -61,7 +61,8 @@ def batch_sharding(
   The batch axes are sharded as in x, or as in state.h if x shards none of them.
 
   Args:
-    params: the weights. They may be the only arrays on an explicit mesh.
+    params: the weights and any other arrays, such as a mask. They may be the
+      only arrays on an explicit mesh.
     state: a cell's state, with h [*B, H].
     x: an array [..., *B, ...].
     start: the number of axes of x before the batch.

@@ -211,7 +211,7 @@ def unroll(
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
-  batch = batch_sharding(params, initial, xs, start=1)
+  batch = batch_sharding((params, extras), initial, xs, start=1)
   time = jax.typeof(xs).sharding.spec[0]
   steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
   with naming_a_changed_state(cell):

@@ -5,8 +5,12 @@ Under `jax.shard_map` with its default checks, and on a mesh with explicit axes.
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from lstm_jax import rnn, unroll
 from tests.contract import TABLE
 from tests.processes import finish, start
 from tests.sequence.on_mesh import adjoints
@@ -25,6 +29,22 @@ def test_gradients_on_a_mesh_are_those_of_one_device(tmp_path):
   assert [*results] == [*TABLE]
   for name, found in results.items():
     check(name, found)
+
+
+def test_resets_may_be_the_only_array_on_a_mesh(key):
+  params, xs = rnn.init(key, 2, 3), jnp.ones((5, 1, 2))
+  reset = jnp.arange(5)[:, None] == 2
+  rows = PartitionSpec(None, "data")
+  placed = jax.device_put(
+    reset, NamedSharding(jax.make_mesh((1,), ("data",)), rows)
+  )
+
+  @jax.grad
+  def gradient(params, reset):
+    return unroll(rnn, params, None, xs, reset=reset)[1].sum()
+
+  found, expected = gradient(params, placed), gradient(params, reset)
+  assert jnp.allclose(found.w_h, expected.w_h, atol=EXACT)
 
 
 def check(name, found):
