@@ -199,7 +199,8 @@ def _lasting_arguments() -> list[str]:
   are listed in its place.
   """
   arguments = [a for a in sys.argv[1:] if a != "--"]  # more flags will follow
-  if not any(is_piped(re.sub("^--?flagfile=", "", a)) for a in arguments):
+  joined = "\0".join(["", *arguments])
+  if not any(map(is_piped, re.findall(r"\0--?flagfile[=\0]([^\0]+)", joined))):
     return arguments
   values = flags.FLAGS
   given = {values[name].name for name in values if values[name].present}
