@@ -1,5 +1,6 @@
 """What several processes exchange, without starting them."""
 
+import json
 import signal
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.trainer import multihost
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.opening import OpenedRun
 
 
@@ -66,6 +68,22 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
       multihost.check_same_checkpoint(tmp_path, step)
 
 
+@pytest.mark.parametrize("flag", ["seed", "mesh", "corpus_sha256", ""])
+def test_processes_of_different_runs_are_refused(monkeypatch, flag):
+  facts = {"corpus_sha256": "12"}
+  first = multihost.recorded_flags(TrainConfig()) | facts
+  others = {"seed": 7, "mesh": "data:7", "corpus_sha256": "34"}
+  text = json.dumps(first | {n: others[n] for n in others if n == flag})
+  two_processes(monkeypatch, lambda differs: np.stack([0 * differs, differs]))
+  monkeypatch.setattr(multihost, "from_first_process", lambda _: len(text))
+  monkeypatch.setattr(multihost, "_broadcast", lambda _: text.encode())
+  if not flag:
+    multihost.check_same_run_in_all(TrainConfig(), facts)
+    return
+  with pytest.raises(ValueError, match=f"process 1: {flag} is .* there"):
+    multihost.check_same_run_in_all(TrainConfig(), facts)
+
+
 @pytest.fixture
 def open_as(monkeypatch):
   """Return a function: (process, run) -> the `OpenedRun` of that process.
@@ -92,6 +110,7 @@ def open_as(monkeypatch):
   utils = multihost.multihost_utils
   monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
   monkeypatch.setattr(multihost, "open_run_dir", open_run_dir)
+  monkeypatch.setattr(multihost, "check_same_run_in_all", lambda *both: None)
   monkeypatch.setattr(multihost, "check_seen_by_all", lambda directory: None)
 
   def run_as(process, run):
