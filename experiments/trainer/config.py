@@ -272,7 +272,8 @@ class TrainConfig:
       batching, hidden_size = self.batching, self.model.hidden_size
       check_mesh(sizes, batching.batch_size, hidden_size)
       try:
-        check_mesh(sizes, batching.late_batch_size, hidden_size)
+        for late_batch_size in batching.batch_sizes[1:]:
+          check_mesh(sizes, late_batch_size, hidden_size)
       except ValueError as error:
         # It begins "batch_size must": the call above has raised all others.
         raise ValueError(f"late_{error}") from None

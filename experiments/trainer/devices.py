@@ -74,7 +74,7 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     for c in configs
   ]
   for config, count in zip(configs, counts, strict=True):
-    for size in _batch_sizes(config):
+    for size in config.batching.batch_sizes:
       if config.job.devices != AUTO and size % count:
         raise ValueError(
           f"--devices must divide the batch size of {size}, got {count}"
@@ -188,15 +188,9 @@ def num_devices(config: TrainConfig) -> int:
   if requested and config.job.devices == AUTO:
     # If the number does not divide the batch, --run holds a run with another
     # batch size, for example. A later check refuses to resume that run.
-    fits = all(size % requested == 0 for size in _batch_sizes(config))
+    fits = all(size % requested == 0 for size in config.batching.batch_sizes)
     return requested if fits else 1
   return requested or (cores if pays(config, cores) else 1)
-
-
-def _batch_sizes(config: TrainConfig) -> set[int]:
-  """Return the batch sizes of a training: one, or two with a late one."""
-  batching = config.batching
-  return {batching.batch_size, batching.late_batch_size} - {0}
 
 
 def _requested(job: JobConfig) -> int | None:
@@ -242,7 +236,7 @@ def pays(config: TrainConfig, count: int) -> bool:
   """
   fit = all(
     size % count == 0 and size >= MIN_ROWS * count
-    for size in _batch_sizes(config)
+    for size in config.batching.batch_sizes
   )
   if count < 2 or not fit or config.data.tokenizer == "word":
     return False

@@ -174,9 +174,7 @@ def sharing_memory(setup: TrainSetup) -> int:
 
 def largest_batch(config: TrainConfig) -> tuple[int, int]:
   """Return (B, T) of the largest batches of a run."""
-  batching = config.batching
-  batch_size = max(batching.batch_size, batching.late_batch_size)
-  return batch_size, batching.seq_len
+  return max(config.batching.batch_sizes), config.batching.seq_len
 
 
 def total_operations(setup: TrainSetup) -> int:

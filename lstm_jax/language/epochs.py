@@ -69,6 +69,12 @@ class BatchingConfig:
   def __post_init__(self):
     check_options(self)
 
+  @property
+  def batch_sizes(self) -> tuple[int, ...]:
+    """The batch size, and that of the late epochs if there are any."""
+    late = range(self._first_late, self.num_epochs)
+    return (self.batch_size, *([self.late_batch_size] if late else []))
+
   def epochs(
     self, tokens: np.ndarray, seed: int, gap: int | None = None
   ) -> Iterator[Batches]:

@@ -67,6 +67,7 @@ def test_the_last_third_of_the_epochs_has_the_late_batch_size():
     counts = [epoch.tokens.shape[1] for epoch in made]
     late = epochs // 3
     assert counts == [2] * (epochs - late) + [5] * late
+    assert {*config.batch_sizes} == {*counts}
 
 
 def test_equal_seeds_give_equal_batches_and_others_do_not():

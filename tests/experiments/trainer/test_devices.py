@@ -41,6 +41,7 @@ def changed(**values):
     ({"batch_size": 64}, 4, True),
     ({"batch_size": 63}, 2, False),
     ({"late_batch_size": 31}, 2, False),
+    ({"late_batch_size": 31, "num_epochs": 2}, 2, True),  # it has no effect
     ({"late_batch_size": 64}, 2, True),
     ({"hidden_size": 32}, 2, False),
     ({"hidden_size": 640}, 2, True),

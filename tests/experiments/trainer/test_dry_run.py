@@ -80,6 +80,8 @@ def test_a_dry_run_is_of_the_largest_batch(config, console):
   late = replace(config, late_batch_size=9)
   assert dry_run(late, console).bytes == wide.bytes
   assert "9 sequences × 8 tokens" in console.file.getvalue()
+  dry_run(replace(late, num_epochs=2), console)
+  assert "3 sequences × 8 tokens" in console.file.getvalue()
   setup = make_setup(late)
   epochs = [*late.batching.epochs(setup.corpus.train.tokens, 0)]
   assert [batches.tokens.shape[1] for batches in epochs] == [3, 3, 9]

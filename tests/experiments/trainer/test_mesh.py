@@ -38,7 +38,7 @@ def test_several_processes_need_a_mesh(config, monkeypatch):
     ({"mesh": "data"}, "the axis data must have a size"),
     ({"mesh": "data:2"}, "batch_size must be a multiple of .* 2 .*, got 3"),
     (
-      {"mesh": "data:3", "late_batch_size": 4},
+      {"mesh": "data:3", "num_epochs": 3, "late_batch_size": 4},
       "batch_size must .* 3 .*, got 4",
     ),
     ({"mesh": "model:5", "batch_size": 5}, "hidden_size must .* 5, got 12"),
