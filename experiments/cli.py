@@ -205,7 +205,8 @@ def _lasting_arguments() -> list[str]:
   values = flags.FLAGS
   given = {values[name].name for name in values if values[name].present}
   texts = [values[name].serialize() for name in sorted(given - {"flagfile"})]
-  return [line for line in "\n".join(texts).split("\n") if line]
+  # A repeated flag has a line for each value; but a value may have lines, too.
+  return [line for t in texts for line in re.split(r"\n(?=--)", t) if line]
 
 
 def command_line(program: str, arguments: list[str]) -> str:

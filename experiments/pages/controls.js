@@ -29,14 +29,15 @@ function listenToControls(writing) {
   });
   // A press on the button ends a change of the prompt or seed, which begins to
   // write: the button does what it said when it was pressed.
-  let wasRunning = false;
+  let wasRunning = null;  // a click of some screen readers has no press
   $("play").addEventListener("pointerdown", () => {
     wasRunning = writing.running;
   });
   $("play").addEventListener("click", ({ detail }) => {
     const isPointer = detail > 0;  // 0 for a key
-    if (isPointer && !wasRunning) writing.write();
+    if (isPointer && wasRunning === false) writing.write();
     else toggle();
+    wasRunning = null;
   });
   $("again").addEventListener("click", again);
   $("newSeed").addEventListener("click", () => {

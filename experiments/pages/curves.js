@@ -173,7 +173,7 @@ function drawCurve({ k, kind, xs, ys }, scale) {
 }
 
 const shortened = (name) => name.length <= LABEL_LENGTH ? name
-  : name.slice(0, LABEL_LENGTH - 1) + "…";
+  : name.slice(0, LABEL_LENGTH - 1).replace(/\p{Cs}$/u, "") + "…";
 
 // Returns the margin for the names at the ends of lines, or RIGHT without them.
 function labelMargin(names, width) {

@@ -196,7 +196,8 @@ function listenToPointer() {
     anchor = from;
     moveTo(t);
   });
-  document.addEventListener("pointerup", () => { from = null; });
+  // Before a press on the text sets it: the last one may have had no release.
+  document.addEventListener("pointerdown", () => { from = null; }, true);
   textBox.addEventListener("click", (event) => {
     if (isDragged) return;
     const selects = event.shiftKey || isSelecting();

@@ -43,7 +43,7 @@ class TrainingBar:
     self._first = 0
     self._bar = Progress(
       # The bar takes the width that is left; if there is none, the text is cut
-      # off, and neither the steps nor the time.
+      # off first, and only then the steps and the time.
       BarColumn(bar_width=None, table_column=Column(ratio=1)),
       MofNCompleteColumn(table_column=Column(no_wrap=True)),
       _CutColumn("{task.fields[text]}", table_column=Column()),
@@ -91,7 +91,8 @@ class TrainingBar:
       self._shown = now
       pace = (now - self._start) / max(1, step - self._first)
       left = timedelta(seconds=round(pace * (self._total - step)))
-      self._console.print(f"{step}/{self._total}  {text}  {left} left")
+      line = f"{step}/{self._total}  {text}  {left} left"
+      self._console.print(line, soft_wrap=True)
 
 
 class _CutColumn(TextColumn):

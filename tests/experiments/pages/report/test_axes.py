@@ -219,3 +219,9 @@ def test_the_page_says_which_sample_it_shows_and_that_no_run_is_shown(opened):
   assert text_of(opened, "status") == "All runs are hidden."
   assert text_of(opened, "unit") == "Losses are in nats per character."
   assert not text_of(opened, "missing")
+
+
+def test_a_name_is_not_cut_off_in_the_middle_of_an_emoji(opened):
+  """An emoji is two code units; of a long name, 21 are shown."""
+  name = "'x'.repeat(20) + '🙂🙂'"
+  assert opened.run(f"return shortened({name})") == "x" * 20 + "…"

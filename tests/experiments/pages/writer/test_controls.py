@@ -256,3 +256,6 @@ def test_the_button_writes_after_a_prompt_is_typed(opened):
     if name == "prompt":
       opened.press("m", "o")
     assert text_of(opened, "play") == label
+  for label in "Pause", "Write":  # a screen reader's click, without a press
+    opened.run("$('play').dispatchEvent(new MouseEvent('click', {detail: 1}))")
+    assert text_of(opened, "play") == label
