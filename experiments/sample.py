@@ -228,7 +228,7 @@ def typed_line() -> str | None:
   terminal = sys.stdin.isatty() and sys.stdout.isatty()
   try:
     # A file of Windows has a carriage return at the end of each line.
-    return input("> " if terminal else "").removesuffix("\r")
+    return as_utf8(input("> " if terminal else "").removesuffix("\r"))
   except EOFError:
     return None
 

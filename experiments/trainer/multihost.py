@@ -242,11 +242,10 @@ def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
   differs = multihost_utils.process_allgather(np.int32(bool(changes)))
   others = np.flatnonzero(differs)
   if others.size:
-    reason = f": {described(first, changes)}" if changes else ""
     names = ", ".join(f"process {n}" for n in others)
+    reason = described(first, changes) or f"not so in {names}"
     raise ValueError(
-      "every process must have the flags and the corpus of the first: not so "
-      f"in {names}{reason}"
+      f"every process must have the flags and the corpus of the first: {reason}"
     )
 
 

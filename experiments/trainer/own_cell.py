@@ -25,9 +25,8 @@ FUNCTIONS = (
   "backward",
   "step",
 )
-# D and H of the step that is traced. A cell may need D = H, or an H that its
-# number of heads divides: the second sizes are taken if a step of the first
-# fails.
+# D and H of the step that is traced. The `init` of a cell may refuse the first,
+# if D must be H, or H a multiple of a number of heads.
 SIZES = (3, 4), (960, 960)
 
 
@@ -52,15 +51,11 @@ def import_cell(name: str) -> Cell:
   missing = [f for f in FUNCTIONS if not callable(getattr(cell, f, None))]
   if missing:
     raise ValueError(f"it has no function {', '.join(missing)}")
-  failures = []
-  for sizes in SIZES:
-    try:
-      before, after = _trace_step(cell, sizes)
-      break
-    except Exception as error:
-      failures.append(_in_a_line(error))
-  else:
-    raise ValueError(f"its step raises {failures[0]}")
+  sizes = _sizes(cell)
+  try:
+    before, after = _trace_step(cell, sizes)
+  except Exception as error:
+    raise ValueError(f"its step raises {_in_a_line(error)}") from None
   if before != after or "h" not in before:
     raise ValueError(
       f"its step must return a state like the previous state, with h, got "
@@ -72,6 +67,17 @@ def import_cell(name: str) -> Cell:
     message = f"the gradient of its step raises {_in_a_line(error)}"
     raise ValueError(message) from None
   return cell
+
+
+def _sizes(cell: Any) -> tuple[int, int]:
+  """Return the first of SIZES for which the cell makes weights and a state."""
+  for sizes in SIZES:
+    try:
+      jax.eval_shape(partial(_arguments, cell, sizes), _key())
+    except Exception:
+      continue
+    return sizes
+  return SIZES[0]
 
 
 def _trace_step(

@@ -77,8 +77,8 @@ def check_outside_runs(flag: str, path: Path, page: str = "") -> None:
     page: PAGE or REPORT; "" for none.
   """
   place = path.resolve()
-  runs = (p for p in place.parents if read_config(p) is not None)
-  directory = next(runs, None)  # the innermost: `previous` holds a run, too
+  readable = (p for p in place.parents if os.access(p / CONFIG, os.R_OK))
+  directory = next(filter(read_config, readable), None)  # the innermost
   if directory is not None and place != directory / page:
     exception = f", or its {page}" if page else ""
     raise ValueError(

@@ -80,7 +80,7 @@ def test_processes_of_different_runs_are_refused(monkeypatch, flag):
   if not flag:
     multihost.check_same_run_in_all(TrainConfig(), facts)
     return
-  with pytest.raises(ValueError, match=f"process 1: {flag} is .* there"):
+  with pytest.raises(ValueError, match=f"of the first: {flag} is .* there"):
     multihost.check_same_run_in_all(TrainConfig(), facts)
 
 

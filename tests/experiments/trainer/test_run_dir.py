@@ -9,6 +9,7 @@ import pytest
 from experiments.trainer import run_dir
 from experiments.trainer.run_dir import (
   check_is_run_or_empty,
+  check_outside_runs,
   delete_previous,
   read_record,
   read_result,
@@ -114,6 +115,9 @@ def test_a_config_without_permission_is_named(successor, monkeypatch):
   for read in check_is_run_or_empty, read_record:
     with pytest.raises(PermissionError, match=str(successor / "config.json")):
       read(successor)
+  # Another user's file in a directory that both share is no run to protect.
+  monkeypatch.setattr("os.access", lambda path, mode: False)
+  check_outside_runs("--out", successor / "page.html")
 
 
 def test_a_run_whose_result_is_damaged_is_finished(tmp_path):
