@@ -288,10 +288,13 @@ def zero_state(
     params = cell.init(key, hidden_size, hidden_size, jnp.float32)
     return cell.initial_state(params, batch_shape)
 
-  return zeros_like_traced(state)
+  return zeros_like_traced(state, jax.random.key(0))
 
 
-def zeros_like_traced(f: Callable[[jax.Array], StateT]) -> StateT:
-  """Return zeros with the shapes and dtypes of f(key), which is only traced."""
-  shapes = jax.eval_shape(f, jax.random.key(0))
+def zeros_like_traced(f: Callable[..., StateT], *args: Any) -> StateT:
+  """Return zeros with the shapes and dtypes of f(*args), which is only traced.
+
+  The arguments may be shapes.
+  """
+  shapes = jax.eval_shape(f, *args)
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -164,12 +164,13 @@ def _language_model(
     return init_params(config, vocabulary_size, key)
 
   def initial_state(batch_shape: tuple[int, ...] = ()) -> tuple[State, ...]:
-    def state(key: jax.Array) -> tuple[State, ...]:
-      layers = init(key).layers
+    def state(layers: tuple[Any, ...]) -> tuple[State, ...]:
       return tuple(config.cell.initial_state(w, batch_shape) for w in layers)
 
-    # No weights are drawn, though a cell may compute the state from them.
-    return zeros_like_traced(state)
+    # No weights are drawn, though a cell may compute the state from them. JAX
+    # traces `init` once, and later knows the shapes.
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return zeros_like_traced(state, shapes.layers)
 
   def scaled(rows: jax.Array) -> jax.Array:
     """Return rows of W_e, [..., E], times √E if the readout is tied."""

@@ -77,7 +77,7 @@ def draw(cell, batch=(B,)):
 @EACH_CELL
 @pytest.mark.parametrize(
   ("batch", "number"),
-  [((B,), 1), pytest.param((2, B), 0, marks=EXHAUSTIVE)],
+  [((B,), 0), ((B,), 1), pytest.param((2, B), 0, marks=EXHAUSTIVE)],
 )
 def test_outputs_and_gradients_are_those_of_the_loop_by_hand(
   cell, batch, number

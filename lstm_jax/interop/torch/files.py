@@ -92,7 +92,8 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     return
   path = Path(os.path.realpath(path))
-  part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+  # Not the name and more, which may be longer than a name can be.
+  part = path.with_name(f".{uuid.uuid4().hex}.part")
   try:
     part.write_bytes(data)
     part.replace(path)
