@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_inputs
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
-from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.precision import as_arrays, cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import check_params, check_weights
@@ -184,9 +184,8 @@ def one_step(
       check_weights(checked, params)
     if state is not None:
       return state
-    # Without x64, zeros of NumPy's float64 would warn that they are float32.
-    params = jax.tree.map(jnp.asarray, params)
-    return initial_state(params, x.shape if is_token(x) else x.shape[:-1])
+    batch_shape = x.shape if is_token(x) else x.shape[:-1]
+    return initial_state(as_arrays(params), batch_shape)
 
   def forward(
     params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any

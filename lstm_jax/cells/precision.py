@@ -34,6 +34,14 @@ def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
   return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def as_arrays(tree: Tree) -> Tree:
+  """Return a tree of JAX arrays.
+
+  Without x64, NumPy's float64 becomes float32: `jnp.zeros` would warn of it.
+  """
+  return jax.tree.map(jnp.asarray, tree)
+
+
 def upcast(tree: Tree) -> Tree:
   """Return the arrays of a tree in their accumulation dtype."""
   return jax.tree.map(lambda x: x.astype(accumulation_dtype(x.dtype)), tree)

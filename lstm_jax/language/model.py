@@ -167,8 +167,8 @@ def _language_model(
     def state(layers: tuple[Any, ...]) -> tuple[State, ...]:
       return tuple(config.cell.initial_state(w, batch_shape) for w in layers)
 
-    # No weights are drawn, though a cell may compute the state from them. JAX
-    # traces `init` once, and later knows the shapes.
+    # A cell may compute the state from weights; none are drawn. JAX keeps the
+    # trace of `init`, so that only the first call takes its time.
     shapes = jax.eval_shape(init, jax.random.key(0))
     return zeros_like_traced(state, shapes.layers)
 

@@ -18,6 +18,7 @@ from lstm_jax.cells.checks import (
   is_integer,
   time_major_hint,
 )
+from lstm_jax.cells.precision import as_arrays
 from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.sequence.wrappers import Wrapped
 
@@ -130,8 +131,7 @@ def check_sequence(
   check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
   check_params(cell.project, params)
   check_weights(parts_of(cell), params)
-  # Without x64, zeros of NumPy's float64 would warn that they are float32.
-  params = jax.tree.map(jnp.asarray, params)
+  params = as_arrays(params)
   if is_token(xs) and not getattr(cell, "takes_tokens", False):
     raise ValueError(
       f"xs must be floats, since this cell takes no tokens, got {xs.dtype}"
@@ -139,7 +139,7 @@ def check_sequence(
   if state is None:
     batch_shape = xs.shape[1:] if is_token(xs) else xs.shape[1:-1]
     state = cell.initial_state(params, batch_shape)
-  state = jax.tree.map(jnp.asarray, state)
+  state = as_arrays(state)
   check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])
   return state
 

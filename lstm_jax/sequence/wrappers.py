@@ -20,9 +20,10 @@ cotangent that the wrapped cell's backward returns. A masked step (m False)
 changes neither the state nor its cotangent. Its input must be finite, since
 NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
 
-`unroll` combines the wrappers, as masked(resettable(zoneout(state_dropout(
-cell)))): in another order, a reset acts on a masked step too, or zoneout keeps
-the state from before a reset. They can also be used directly:
+`unroll` combines the wrappers as
+`masked(resettable(zoneout(state_dropout(cell))))`: in another order, a reset
+acts on a masked step too, or zoneout keeps the state from before a reset. They
+can also be used directly:
 `masked(lstm).step(params, state, x, mask)` is a step like any other. It raises
 ValueError where the added argument is of another shape, dtype or type than the
 wrapper's docstring says.

@@ -73,7 +73,7 @@ def update_average(
     ema_decay: d of the exponential moving average, in [0, 1); 0 for NT-ASGD.
   """
   mean, num_averaged = average
-  # Counts are divided in the widest dtype: two of int32 would give float32.
+  # JAX divides int32 by int32 in float32; `float` is float64 with x64.
   if ema_decay:
     count = jnp.asarray(step, float)
     rate = 1 - jnp.minimum(ema_decay, (1 + count) / (10 + count))

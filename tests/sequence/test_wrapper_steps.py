@@ -194,11 +194,17 @@ def test_a_cell_that_is_not_hashable_is_refused():
       wrap(SimpleNamespace())
 
 
-def test_only_the_order_of_unroll_keeps_masked_steps_and_resets_all(key):
+def test_only_in_the_order_of_unroll_masks_keep_and_resets_are_whole(key):
   params, state, xs = arguments(lstm, key)
-  mask, reset = jnp.zeros(B, bool), jnp.ones(B, bool)
+  mask, reset, keep = jnp.zeros(B, bool), jnp.ones(B, bool), type(state)(1, 1)
   masked, resettable = wrappers.masked, wrappers.resettable
-  kept = masked(resettable(lstm)).step(params, state, xs[0], mask, reset)
-  assert worst(kept, state) == 0
-  lost = resettable(masked(lstm)).step(params, state, xs[0], reset, mask)
-  assert not lost.h.any()
+  after = masked(resettable(lstm)).step(params, state, xs[0], mask, reset)
+  assert worst(after, state) == 0
+  after = resettable(masked(lstm)).step(params, state, xs[0], reset, mask)
+  assert not after.h.any()
+
+  zoneout = wrappers.zoneout
+  after = resettable(zoneout(lstm)).step(params, state, xs[0], reset, keep)
+  assert not after.h.any()
+  after = zoneout(resettable(lstm)).step(params, state, xs[0], keep, reset)
+  assert worst(after, state) == 0

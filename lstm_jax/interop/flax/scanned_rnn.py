@@ -11,13 +11,13 @@ begins. `scanned` makes a module that is called in the same way:
 
 The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
 and SimpleCell, with their names, shapes and initial values, so that checkpoints
-can be restored. They are named GRUCell_0. In a class whose `initialize_carry`
-makes a cell too, as in PureJaxRL, they are GRUCell_1: `apply` takes these as
-well, but `init` does not make them, nor their initial values, which Flax draws
-by name. The weights of any other cell are one parameter, "cell", which holds
-what the cell's `init` returns. The hidden size is that of the carry: the size
-of a vector c, since a projected h is smaller; or that of h, if there is no
-vector c, or the cell has no state of these shapes with the size of c.
+can be restored. Those of gru are named GRUCell_0. Where `initialize_carry` of a
+class makes a cell, too, as in PureJaxRL, the checkpoint has GRUCell_1: `apply`
+takes either name, and `init` makes GRUCell_0, with other initial values than
+those of GRUCell_1, since Flax draws by name. The weights of any other cell are
+one parameter, "cell", which holds what the cell's `init` returns. The hidden
+size is that of the carry: the size of a vector c, since a projected h is
+smaller; or that of h, if there is no vector c, or c has another size than H.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -132,7 +132,7 @@ def scanned(cell: Cell) -> Any:
 def _name_of_weights(variables: Any, flax_type: Any) -> str | None:
   """Return GRUCell_1 if the weights have that name, or None for Flax's choice.
 
-  They have it where `initialize_carry` made the cell GRUCell_0, which has none.
+  They have it where `initialize_carry` made an unused GRUCell_0 before.
   """
   second = f"{flax_type.__name__}_1"
   return second if second in variables.get("params", {}) else None
@@ -175,14 +175,14 @@ def _state(cell: Cell, carry: Any) -> Any:
 
 
 def _size_of_carry(carry: Any) -> int:
-  """Return H if the carry is one of a cell; `init` may refuse other sizes."""
+  """Return a size in the carry, for an `init` that may refuse any other."""
   arrays = jax.tree.leaves((_may_have_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)
 
 
 def _may_have_size_h(state: Any) -> list[Any]:
-  """Return c if it is a vector, as h is, since h may be smaller; and then h."""
+  """Return the arrays that may have the size H: c, if it is a vector, and h."""
   h: Any = getattr(state, "h", None)
   c = getattr(state, "c", h)
   return [c, h] if np.ndim(c) == np.ndim(h) else [h]

@@ -58,9 +58,8 @@ def load(
 def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   """Write `to_torch(layers, bias=bias)` to a safetensors file.
 
-  An existing file is replaced at once, when the new one is complete. A link is
-  followed. What is neither a file nor a directory, such as a pipe, is written
-  to and not replaced.
+  An existing file is replaced atomically. A link is followed. What is neither a
+  file nor a directory, such as a pipe, is written to and not replaced.
 
   Args:
     path: of the file.
@@ -80,19 +79,21 @@ def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   try:
     _write(Path(os.fsdecode(path)), data)
   except OSError as error:
-    raise OSError(f"{path} cannot be written: {error.strerror}") from None
+    raise OSError(
+      f"{path} cannot be written: {error.strerror or error}"
+    ) from None
 
 
 def _write(path: Path, data: bytes) -> None:
-  """Write a file with the permissions of any new file.
+  """Replace a file atomically, or write to a pipe or a device.
 
-  Those of safetensors' own `save_file` let no other user read it.
+  A file of safetensors' own `save_file` can be read by its owner only.
   """
   if path.exists() and not path.is_file():
     path.write_bytes(data)
     return
   path = Path(os.path.realpath(path))
-  # Not the name and more, which may be longer than a name can be.
+  # Not the path's name with a suffix, which could be too long for a name.
   part = path.with_name(f".{uuid.uuid4().hex}.part")
   try:
     part.write_bytes(data)
