@@ -27,8 +27,8 @@ function listenToControls(writing) {
     const k = writing.spans.indexOf(event.target);
     if (k >= 0) writing.moveTo(writing.track.dropped + k);
   });
-  // A press on the button ends a change of the prompt or seed, which begins to
-  // write: the button does what it said when it was pressed.
+  // Pressing the button takes the focus from the prompt, whose `change` starts the
+  // writing before the click: a click does what the button said at the press.
   let wasRunning = null;  // a click of some screen readers has no press
   $("play").addEventListener("pointerdown", () => {
     wasRunning = writing.running;

@@ -10,7 +10,7 @@ const NAME_FONT = "600 13px system-ui, sans-serif";  // svg .name of report.html
 const LABELLED = 8, NARROW = 520;
 const LABEL_LENGTH = 22;  // characters
 const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15;  // pixels
-const DECADES = 14;  // numbers for which a logarithmic axis has room
+const LOG_TICKS = 14;  // about the most numbers on a logarithmic axis
 
 const color = (k) => `var(--run${k % COLORS})`;
 const dash = (k) => DASHES[Math.floor(k / COLORS) % DASHES.length];
@@ -35,14 +35,13 @@ function ticks(low, high) {
   return values;
 }
 
-// Returns 1, 2 and 5 times the powers of ten in an interval, or the powers alone
-// if it reaches into more than three decades; every second or third power, and so
-// on, so that there are at most about DECADES. If it has fewer than two of them,
-// the ticks are linear.
+// Returns 1, 2 and 5 times the powers of ten in an interval; from four decades on
+// the powers alone, or every nth power if there are more than LOG_TICKS. If fewer
+// than two are inside, the ticks are linear.
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];
-  const every = Math.max(1, Math.ceil((last - first) / DECADES));
+  const every = Math.max(1, Math.ceil((last - first) / LOG_TICKS));
   for (let n = Math.ceil(first / every) * every; n <= last; n += every) {
     values.push(...factors.map((f) => Number((f * 10 ** n).toPrecision(12))));
   }

@@ -3,6 +3,8 @@
 // of the next token, the gradient's path.
 const TABLE_STEPS = [0, 1, 2, 4, 8, 16, 32, 64];  // back, in the table
 const DECADES = 4;  // powers of ten that the bars under the text span
+const PATH_DASHES = [[], [5, 3], [2, 3], [9, 3, 2, 3]];  // of four arrays
+const NAME_HEIGHT = 12;  // pixels
 
 // Draws a token of the text at its column, in the color of a level.
 function drawToken(context, t, y, palette, level) {
@@ -122,11 +124,11 @@ function drawPath() {
     context.fillText(back || "cursor", x(back) - (back ? 0 : 10), bottom + 12);
   }
   context.fillText(`${data.unit}s back`, (left + width) / 2, bottom + 25);
-  paths.forEach((path, k) => {
-    const color = k ? purple : accent;
-    context.strokeStyle = context.fillStyle = color;
+  const ends = paths.map((path, k) => {
+    const color = [accent, purple, ink, soft][k % 4];
+    context.strokeStyle = color;
     context.lineWidth = 2;
-    context.setLineDash(k ? [5, 3] : []);
+    context.setLineDash(PATH_DASHES[k % 4]);
     context.beginPath();
     for (let back = 0; back < data.window; back++) {
       const v = path.norm(cursor, back);
@@ -135,8 +137,16 @@ function drawPath() {
     context.stroke();
     context.setLineDash([]);
     const v = path.norm(cursor, 0) || path.norm(cursor, 1);
-    if (v > 0) context.fillText(path.name, width - 14, y(v) + 6 * k);
+    return { color, name: path.name, at: y(v) };  // at ∞ if v is 0
   });
+  let free = 0;  // where the next name may be
+  ends.sort((one, other) => one.at - other.at);
+  for (const { color, name, at } of ends.filter((end) => end.at < Infinity)) {
+    free = Math.max(free, at);
+    context.fillStyle = color;
+    context.fillText(name, width - 14, free);
+    free += NAME_HEIGHT;
+  }
 }
 
 function showNext() {

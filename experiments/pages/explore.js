@@ -196,7 +196,8 @@ function listenToPointer() {
     anchor = from;
     moveTo(t);
   });
-  // Before a press on the text sets it: the last one may have had no release.
+  // In the capture phase, before the listener above: a drag that ended without
+  // `pointerup` must not go on.
   document.addEventListener("pointerdown", () => { from = null; }, true);
   textBox.addEventListener("click", (event) => {
     if (isDragged) return;

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pages.packing import Blobs
-from experiments.trainer.extension import EXTENSIONS
+from experiments.trainer.extension import EXTENSIONS, first_epochs
 from experiments.trainer.format import format_nats
 from experiments.trainer.history import Derived, RunHistory, derive
 from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
@@ -71,14 +71,17 @@ def differences(records: list[dict[str, Any]]) -> list[list[str]]:
   """Return a row for each entry of config.json that differs between the runs.
 
   A row has the entry's name and its value in each run. Versions of packages
-  are entries of their own, and hashes are shortened. Flags that say where and
-  how a run executes, its time of start and its extensions are left out.
+  are entries of their own, and hashes are shortened. An extended run has an
+  entry with the number of epochs with which it began. Flags that say where and
+  how a run executes, and its time of start, are left out.
   """
   flat = []
   for record in records:
     versions = record.get("versions")
     versions = versions if isinstance(versions, dict) else {}
     entries = {n: v for n, v in record.items() if n not in NOT_COMPARED}
+    if record.get(EXTENSIONS):
+      entries["extended from num_epochs"] = first_epochs(record)
     flat.append(entries | {f"version of {n}": v for n, v in versions.items()})
   names = dict.fromkeys(name for entries in flat for name in entries)
   rows = [

@@ -99,10 +99,11 @@ def test_only_what_differs_is_a_row_of_the_differences(
     "device": "gpu, X",
     "versions": {"jax": "3", "optax": "2"},
   }
-  extended = {"extensions": [{"num_epochs": 1}]}
-  assert differences([extended, {}, extended]) == []
-  assert differences([extended, {"seed": 1}, extended]) == [
-    ["seed", "–", "1", "–"]
+  extended = {"num_epochs": 2, "extensions": [{"before": {"num_epochs": 1}}]}
+  assert differences([extended, extended]) == []
+  assert differences([extended, {"num_epochs": 2, "seed": 1}]) == [
+    ["extended from num_epochs", "1", "–"],
+    ["seed", "–", "1"],
   ]
   first |= {"run": "a", "quiet": True, "started": "today", "tied": False}
   assert differences([first, second | {"run": "b"}]) == [

@@ -142,6 +142,20 @@ def test_all_units_have_the_colors_of_their_levels(
   assert calls("drawUnits", "strokeRect", INK) == [[14 * k + 1, 1, 12, 12]]
 
 
+def test_paths_of_many_arrays_are_told_apart(opened):
+  """Those of an sLSTM: h, c, n and m."""
+  opened.run(
+    "moveTo(150);"
+    "for (const name of 'nm') paths.push({ __proto__: paths[0], name });"
+  )
+  drawn = opened.run(CALLS, "drawPath")
+  names = [call for call in drawn if str(call[2]) in "hcnm"]
+  opened.run("paths.splice(2)")
+  _, colors, _, _, ys = zip(*names, strict=True)
+  assert len(names) == len(set(colors)) == 4
+  assert min(np.diff(ys)) >= 12
+
+
 def test_the_path_is_to_scale(opened, calls, explored_page):
   data, at = PageData(explored_page), 150
   opened.run("moveTo(args[0])", at)
