@@ -193,20 +193,23 @@ def exit_status(
 
 
 def _lasting_arguments() -> list[str]:
-  """Return this process's flags as another process can read them.
+  """Return the flags, as they can be given to another process.
 
   If a flagfile is a pipe, as of <(...) in a shell, all flags that were given
   are listed in its place.
   """
-  arguments = [a for a in sys.argv[1:] if a != "--"]  # more flags will follow
+  # More flags will follow, which would not be read after "--".
+  arguments = [argument for argument in sys.argv[1:] if argument != "--"]
   joined = "\0".join(["", *arguments])
-  if not any(map(is_piped, re.findall(r"\0--?flagfile[=\0]([^\0]+)", joined))):
+  files = re.findall(r"\0--?flagfile[=\0]([^\0]+)", joined)
+  if not any(map(is_piped, files)):
     return arguments
-  values = flags.FLAGS
+  values, lines = flags.FLAGS, []
   given = {values[name].name for name in values if values[name].present}
-  texts = [values[name].serialize() for name in sorted(given - {"flagfile"})]
-  # A repeated flag has a line for each value; but a value may have lines, too.
-  return [line for t in texts for line in re.split(r"\n(?=--)", t) if line]
+  for name in sorted(given - {"flagfile"}):
+    # A repeated flag has a line for each value; a value may have lines, too.
+    lines += re.split(rf"\n(?=--{name}=)", values[name].serialize())
+  return [line for line in lines if line]
 
 
 def command_line(program: str, arguments: list[str]) -> str:

@@ -25,7 +25,11 @@ from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS, default_split
 from experiments.trainer.excerpt import read_excerpt
 from experiments.trainer.files import check_output
-from experiments.trainer.flags import as_utf8, config_from_flags, define_flags
+from experiments.trainer.flags import (
+  config_from_flags,
+  decoded_as_utf8,
+  define_flags,
+)
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from lstm_jax.language.options import check_options, option
@@ -83,7 +87,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"output must be another file than text, got {path}")
   if config.prompt:
-    text, source = as_utf8(config.prompt), "a prompt"
+    text, source = decoded_as_utf8(config.prompt), "a prompt"
   elif config.text:
     text, source = read_text(config.text), config.text
   else:

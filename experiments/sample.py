@@ -31,7 +31,7 @@ from absl import flags
 from experiments.cli import launch
 from experiments.trainer.config import LARGEST
 from experiments.trainer.data import default_prompt
-from experiments.trainer.flags import as_utf8, finite
+from experiments.trainer.flags import decoded_as_utf8, finite
 from experiments.trainer.format import escape_controls
 from experiments.trainer.trained import load
 from lstm_jax.language import beam_search, sample, sample_best
@@ -228,7 +228,7 @@ def typed_line() -> str | None:
   terminal = sys.stdin.isatty() and sys.stdout.isatty()
   try:
     # A file of Windows has a carriage return at the end of each line.
-    return as_utf8(input("> " if terminal else "").removesuffix("\r"))
+    return decoded_as_utf8(input("> " if terminal else "").removesuffix("\r"))
   except EOFError:
     return None
 
@@ -258,7 +258,7 @@ def main() -> None:
         file=sys.stderr,
       )
   if options["prompt"] is not None:
-    options["prompt"] = as_utf8(options["prompt"])
+    options["prompt"] = decoded_as_utf8(options["prompt"])
   show(run(options.pop("run"), **options))
 
 

@@ -29,15 +29,15 @@ KEPT = "corpus.txt"  # a piped text, in the run directory
 BLOCK = 2**20  # characters of a file that are hashed at once
 
 
-def is_piped(corpus: str) -> bool:
-  """Return whether a corpus cannot be read again, such as one from a pipe.
+def is_piped(path: str) -> bool:
+  """Return whether a file cannot be read again, such as a pipe.
 
   Another example is the temporary file in which a shell passes a long
   here-document as standard input: the shell has already deleted it.
   """
-  is_regular = os.path.isfile(corpus) or os.path.isdir(corpus)
-  is_deleted = not os.path.exists(os.path.realpath(corpus))
-  return os.path.exists(corpus) and (is_deleted or not is_regular)
+  is_regular = os.path.isfile(path) or os.path.isdir(path)
+  is_deleted = not os.path.exists(os.path.realpath(path))
+  return os.path.exists(path) and (is_deleted or not is_regular)
 
 
 def recorded_corpus(corpus: str) -> str:

@@ -106,13 +106,13 @@ def finite(
   return flag
 
 
-def as_utf8(argument: str) -> str:
-  """Return an argument as UTF-8, also where Python reads ASCII (locale C)."""
+def decoded_as_utf8(text: str) -> str:
+  """Return a text decoded as UTF-8, even if Python read ASCII (locale C)."""
   try:
-    argument.encode()
-  except UnicodeEncodeError:  # it has bytes that Python could not read
-    return os.fsencode(argument).decode(errors="surrogateescape")
-  return argument
+    text.encode()
+  except UnicodeEncodeError:  # it has surrogates, for bytes that are not ASCII
+    return os.fsencode(text).decode(errors="surrogateescape")
+  return text
 
 
 def _define(leaf: Leaf, flag_values: flags.FlagValues) -> flags.FlagHolder:

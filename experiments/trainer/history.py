@@ -215,8 +215,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     ValueError: a complete line is not a row of a run.
   """
   rows = []
-  *lines, partial = _read(path).split("\n")
-  del partial
+  lines = _read(path).split("\n")[:-1]
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)

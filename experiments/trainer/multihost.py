@@ -236,6 +236,7 @@ def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
   size = int(from_first_process(len(text)))
   first = json.loads(_broadcast(text[:size].ljust(size)))
   changes = changed_flags(first, config, facts[SHA256])
+  # --mesh may change when a run resumes, but not between processes.
   changes |= {
     name: own[name] for name in ("mesh", *facts) if first.get(name) != own[name]
   }
@@ -243,7 +244,7 @@ def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
   others = np.flatnonzero(differs)
   if others.size:
     names = ", ".join(f"process {n}" for n in others)
-    reason = described(first, changes) or f"not so in {names}"
+    reason = described(first, changes) or f"those of {names} differ"
     raise ValueError(
       f"every process must have the flags and the corpus of the first: {reason}"
     )

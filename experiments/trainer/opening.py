@@ -108,7 +108,7 @@ def open_run_dir(
   try:
     os.path.abspath(directory).encode()
   except UnicodeEncodeError:
-    # Where file names are ASCII, as in the locale C, UTF-8 is not read either.
+    # In the locale C, Python reads file names as ASCII: UTF-8 fails, too.
     encoding = sys.getfilesystemencoding()
     advice = f"; Python reads names as {encoding} here: set PYTHONUTF8=1"
     raise ValueError(

@@ -72,11 +72,11 @@ def check_outside_runs(flag: str, path: Path, page: str = "") -> None:
 
   Args:
     flag: of the path, for the message.
-    path: of the file. In a run directory it may be the file `page`, and no
-      other.
+    path: of the file; in a run directory, only `page` is allowed.
     page: PAGE or REPORT; "" for none.
   """
   place = path.resolve()
+  # A config.json that cannot be read is another user's.
   readable = (p for p in place.parents if os.access(p / CONFIG, os.R_OK))
   directory = next(filter(read_config, readable), None)  # the innermost
   if directory is not None and place != directory / page:
@@ -88,13 +88,13 @@ def check_outside_runs(flag: str, path: Path, page: str = "") -> None:
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-  """Return the contents of config.json; None if it is missing or invalid."""
+  """Return config.json; None if it is missing or invalid. See `_read_json`."""
   record = _read_json(directory / CONFIG)
   return record if record and set(FLAGS) <= set(record) else None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-  """Return the object in a file; None if it is missing or holds none."""
+  """Return a file's object, or None; raise PermissionError if unreadable."""
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
   except PermissionError:

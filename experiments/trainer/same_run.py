@@ -33,6 +33,8 @@ def check_same_run(
 ) -> None:
   """Raise ValueError unless a finished run is of this configuration and corpus.
 
+  A run that was extended to these epochs is refused, too.
+
   Args:
     directory: holds the run.
     config: the configuration that it should have.
@@ -54,9 +56,9 @@ def check_same_run(
 def check_not_extended(
   directory: Path, config: TrainConfig, *, advice: str
 ) -> None:
-  """Raise ValueError if a directory's run began with fewer epochs than these.
+  """Raise ValueError if a run began with fewer epochs than `config` has.
 
-  Extended to them, it need not end as a run that has them from its start: most
+  An extended run need not end as one that had all epochs from the start: most
   schedules had other learning rates (`extension`).
 
   Args:
@@ -71,7 +73,7 @@ def check_not_extended(
   if type(first) is int and first < epochs:
     raise ValueError(
       f"{directory} holds a run that began with num_epochs={first}: extended "
-      f"to {epochs}, it need not end as a run that begins with them; "
+      f"to {epochs}, it need not end as a run of {epochs} from the start; "
       f"{advice}"
     )
 
@@ -115,7 +117,7 @@ def check_unchanged(
 
 
 def described(record: dict[str, Any], changes: dict[str, Any]) -> str:
-  """Return each changed flag with its value in config.json and the new one."""
+  """Return each changed flag with its value in a record and the new one."""
   return "; ".join(
     f"{name} is {record.get(name)!r} there and {value!r} here"
     for name, value in changes.items()

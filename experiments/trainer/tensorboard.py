@@ -66,7 +66,7 @@ TAGS = {  # of the entries of a row of metrics.jsonl
 }
 CLOSED, OPEN = 0.1, 0.9  # a gate is closed below CLOSED, and open above OPEN
 # Of an event file. TensorBoard reads the files in the order of their names.
-NAME = re.compile(
+EVENT_FILE = re.compile(
   r"(?P<start>events\.out\.tfevents\.)(?P<second>\d+)(?P<end>.*)"
 )
 BINS = np.linspace(0, 1, 21)  # edges of a histogram's bins
@@ -157,14 +157,15 @@ class TensorBoardWriter:
 
 
 def _sort_last(new: set[Path], earlier: set[Path]) -> None:
-  """Rename a new event file that is not after the earlier ones by its second.
+  """Rename a new event file so that its name sorts after the earlier ones.
 
-  So it is where the clock went back, or a run goes on beside another clock.
+  The name has the second in which the file was made: too small a number if the
+  clock was set back, or the run resumes on a machine whose clock is behind.
   """
-  named = [found for path in earlier if (found := NAME.match(path.name))]
+  named = [found for path in earlier if (found := EVENT_FILE.match(path.name))]
   last = max((int(found["second"]) for found in named), default=0)
   for path in new:
-    found = NAME.match(path.name)
+    found = EVENT_FILE.match(path.name)
     if found and int(found["second"]) <= last:
       path.rename(path.with_name(f"{found['start']}{last + 1}{found['end']}"))
 

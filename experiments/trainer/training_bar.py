@@ -96,7 +96,10 @@ class TrainingBar:
 
 
 class _CutColumn(TextColumn):
-  """A column of one line, which is cut off in a narrow terminal."""
+  """One line of text, the first to be cut off in a narrow terminal.
+
+  Rich makes narrow first the columns without no_wrap: here, this one alone.
+  """
 
   def render(self, task: Task) -> Text:
     text = super().render(task)

@@ -11,8 +11,8 @@ from absl import flags
 
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.flags import (
-  as_utf8,
   config_from_flags,
+  decoded_as_utf8,
   define_flags,
   grouped_help,
 )
@@ -262,5 +262,7 @@ def test_a_dtype_of_products_has_a_name_or_is_refused():
 
 
 def test_an_argument_that_python_read_as_ascii_is_its_utf_8():
-  read = [as_utf8(text) for text in ("\udcc3\udca9t", "\udcff", "\xe9t")]
+  read = [
+    decoded_as_utf8(text) for text in ("\udcc3\udca9t", "\udcff", "\xe9t")
+  ]
   assert read == ["\xe9t", "\udcff", "\xe9t"]

@@ -1,6 +1,5 @@
 """What several processes exchange, without starting them."""
 
-import json
 import signal
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import pytest
 from experiments.trainer import multihost
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.opening import OpenedRun
+from experiments.trainer.records import replace
 
 
 def two_processes(monkeypatch, gathered):
@@ -68,20 +68,50 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
       multihost.check_same_checkpoint(tmp_path, step)
 
 
-@pytest.mark.parametrize("flag", ["seed", "mesh", "corpus_sha256", ""])
-def test_processes_of_different_runs_are_refused(monkeypatch, flag):
-  facts = {"corpus_sha256": "12"}
-  first = multihost.recorded_flags(TrainConfig()) | facts
-  others = {"seed": 7, "mesh": "data:7", "corpus_sha256": "34"}
-  text = json.dumps(first | {n: others[n] for n in others if n == flag})
-  two_processes(monkeypatch, lambda differs: np.stack([0 * differs, differs]))
-  monkeypatch.setattr(multihost, "from_first_process", lambda _: len(text))
-  monkeypatch.setattr(multihost, "_broadcast", lambda _: text.encode())
-  if not flag:
-    multihost.check_same_run_in_all(TrainConfig(), facts)
-    return
+OWN = TrainConfig(), {"corpus_sha256": "12"}
+
+
+def check_as(process, run, sent, differs, monkeypatch):
+  """Compare a process's (config, facts) with the other's: the first sends."""
+
+  def broadcast(data):
+    if process == 0:
+      sent.append(data)
+      return data
+    received = sent.pop(0)
+    assert received.shape == data.shape  # as JAX requires
+    return received
+
+  def gather(own):
+    return np.array([0, own] if process else [own, differs])
+
+  two_processes(monkeypatch, gather)
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
+  multihost.check_same_run_in_all(*run)
+
+
+@pytest.mark.parametrize(
+  ("first", "flag"),
+  [
+    ((replace(OWN[0], seed=12345), OWN[1]), "seed"),  # a longer record
+    ((replace(OWN[0], mesh="data:4"), OWN[1]), "mesh"),
+    ((OWN[0], {"corpus_sha256": "3"}), "corpus_sha256"),  # a shorter one
+  ],
+)
+def test_processes_of_different_runs_are_refused(first, flag, monkeypatch):
+  sent = []
+  with pytest.raises(ValueError, match=r"those of process 1 differ$"):
+    check_as(0, first, sent, True, monkeypatch)
   with pytest.raises(ValueError, match=f"of the first: {flag} is .* there"):
-    multihost.check_same_run_in_all(TrainConfig(), facts)
+    check_as(1, OWN, sent, True, monkeypatch)
+
+
+def test_processes_of_the_same_run_go_on(monkeypatch):
+  sent = []
+  check_as(0, OWN, sent, False, monkeypatch)
+  check_as(1, OWN, sent, False, monkeypatch)
+  assert not sent
 
 
 @pytest.fixture
