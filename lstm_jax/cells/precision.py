@@ -39,7 +39,11 @@ def as_arrays(tree: Tree) -> Tree:
 
   Without x64, NumPy's float64 becomes float32: `jnp.zeros` would warn of it.
   """
-  return jax.tree.map(jnp.asarray, tree)
+  return jax.tree.map(
+    # What is one already need not wait for `asarray`, 6 µs for each.
+    lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x),
+    tree,
+  )
 
 
 def upcast(tree: Tree) -> Tree:

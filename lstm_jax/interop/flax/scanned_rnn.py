@@ -96,17 +96,17 @@ def scanned(cell: Cell) -> Any:
           fit it or each other; or T is 0.
       """
       ins, resets = map(jnp.asarray, x)
-      state = _state(cell, carry)
+      state, hidden_size = _state_and_size(cell, carry)
       _check(ins, resets, state)
       if cell in TYPE_OF_CELL:
         flax_type = TYPE_OF_CELL[cell]
         name = _name_of_weights(self.variables, flax_type)
-        flax_cell = flax_type(state.h.shape[-1], name=name)
+        flax_cell = flax_type(hidden_size, name=name)
         if "params" not in flax_cell.variables:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
       else:
-        sizes = ins.shape[-1], _hidden_size(cell, state)
+        sizes = ins.shape[-1], hidden_size
         params = self.param("cell", cell.init, *sizes, jnp.float32)
       ins = ins.astype(_dtype(params))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
@@ -145,8 +145,8 @@ def _carry(state: Any) -> Any:
   return state.h if len(state) == 1 else state
 
 
-def _state(cell: Cell, carry: Any) -> Any:
-  """Return the state that a carry holds.
+def _state_and_size(cell: Cell, carry: Any) -> tuple[Any, int]:
+  """Return the state that a carry holds, and H.
 
   Raises:
     ValueError: the carry is not one of this cell.
@@ -166,12 +166,13 @@ def _state(cell: Cell, carry: Any) -> Any:
     state: Any = LSTMState(*leaves[::-1])
   else:
     state = type(like)(*leaves)
-  if _hidden_size(cell, state) is None:
+  hidden_size = _hidden_size(cell, state)
+  if hidden_size is None:
     raise ValueError(
       "carry must have the shapes that initialize_carry gives it, got "
       f"{', '.join(str(leaf.shape) for leaf in leaves)}"
     )
-  return state
+  return state, hidden_size
 
 
 def _size_of_carry(carry: Any) -> int:
