@@ -94,16 +94,16 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       usable, or the device has too little memory.
     Diverged: a validation loss is not finite, or too often in a row, a training
       loss or gradient is not; the message says which checkpoint is kept.
-    KeyboardInterrupt: Ctrl-C before the training, or a second Ctrl-C during it;
-      the message of the second says which checkpoint is kept.
+    KeyboardInterrupt: Ctrl-C before the training, or a second one during it.
   """
-  setup = make_setup(config)
-  console.print(heading(setup), soft_wrap=True)
-  # Before a run directory is made: too large a model leaves none behind.
-  state = placed_state_like(setup, config.batching.batch_size)
-  check_memory(state, available_memory(), sharing_memory(setup))
-  pretrained = read_pretrained(setup)
-  teachers = read_teachers(setup, host_memory())
+  with multihost.failing_together():
+    setup = make_setup(config)
+    console.print(heading(setup), soft_wrap=True)
+    # Before a run directory is made: too large a model leaves none behind.
+    state = placed_state_like(setup, config.batching.batch_size)
+    check_memory(state, available_memory(), sharing_memory(setup))
+    pretrained = read_pretrained(setup)
+    teachers = read_teachers(setup, host_memory())
   with advice_if_out_of_memory(setup):
     return _train(setup, pretrained, teachers, console, trace_steps)
 
@@ -130,12 +130,12 @@ def _train(
     console.print(f"run         {directory}", soft_wrap=True)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
-    is_writer = multihost.is_first()
-    if is_writer:
-      corpus_path.keep(directory, config.data.corpus, setup.corpus.text)
-    logger = RunLogger(
-      directory, setup, console, bar.update, is_writer=is_writer
-    )
+    with multihost.failing_together():
+      if multihost.is_first():
+        corpus_path.keep(directory, config.data.corpus, setup.corpus.text)
+      logger = RunLogger(
+        directory, setup, console, bar.update, is_writer=multihost.is_first()
+      )
     try:
       with closing(logger):
         state = initial_state(setup, logger, console, opened, pretrained)
@@ -270,8 +270,8 @@ def main() -> int:
   Returns the exit status: above 128 if a signal has stopped the run.
   """
   multihost.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
-  config = config_from_flags(TrainConfig(), FLAGS)
-  (config,) = share_batches([config])
+  with multihost.failing_together():
+    (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
   console = make_console()
   console.quiet = not multihost.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:

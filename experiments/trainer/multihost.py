@@ -35,7 +35,6 @@ from lstm_jax.language.options import option
 TIMED_OUT = 2  # exit status: that of bad input
 PATH_BYTES = 4096  # of the message with the path of the run directory
 NEW, OLD = b"n", b"o"  # sent before that path: a new run, or one to resume
-UNREADABLE = -1  # in place of a step: no checkpoint can be read
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
 
   Args:
     directory: the run directory.
-    step: of the newest checkpoint; 0 for none, UNREADABLE if none can be used.
+    step: of the newest checkpoint; 0 for none.
   """
   if jax.process_count() == 1:
     return
@@ -179,8 +178,31 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
 
 def _named(step: int) -> str:
   """Return how the message of `check_same_checkpoint` names a checkpoint."""
-  names = {0: "no checkpoint", UNREADABLE: "unreadable checkpoints"}
-  return names.get(int(step), f"the checkpoint of step {step}")
+  return f"the checkpoint of step {step}" if step else "no checkpoint"
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+  """Raise ValueError in all processes if the body raises an error in one.
+
+  The one raises its own error. The others would wait for it, in vain, where
+  they communicate next.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  failed = True
+  try:
+    yield
+    failed = False
+  finally:
+    failures = multihost_utils.process_allgather(np.int32(failed))
+  if others := np.flatnonzero(failures).tolist():
+    raise ValueError(f"{_processes(others)} stopped: see the error there")
+
+
+def _processes(numbers: Sequence[int]) -> str:
+  return ", ".join(f"process {number}" for number in numbers)
 
 
 @contextmanager
@@ -195,8 +217,8 @@ def open_shared_run_dir(
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
-      first has raised one; in all, if any has another configuration or corpus
-      than the first, or cannot write to the run directory.
+      first has raised an error; in all, if any has another configuration or
+      corpus than the first, or cannot write to the run directory.
   """
   if jax.process_count() == 1:
     with open_run_dir(config, facts, may_extend=True) as opened:
@@ -205,16 +227,13 @@ def open_shared_run_dir(
   check_same_run_in_all(config, facts)
   with ExitStack() as held:
     message = b""
-    try:
+    with failing_together():
       if is_first():
         run_dir = open_run_dir(config, facts, may_extend=True)
         opened = held.enter_context(run_dir)
         message = OLD if opened.resuming else NEW
         message += os.fsencode(opened.directory)
-    finally:
-      message = _broadcast(message.ljust(PATH_BYTES, b"\0")).rstrip(b"\0")
-    if not message:
-      raise ValueError("the first process has stopped: see its error")
+    message = _broadcast(message.ljust(PATH_BYTES, b"\0")).rstrip(b"\0")
     if not is_first():
       directory = Path(os.fsdecode(message[1:]))
       opened = OpenedRun(directory, resuming=message[:1] == OLD)
@@ -241,10 +260,9 @@ def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
     name: own[name] for name in ("mesh", *facts) if first.get(name) != own[name]
   }
   differs = multihost_utils.process_allgather(np.int32(bool(changes)))
-  others = np.flatnonzero(differs)
-  if others.size:
-    names = ", ".join(f"process {n}" for n in others)
-    reason = described(first, changes) or f"those of {names} differ"
+  if others := np.flatnonzero(differs).tolist():
+    others_differ = f"those of {_processes(others)} differ"
+    reason = described(first, changes) or others_differ
     raise ValueError(
       f"every process must have the flags and the corpus of the first: {reason}"
     )
@@ -272,5 +290,5 @@ def check_seen_by_all(directory: Path) -> None:
   if failed := [number for number, byte in enumerate(missing) if byte]:
     raise ValueError(
       f"every process must write to the run directory of the first, "
-      f"{directory}: {', '.join(f'process {n}' for n in failed)} cannot"
+      f"{directory}: {_processes(failed)} cannot"
     )

@@ -1,6 +1,5 @@
 """Where a run starts: at a checkpoint, or at its initial weights."""
 
-from contextlib import suppress
 from dataclasses import replace
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import OpenedRun
 from experiments.trainer.setup import TrainSetup, to_mesh, to_one_device
 from experiments.trainer.trained import Trained
-from lstm_jax.training import CheckpointError, TrainState
+from lstm_jax.training import TrainState
 from lstm_jax.training.optimizer import learning_rate
 
 
@@ -37,22 +36,17 @@ def initial_state(
 
   Raises:
     CheckpointError: there are checkpoints, and none can be used.
-    ValueError: the processes see different checkpoints.
+    ValueError: the processes see different checkpoints, or another process has
+      raised an error.
   """
   restored = None
   if opened.resuming:
-    try:
+    with multihost.failing_together():
       restored = restore(opened.directory, setup.state_like, console)
-    except CheckpointError:
-      # The other processes wait for this call. It raises that they see another
-      # checkpoint; here, the cause says more.
-      with suppress(ValueError):
-        unreadable = multihost.UNREADABLE
-        multihost.check_same_checkpoint(opened.directory, unreadable)
-      raise
     step = int(restored.state.step) if restored else 0
     multihost.check_same_checkpoint(opened.directory, step)
-  logger.resume(restored)
+  with multihost.failing_together():
+    logger.resume(restored)
   if restored:
     if opened.extended_from is not None:
       skipped, _ = restored.progress.skipped

@@ -57,7 +57,6 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
   multihost.check_same_checkpoint(tmp_path, 20)
   for step, name in (
     (0, "no checkpoint"),
-    (multihost.UNREADABLE, "unreadable checkpoints"),
     (10, "the checkpoint of step 10"),
   ):
     message = (
@@ -114,6 +113,24 @@ def test_processes_of_the_same_run_go_on(monkeypatch):
   assert not sent
 
 
+def test_an_error_of_any_process_is_an_error_in_all_of_them(monkeypatch):
+  others = []  # whether each of them has failed
+
+  def prepare(error):
+    with multihost.failing_together():
+      if error:
+        raise error
+
+  two_processes(monkeypatch, lambda own: np.array([own, *others]))
+  others[:] = [False, False]
+  prepare(None)
+  with pytest.raises(KeyError, match="own"):  # the others learn of it
+    prepare(KeyError("own"))
+  others[:] = [False, True]
+  with pytest.raises(ValueError, match=r"^process 2 stopped: see the error "):
+    prepare(None)
+
+
 @pytest.fixture
 def open_as(monkeypatch):
   """Return a function: (process, run) -> the `OpenedRun` of that process.
@@ -122,7 +139,7 @@ def open_as(monkeypatch):
   process 0 opens the directory: `run` is what its `open_run_dir` yields, or
   None for an error.
   """
-  sent = []
+  sent, failures = [], []
 
   def broadcast(data):
     if jax.process_index() == 0:
@@ -136,7 +153,12 @@ def open_as(monkeypatch):
       raise ValueError("no run")
     yield run
 
-  two_processes(monkeypatch, None)
+  def gather(failed):
+    if jax.process_index() == 0:
+      failures.append(failed)
+    return np.array([failures[-1], failed])
+
+  two_processes(monkeypatch, gather)
   utils = multihost.multihost_utils
   monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
   monkeypatch.setattr(multihost, "open_run_dir", open_run_dir)
@@ -163,9 +185,7 @@ def test_all_processes_open_the_run_directory_of_the_first(
 def test_an_error_of_the_first_process_is_an_error_in_all_of_them(open_as):
   with pytest.raises(ValueError, match=r"^no run$"):
     open_as(0, None)
-  with pytest.raises(
-    ValueError, match="the first process has stopped: see its error"
-  ):
+  with pytest.raises(ValueError, match="process 0 stopped: see the error the"):
     open_as(1, None)
 
 

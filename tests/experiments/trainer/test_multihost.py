@@ -97,7 +97,7 @@ def test_a_single_process_asks_no_other(tmp_path):
   assert multihost.agreed_request([], True) is None
 
 
-def joining(config, count, axis="data"):
+def joining(config, count, *flags_of_last, axis="data"):
   """Start the training in `count` processes."""
   flags = as_flags(to_record(config), to_record(TrainConfig()))
   port = free_port()
@@ -110,6 +110,7 @@ def joining(config, count, axis="data"):
       f"--process_id={index}",
       f"--mesh={axis}:{count}",
       *flags,
+      *(flags_of_last if index == count - 1 else ()),
     )
     for index in range(count)
   ]
@@ -171,7 +172,18 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
   first, second = finish(*joining(shared, 2))
   assert first[0] == second[0] == 2
   assert "is not a run of this version: it holds config.json but no" in first[2]
-  assert "error: the first process has stopped: see its error" in second[2]
+  assert "error: process 0 stopped: see the error there" in second[2]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_an_error_before_the_run_directory_ends_all(shared, tmp_path):
+  corpus = tmp_path / "missing"
+  first, second = finish(*joining(shared, 2, f"--corpus={corpus}"))
+  assert first[0] == second[0] == 2
+  assert second[2].startswith(f"error: corpus {corpus} cannot be read: ")
+  assert first[2] == "error: process 1 stopped: see the error there\n"
+  assert not (tmp_path / "run").exists()
 
 
 def wait_for(text, path):

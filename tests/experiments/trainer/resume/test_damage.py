@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,16 @@ def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
 ):
   """They wait for it, so that an error of this process alone hangs them."""
   told = []
+
+  @contextmanager
+  def failing_together():
+    try:
+      yield
+    except Exception as error:
+      told.append(type(error))
+      raise
+
+  monkeypatch.setattr(multihost, "failing_together", failing_together)
   monkeypatch.setattr(
     multihost, "check_same_checkpoint", lambda _, step: told.append(step)
   )
@@ -142,7 +153,7 @@ def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
     initial_state(setup, logger, console, opened, None)
   shutil.rmtree(stopped / "checkpoints")
   assert initial_state(setup, logger, console, opened, None).step == 0
-  assert told == [33, multihost.UNREADABLE, 0]
+  assert told == [33, CheckpointError, 0]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
