@@ -163,9 +163,9 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   mixes = bool({*MIXED} & {*config.protocol})
   # Only encode what a protocol reads: the rest may have unknown characters.
   texts = Texts(
-    tokenizer.encode(excerpt.text),
-    tokenizer.encode(excerpt.before) if adapts else np.zeros(0, np.int32),
-    [tokenizer.encode(text) for text in excerpt.training_texts if mixes],
+    excerpt.encode(tokenizer, excerpt.first, excerpt.last),
+    excerpt.encode(tokenizer, 0, excerpt.first if adapts else 0),
+    [excerpt.encode(tokenizer, *one) for one in excerpt.training if mixes],
   )
   check_tokens(texts.tokens, tokenizer.size)
   fixed = dynamic_eval.FixedSettings(config.rate, config.decay, config.segment)

@@ -173,7 +173,7 @@ def run(
     tokens = tokenizer.encode_known(prompt)
   if not len(tokens):
     raise ValueError(f"the prompt must have at least one {tokenizer.unit}")
-  shown = tokens[:0] if prompt is None else tokens
+  hidden = len(tokens) if prompt is None else 0  # tokens that are not shown
   key = jax.random.key(seed)
   if beam:
     suppressed = rules.suppress_tokens
@@ -193,8 +193,10 @@ def run(
     if interactive:
       return [converse(stream, prompt, key, length)]
     stream.read_tokens(tokens)
-    return [chain([tokenizer.decode(shown)], stream.write(key, length))]
-  return [[tokenizer.decode(np.concatenate([shown, row]))] for row in samples]
+    shown = tokenizer.decode(tokens[hidden:])
+    return [chain([shown], stream.write(key, length))]
+  texts = (tokenizer.pieces(np.concatenate([tokens, row])) for row in samples)
+  return [pieces[hidden:] for pieces in texts]
 
 
 def converse(

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from experiments.trainer.config import DataConfig
 from experiments.trainer.data import (
   SPLITS,
@@ -11,6 +13,7 @@ from experiments.trainer.data import (
   text_sha256,
   training_ranges,
 )
+from lstm_jax.language import Tokenizer
 
 
 class Part(NamedTuple):
@@ -42,15 +45,17 @@ class Excerpt(NamedTuple):
     """The excerpt itself."""
     return self.whole[self.first : self.last]
 
-  @property
-  def before(self) -> str:
-    """The text of the file before the excerpt."""
-    return self.whole[: self.first]
+  def encode(self, tokenizer: Tokenizer, first: int, last: int) -> np.ndarray:
+    """Return the tokens of the file from one character to before another.
 
-  @property
-  def training_texts(self) -> list[str]:
-    """The pieces of the training text without the excerpt."""
-    return [self.whole[first:last] for first, last in self.training]
+    Raises:
+      ValueError: a character is unknown; the message says where it is.
+    """
+    try:
+      return tokenizer.encode(self.whole[first:last])
+    except ValueError as error:
+      part = f"{self.path}, from character {first:,} on"
+      raise ValueError(f"{part}: {error}") from None
 
 
 def read_excerpt(

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.rule import Rule
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -104,6 +105,14 @@ def print_title(
   text = Text(title)  # no [markup]
   fits = text.cell_len + (4 if align == "center" else 2) <= console.width
   console.print(Rule(text, align=align) if fits else text, soft_wrap=not fits)
+
+
+def print_sample(text: str, console: Console) -> None:
+  """Print a sample; in a terminal, with its control characters escaped."""
+  if console.is_terminal:
+    console.print(Text(escape_controls(text)), soft_wrap=True)
+  else:  # a Text would lose some control characters, and expand tabs
+    console.print(Segments([Segment(f"{text}\n")]), soft_wrap=True)
 
 
 def number_table(first: str, *names: str, title: str | None = None) -> Table:

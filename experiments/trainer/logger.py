@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from rich.console import Console
-from rich.text import Text
 
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import (
@@ -23,7 +22,7 @@ from experiments.trainer.checkpoint import (
 from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
-from experiments.trainer.format import escape_controls, print_title
+from experiments.trainer.format import print_sample, print_title
 from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
@@ -230,8 +229,7 @@ class RunLogger:
     text = tokenizer.decode(tokens[0])
     if not self._setup.config.job.quiet:
       print_title(title, self._console, align="left")
-      shown = escape_controls(text) if self._console.is_terminal else text
-      self._console.print(Text(shown), soft_wrap=True)
+      print_sample(text, self._console)
     path = self.directory / run_dir.SAMPLES
     append(path, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)

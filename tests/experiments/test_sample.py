@@ -43,6 +43,9 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
     symbols=("a", "\n"),
     encode_known=lambda text: np.array([3, 4]),
     decode=lambda tokens: str(tokens.tolist()),
+    pieces=lambda tokens: [
+      f"{token} at {n};" for n, token in enumerate(tokens)
+    ],
   )
   trained = SimpleNamespace(model=1, params=2, tokenizer=tokenizer)
   rules = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
@@ -79,12 +82,14 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   asked = key, [3, 4], 9
   for name in ("num_samples", "best_of"):
     texts = sample_texts("run", prompt="a a", **flags | {name: 2})
-    expected = ["[3, 4, 6]", "[3, 4, 7]"]
+    expected = ["3 at 0;4 at 1;6 at 2;", "3 at 0;4 at 1;7 at 2;"]
     assert texts == expected[: 2 if name == "num_samples" else 1]
     assert given[draw] == (*asked, rules._asdict() | {name: 2})
   assert sample_texts("run", prompt="a a", **flags) == ["[3, 4]6"]
   assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]
-  assert sample_texts("run", **flags | {"beam": 2}) == ["[6]"]
+  assert sample_texts("run", **flags) == ["[]6"]
+  # It is spelled as it follows the hidden token, like the text of a stream.
+  assert sample_texts("run", **flags | {"beam": 2}) == ["6 at 1;"]
   beam = {"beam_size": 2, "suppress_tokens": (5,)}
   # Without a prompt, the text follows a line break (1), which is not shown.
   assert given["beam"] == ([1], 9, beam)

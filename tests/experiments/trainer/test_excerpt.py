@@ -8,6 +8,7 @@ from experiments.trainer.config import DataConfig
 from experiments.trainer.data import split_ranges, text_sha256
 from experiments.trainer.excerpt import Part, read_excerpt
 from experiments.trainer.records import replace
+from lstm_jax.language import CharTokenizer
 
 TEXT = "".join(f"Number {n:03}\n\n" for n in range(100))  # 1,200 characters
 
@@ -45,8 +46,7 @@ def test_the_default_split_is_dev_or_else_test_or_else_val(data):
 def test_the_training_text_beside_an_excerpt_has_none_of_it(data):
   found = read(replace(data, dev_fraction=0.2), begin=0.25, end=0.75)
   assert place(found) == (None, 300, 900, [(0, 300), (900, 1080)])
-  assert found.text == TEXT[300:900] and found.before == TEXT[:300]
-  assert found.training_texts == [TEXT[:300], TEXT[900:1080]]
+  assert found.text == TEXT[300:900]
   assert place(read(data, begin=0.0)) == (None, 0, 1200, [])
   found = read(data, begin=0.5, end=602 / 1200)  # the shortest one
   assert place(found) == (None, 600, 602, [(0, 600), (602, 1080)])
@@ -75,6 +75,14 @@ def test_in_another_text_all_before_the_excerpt_is_training_text(
   # The last 20 % of its 50 characters: the share of the test split.
   assert place(read(other, str(path))) == (None, 40, 50, [(0, 40)])
   assert place(read(other, str(path), begin=0.0)) == (None, 0, 50, [])
+
+
+def test_an_unknown_character_is_named_with_its_place(data):
+  found, tokenizer = read(data), CharTokenizer("\n 0123456789Nbemru")
+  assert tokenizer.decode(found.encode(tokenizer, 300, 900)) == TEXT[300:900]
+  message = "numbers.txt, from character 1,080 on: character 'b' at position 3"
+  with pytest.raises(ValueError, match=message):
+    found.encode(CharTokenizer("\n 0123456789Nemru"), 1080, 1200)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from experiments.trainer.format import (
   format_milliseconds,
   format_nats,
   number_table,
+  print_sample,
   print_table,
   print_title,
 )
@@ -73,3 +74,10 @@ def test_a_title_that_a_rule_would_cut_off_stands_alone():
     print_title(title, console)
   shown = f"─ {'x' * 16} ─\n{'x' * 17}\n{'x' * 70}\n"
   assert console.file.getvalue() == shown
+
+
+def test_a_sample_is_printed_as_it_is_where_there_is_no_terminal():
+  text = "\tif x:\x0c\n\x00\x07\x08\x0b\x1b[31m\u2028 " + "long " * 40
+  console = Console(file=io.StringIO(), width=20)
+  print_sample(text, console)
+  assert console.file.getvalue() == f"{text}\n"
