@@ -42,7 +42,7 @@ from experiments.benchmarks.tables import (
   Row,
   case_table,
   change_table,
-  has_times,
+  timed_parts,
 )
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
@@ -102,6 +102,11 @@ def figure_of(path: Path) -> Path:
   return path.with_name(f"{path.name.removesuffix('.json')}.png")
 
 
+def has_figure(path: Path) -> bool:
+  """Return whether results may have a figure: not beside a device or a pipe."""
+  return path.is_file() or not path.exists()
+
+
 def draw(record: dict[str, Any], path: Path, console: Console) -> None:
   """Draw the figure of the results, if any, beside their file."""
   from experiments.benchmarks import plots
@@ -109,7 +114,9 @@ def draw(record: dict[str, Any], path: Path, console: Console) -> None:
 
   figure = figure_of(path)
   rows = record["rows"]
-  drawn = plots.draw(rows, figure) or picture.draw(rows, figure)
+  drawn = has_figure(path) and (
+    plots.draw(rows, figure) or picture.draw(rows, figure)
+  )
   files = f"{path} and {figure}" if drawn else f"{path}"
   console.print(f"saved in {files}", soft_wrap=True)
 
@@ -125,7 +132,7 @@ def main() -> int:
       raise ValueError(f"--compare must be a file, got the directory {path}")
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
-      timed = has_times(old["rows"])
+      timed = timed_parts(old["rows"])
       old["environment"].get("num_devices")  # a dict: printed at the end
     if not timed:
       raise ValueError(f"{path} has no row with a time")
@@ -133,6 +140,11 @@ def main() -> int:
   if old and not any(name == "gpu" or PARTS[name].timed for name in chosen):
     raise ValueError(
       f"--compare needs a part with times, got {', '.join(chosen)}"
+    )
+  if old and timed.isdisjoint(chosen):
+    raise ValueError(
+      f"{path} has times of --part={' and '.join(sorted(timed))}, not of "
+      f"{', '.join(chosen)}"
     )
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
@@ -154,7 +166,8 @@ def main() -> int:
   def save(record: dict[str, Any]) -> None:
     if out:
       write_json(out, record)
-      figure_of(out).unlink(missing_ok=True)  # it shows the earlier results
+      if has_figure(out):
+        figure_of(out).unlink(missing_ok=True)  # it shows the earlier results
 
   if "gpu" in chosen:
     record = gpu.run(sizes, ROUNDS.value, console, save)

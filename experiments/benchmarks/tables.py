@@ -106,7 +106,7 @@ def _case_title(row: Row) -> str:
 def _with_derived(row: Row, products_ms: float | None) -> Row:
   """Return a row with the columns that follow from its results."""
   derived: Row = {}
-  if row.get("bytes"):
+  if row.get("bytes") is not None:
     derived["mebibytes"] = row["bytes"] / 2**20
   for kind in ("temporary", "peak"):
     if row.get(f"{kind}_bytes") is not None:
@@ -122,15 +122,18 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   return row | derived
 
 
-def has_times(rows: Any) -> bool:
-  """Return whether rows of a file have a time that `change_table` reads.
+def timed_parts(rows: Any) -> set[str]:
+  """Return the parts, as in --part, of which rows of a file have times.
+
+  Rows of the parts gpu and growth name a section too, as in "gpu layer".
 
   Raises:
     ValueError: a time is not a number.
   """
   times = _medians(rows)
   check_numbers("median_ms and us_per_step", times.values())
-  return bool(times)
+  timed = (row for row in rows if _median(row))
+  return {str(row["part"]).partition(" ")[0] for row in timed}
 
 
 def change_table(old: list[Row], new: list[Row]) -> Table:
@@ -158,5 +161,10 @@ def _medians(rows: list[Row]) -> dict[str, float]:
   return {
     f"{_case_title(row)}: {row['peer']}": median
     for row in rows
-    if (median := row.get("median_ms") or row.get("us_per_step"))
+    if (median := _median(row))
   }
+
+
+def _median(row: Row) -> Any:
+  """Return the median time of a row; None if it was not timed."""
+  return row.get("median_ms") or row.get("us_per_step")

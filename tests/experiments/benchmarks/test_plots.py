@@ -1,9 +1,11 @@
 """What the panels of the benchmark's figure show."""
 
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments import benchmark
 from experiments.benchmark import figure_of
 from experiments.benchmarks.plots import draw
 
@@ -73,3 +75,13 @@ def test_a_panel_of_growth_has_milliseconds_and_names_the_other_sizes(
 def test_each_file_of_results_has_a_figure_of_its_own():
   names = {"a.json": "a.png", "jax-0.10": "jax-0.10.png", "b.1.json": "b.1.png"}
   assert {n: figure_of(Path("runs") / n).name for n in names} == names
+
+
+def test_results_that_go_into_a_pipe_have_no_figure(tmp_path, console):
+  row = {"part": "growth in steps", "peer": "lstm_jax", "hidden_size": 256}
+  row |= SIZES | {"median_ms": 1.0}
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  benchmark.draw({"rows": [row]}, pipe, console)
+  assert console.file.getvalue() == f"saved in {pipe}\n"
+  assert [*tmp_path.iterdir()] == [pipe]

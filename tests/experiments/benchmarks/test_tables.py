@@ -33,13 +33,14 @@ def test_a_kernel_has_its_time_its_floor_and_its_memory():
 def test_a_peer_has_its_ratio_and_the_share_of_the_matrix_products():
   row = {"median_ms": 4.0, "quartiles_ms": [3.0, 5.0], "ratio_to_ours": 1.25}
   products = {"peer": "products alone", "median_ms": 3.0}
+  products["bytes"] = 0
   assert cells(row | {"bytes": 3 * 2**19, "compile_s": 0.25}, products) == [
     ("ms", "4", "3"),
     ("quartiles", "3 – 5", ""),
     ("ratio", "1.25", ""),
     ("products", "75%", "100%"),
     ("compile s", "0.2", ""),
-    ("MiB", "1.5", ""),
+    ("MiB", "1.5", "0.0"),
   ]
 
 
