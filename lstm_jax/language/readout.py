@@ -17,7 +17,9 @@ of a whole batch would be the largest array of all.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import cast_matrices, check_float, upcast
 from lstm_jax.language import loss as losses
+from lstm_jax.sequence.chunks import Chunks, joined
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
 SYMBOLIC_BATCH = 32  # assumed if B is symbolic (`jax.export`)
@@ -83,9 +86,8 @@ def _linear_cross_entropy(dtypes, hs, w, b, targets):
     nats, _ = losses.forward(affine(h, operand, b), target)
     return total + nats.sum(), None
 
-  chunks = _chunks(hs, targets, w.shape[1])
   (total, *_) = _zeros(hs, operand, b)
-  total, _ = lax.scan(body, total, chunks)
+  total, _ = _scan(body, total, hs, targets, w.shape[1])
   return total / _num_predictions(hs)
 
 
@@ -103,10 +105,9 @@ def _forward(dtypes, hs, w, b, targets):
     carry = total + nats.sum(), dw + dw_chunk, db + db_chunk
     return carry, dh
 
-  chunks = _chunks(hs, targets, w.shape[1])
-  (total, dw, db), dhs = lax.scan(body, _zeros(hs, operand, b), chunks)
-  dhs = dhs.reshape(hs.shape).astype(hs.dtype)
-  return total / _num_predictions(hs), (dhs, dw, db)
+  sums = _zeros(hs, operand, b)
+  (total, dw, db), dhs = _scan(body, sums, hs, targets, w.shape[1])
+  return total / _num_predictions(hs), (dhs.astype(hs.dtype), dw, db)
 
 
 def _backward(dtypes, gradient, dloss):
@@ -196,30 +197,49 @@ def _check_weights(hs: jax.Array, w: jax.Array, b: jax.Array) -> None:
     raise ValueError(f"b must be [{w.shape[1]}], got {b.shape}")
 
 
-def _chunks(
-  hs: jax.Array, targets: jax.Array, vocabulary_size: int
-) -> tuple[jax.Array, jax.Array]:
-  """Return (hs, targets) as [n, T/n, ...], in n chunks of time steps.
+def _scan(
+  body: Callable[..., tuple[Any, Any]],
+  carry: Any,
+  hs: jax.Array,
+  targets: jax.Array,
+  vocabulary_size: int,
+) -> tuple[Any, Any]:
+  """Scan body, (carry, (h, target)) -> (carry, y), over chunks of time steps.
 
-  A chunk has the largest number of time steps that divides T, so that all
-  chunks have the same shape, and for which it has at most MAX_LOGITS logits.
-  That number is 1 if one time step has more logits than that, if T is a prime
-  and the whole does not fit, or if T is symbolic (`jax.export`). If B is
-  symbolic, the chunks are those of B = 32.
+  Returns:
+    (carry after the last chunk, the y [T, ...] of all chunks or None).
   """
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
+  size = _chunk_size(steps, rows, vocabulary_size)
+  rest = steps % size if isinstance(steps, int) else 0
+  arrays, last = (hs, targets), None
+  if rest:
+    arrays = hs[:-rest], targets[:-rest]
+  shape = steps // size, size
+  chunks = tuple(x.reshape(*shape, *x.shape[1:]) for x in arrays)
+  carry, whole = lax.scan(body, carry, chunks)
+  if rest:
+    carry, last = body(carry, (hs[-rest:], targets[-rest:]))
+  return carry, joined(Chunks(whole, last))
+
+
+def _chunk_size(steps: int, rows: int, vocabulary_size: int) -> int:
+  """Return how many of T time steps are a chunk, of at most MAX_LOGITS logits.
+
+  This is the largest number that divides T, so that all chunks have the same
+  shape, if it is more than half of what fits. Otherwise it is what fits, and
+  the last chunk has fewer time steps. It is 1 if one time step has more logits
+  than that, or if T is symbolic (`jax.export`). If B is symbolic, it is that of
+  B = 32.
+  """
   if not isinstance(rows, int):
     rows = SYMBOLIC_BATCH
-  size = 1
-  if isinstance(steps, int):
-    fitting = MAX_LOGITS // (max(rows, 1) * vocabulary_size)
-    sizes = range(1, min(steps, fitting) + 1)
-    size = max((n for n in sizes if steps % n == 0), default=1)
-  shape = steps // size, size
-  return (
-    hs.reshape(*shape, *hs.shape[1:]),
-    targets.reshape(*shape, *targets.shape[1:]),
-  )
+  if not isinstance(steps, int):
+    return 1
+  fitting = min(steps, MAX_LOGITS // (max(rows, 1) * vocabulary_size))
+  fitting = max(fitting, 1)
+  large = range(fitting, fitting // 2, -1)
+  return next((size for size in large if steps % size == 0), fitting)
 
 
 def _num_predictions(hs: jax.Array) -> int:

@@ -10,7 +10,7 @@ from lstm_jax.cells.affine import affine
 from lstm_jax.language import loss, readout
 from tests.draws import B, H, normal_like, weighed, worst
 
-T, V = 12, 7
+T, V = 14, 7
 
 
 def arguments(key, dtype=jnp.float64):
@@ -26,7 +26,7 @@ def twin(hs, w, b, targets):
 
 @pytest.fixture(params=[1, 3 * B * V, 5 * B * V, 10**9])
 def chunks(request, monkeypatch):
-  """Chunks of 1, 3, 4 (5 does not divide 12) or all time steps."""
+  """Chunks of 1, of 2 (3 does not divide 14), of 5, 5 and 4, or of all."""
   monkeypatch.setattr(readout, "MAX_LOGITS", request.param)
 
 
@@ -89,10 +89,10 @@ def test_groups_in_int8_do_not_overflow(key):
 
 def test_groups_must_divide_the_batch(key):
   leaves, targets = arguments(key)
-  message = r"multiple of 2 groups, got \(12, 3, 6\)"
+  message = r"multiple of 2 groups, got \(14, 3, 6\)"
   with pytest.raises(ValueError, match=message):
     readout.grouped_linear_cross_entropy(*leaves, targets, 2)
-  with pytest.raises(ValueError, match=r"be \[T, B, H\] .*, got \(12, 6\)"):
+  with pytest.raises(ValueError, match=r"be \[T, B, H\] .*, got \(14, 6\)"):
     readout.grouped_linear_cross_entropy(
       leaves[0][:, 0], *leaves[1:], targets[:, 0], 1
     )
@@ -118,6 +118,26 @@ def test_a_wrong_gradient_is_noticed(key, monkeypatch):
   monkeypatch.setattr(loss, "backward", lambda r, d: (1.01 * right(r, d)[0], 0))
   wrong = jax.grad(readout.linear_cross_entropy)(*leaves, targets)
   assert worst(wrong, jax.grad(twin)(*leaves, targets)) > 1e-5
+
+
+@pytest.mark.parametrize(
+  ("steps", "size"),
+  [(0, 1), (6, 6), (64, 8), (65, 13), (97, 15), (10**6 + 3, 15), (16, 8)],
+)
+def test_chunks_are_of_one_size_if_more_than_half_of_what_fits_divides_t(
+  steps, size, monkeypatch
+):
+  monkeypatch.setattr(readout, "MAX_LOGITS", 15 * B * V + 1)
+  assert readout._chunk_size(steps, B, V) == size
+
+
+def test_the_loss_of_many_time_steps_is_not_summed_one_by_one():
+  steps = 100_003  # a prime
+  hs, w = jnp.ones((steps, 1), jnp.float32), jnp.linspace(0, 1, 100)[None]
+  arrays = hs, w.astype(jnp.float32), jnp.zeros(100, jnp.float32)
+  nats = readout.linear_cross_entropy(*arrays, jnp.zeros(steps, int))
+  exact = jax.nn.logsumexp(w)  # every target is token 0, of logit 0
+  assert abs(float(nats) - float(exact)) < 1e-6 * float(exact)
 
 
 def test_the_logits_of_a_whole_batch_are_never_stored():
@@ -153,7 +173,7 @@ def test_gradients_of_bfloat16_products_are_near_and_keep_their_dtypes(key):
 
 def test_targets_of_another_shape_are_refused(key):
   leaves, targets = arguments(key)
-  with pytest.raises(ValueError, match=r"targets must be \[12, 3\], got \(12"):
+  with pytest.raises(ValueError, match=r"targets must be \[14, 3\], got \(14"):
     readout.linear_cross_entropy(*leaves, targets[:, 0])
 
 
