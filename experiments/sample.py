@@ -57,7 +57,7 @@ def _define_flags() -> list[flags.FlagHolder]:
       "first line that is typed.",
     ),
     flags.DEFINE_integer(
-      "length", 400, "Tokens to draw: characters, or words.", lower_bound=1
+      "length", 400, "Tokens to draw: characters, or words.", 1, LARGEST
     ),
     finite(
       flags.DEFINE_float(
@@ -90,19 +90,20 @@ def _define_flags() -> list[flags.FlagHolder]:
         upper_bound=1.0,
       )
     ),
-    flags.DEFINE_integer("num_samples", 1, "How many samples.", lower_bound=1),
+    flags.DEFINE_integer("num_samples", 1, "How many samples.", 1, LARGEST),
     flags.DEFINE_integer(
       "seed", 0, "The same seed gives the same text.", 0, LARGEST
     ),
     flags.DEFINE_integer(
-      "best_of", 1, "Print the likeliest of this many samples.", lower_bound=1
+      "best_of", 1, "Print the likeliest of this many samples.", 1, LARGEST
     ),
     flags.DEFINE_integer(
       "beam",
       0,
       "Print the likeliest continuation that a beam search of this size finds; "
       "0 for samples.",
-      lower_bound=0,
+      0,
+      LARGEST,
     ),
     flags.DEFINE_boolean(
       "interactive", False, "Continue each line that is typed."

@@ -140,7 +140,8 @@ class TextStream:
     check_count("length", length, 0)
     check_key(key)
     data = np.asarray(jax.random.key_data(key))
-    return self._extend(data, np.full(length, DRAWN, np.int32))
+    # Not `np.full`: however long the text, these take the memory of one.
+    return self._extend(data, np.broadcast_to(np.int32(DRAWN), length))
 
   def _extend(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
     """Read or draw tokens, and yield the text that each part of them adds.

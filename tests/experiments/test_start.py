@@ -90,6 +90,10 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
       ("sample", "--run=a", f"--{name}=nan"): f"flag --{name}=nan: must be a "
       for name in ("temperature", "top_p", "min_p")
     },
+    **{
+      ("sample", "--run=a", f"--{name}={2**31}"): f"flag --{name}={2**31}: "
+      for name in ("length", "num_samples", "best_of", "beam")
+    },
     ("train", "--compute_dtype=int8"): "should be one of <float32|bfloat16>",
     ("train", "--implementation=mosaic_gpu"): "='mosaic_gpu' needs ",
     ("train", "--implementation=mosaic_gpu", "--dry_run"): "_gpu' needs ",

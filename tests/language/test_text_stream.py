@@ -49,6 +49,13 @@ def test_the_parts_of_a_text_are_what_sample_draws(tokenizer, key):
   assert prompt + "".join(parts) == text == stream.text
 
 
+def test_a_part_does_not_take_the_memory_of_the_whole_text(key):
+  model, params = make_model(CHARACTERS, key)
+  stream = TextStream(model, params, CHARACTERS, RULES)
+  stream.read("Thou")
+  assert len(next(stream.write(key, 10**15))) == PART
+
+
 def test_a_text_is_what_sample_draws_with_each_kind_of_key(key):
   """The program of one kind must not draw with keys of another."""
   model, params = make_model(CHARACTERS, key)
