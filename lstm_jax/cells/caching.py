@@ -1,14 +1,21 @@
-"""A cache for functions of a cell, which tells equal cells apart by type."""
+"""Caches of functions: a result is computed once for equal arguments.
+
+`cached` tells equal cells apart by type. `one_at_a_time` is for functions that
+return the same object for equal arguments: `functools.cache` alone returns two,
+if two threads call it at once.
+"""
 
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any, TypeVar
+from threading import RLock
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
 from lstm_jax.cells.cell import Cell
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 def cached(f: Callable[[Cell], Result]) -> Callable[[Cell], Result]:
@@ -19,6 +26,7 @@ def cached(f: Callable[[Cell], Result]) -> Callable[[Cell], Result]:
   returned raises ValueError for a cell that is not hashable.
   """
 
+  @one_at_a_time
   @cache
   def call(cell, structure):
     del structure
@@ -30,6 +38,20 @@ def cached(f: Callable[[Cell], Result]) -> Callable[[Cell], Result]:
     return call(cell, jax.tree.structure(cell))
 
   return checked
+
+
+def one_at_a_time(
+  f: Callable[Arguments, Result],
+) -> Callable[Arguments, Result]:
+  """Return f, which threads call one after the other; it may call itself."""
+  lock = RLock()
+
+  @wraps(f)
+  def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    with lock:
+      return f(*args, **kwargs)
+
+  return call
 
 
 def check_hashable(cell: Any) -> None:

@@ -23,6 +23,7 @@ from functools import cache, partial, update_wrapper
 from types import ModuleType
 from typing import Any
 
+from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.cell import one_step
 
 
@@ -73,6 +74,7 @@ class MadeCell:
     return repr(self)
 
 
+@one_at_a_time
 @cache  # the same cell at every call, so that no program is compiled twice
 def made_cell(
   maker: Callable[..., Any], arguments: tuple, *names: str, **keywords: Any

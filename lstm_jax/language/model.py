@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import affine, is_token, linear
+from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.cell import Cell, State, zeros_like_traced
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_matrices
@@ -97,7 +98,7 @@ class LanguageModel(NamedTuple):
   """
 
   init: Callable[[jax.Array], LanguageParams]
-  initial_state: Callable[[tuple[int, ...]], tuple[State, ...]]
+  initial_state: Callable[..., tuple[State, ...]]
   apply: Callable[..., tuple[tuple[State, ...], jax.Array]]
   loss: Callable[..., tuple[jax.Array, tuple[State, ...]]]
   training_loss: Callable[..., tuple[jax.Array, tuple]]
@@ -142,6 +143,7 @@ def language_model(
 
 
 # The cache is limited because a model keeps its compiled programs alive.
+@one_at_a_time
 @functools.lru_cache(maxsize=64)
 def _language_model(
   config: ModelConfig,

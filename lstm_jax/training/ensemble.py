@@ -35,6 +35,7 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language.model import LanguageModel, LanguageParams
@@ -211,6 +212,7 @@ def make_ensemble_train_step(
 
 
 # By position: to `lru_cache`, an omitted keyword differs from its default.
+@one_at_a_time
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay, mesh):
   train_alone = uncompiled_train_step(model, optimizer, ema_decay)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.options import check_options, option
@@ -96,6 +97,7 @@ def make_optimizer(
   return _make_optimizer(config, num_steps)
 
 
+@one_at_a_time
 @functools.lru_cache(maxsize=64)
 def _make_optimizer(
   config: OptimizerConfig, num_steps: int

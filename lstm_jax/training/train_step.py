@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.precision import cast_like
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.model import LanguageModel, LanguageParams
@@ -132,6 +133,7 @@ def make_train_step(
 
 # `make_train_step` passes its arguments by position: to `lru_cache`, an omitted
 # keyword differs from its default.
+@one_at_a_time
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay):
   step = uncompiled_train_step(model, optimizer, ema_decay)
