@@ -59,8 +59,16 @@ def check_inputs(
 def check_same_type(name: str, value: Any, like: Any) -> None:
   """Raise ValueError unless a value has the type of another."""
   if type(value) is not type(like):
-    wanted, found = type(like).__name__, type(value).__name__
-    raise ValueError(f"{name} must be of type {wanted}, got {found}")
+    types = types_text(type(like), type(value))
+    raise ValueError(f"{name} must be of type {types}")
+
+
+def types_text(wanted: type, found: type) -> str:
+  """Return "WANTED, got FOUND" for an error message."""
+  text = f"{wanted.__name__}, got {found.__name__}"
+  if wanted.__name__ == found.__name__:
+    text += " of another definition, as from before or after a reload"
+  return text
 
 
 def check_arrays(name: str, state: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.checks import axes_text
+from lstm_jax.cells.checks import axes_text, types_text
 from lstm_jax.cells.precision import upcast
 
 PARTS = (
@@ -44,8 +44,7 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
   if not isinstance(expected, type) or _is_protocol(expected):
     return
   if not isinstance(params, expected):
-    found = type(params).__name__
-    raise ValueError(f"params must be {expected.__name__}, got {found}")
+    raise ValueError(f"params must be {types_text(expected, type(params))}")
 
 
 def _is_protocol(kind: type) -> bool:

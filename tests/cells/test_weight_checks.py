@@ -137,3 +137,21 @@ def test_a_type_that_is_any_or_cannot_be_evaluated_is_not_checked():
   # Only the annotation of x cannot be evaluated: that of params still counts.
   with pytest.raises(ValueError, match=r"^params must be tuple, got dict$"):
     check_params(project_text, {})
+
+
+def test_weights_and_states_of_an_earlier_definition_are_named_as_such():
+  """As in a notebook, where a cell is defined or reloaded a second time."""
+  before, after = (own_cell("def row(", "def row(") for _ in range(2))
+  arrays = jnp.zeros((D, 4 * H)), jnp.zeros(4 * H), jnp.zeros(4 * H)
+  params = after.DiagonalLSTMParams(*arrays)
+  end = "of another definition, as from before or after a reload$"
+  old = before.DiagonalLSTMParams(*arrays)
+  name = "DiagonalLSTMParams"
+  message = f"^params must be {name}, got {name} {end}"
+  with pytest.raises(ValueError, match=message):
+    unroll(after, old, None, XS)
+  state = before.initial_state(old, (B,))
+  name = "DiagonalLSTMState"
+  message = f"^state must be of type {name}, got {name} {end}"
+  with pytest.raises(ValueError, match=message):
+    unroll(after, params, state, XS)
