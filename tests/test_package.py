@@ -5,12 +5,16 @@ import inspect
 import pkgutil
 import re
 import tomllib
-from types import ModuleType
+from collections.abc import Sequence
+from types import FunctionType, ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
+from jax.typing import DTypeLike
 
 import lstm_jax
-from lstm_jax import cells
+from lstm_jax import cells, language, testing
+from lstm_jax.interop import torch
 from tests.processes import ROOT
 
 PACKAGES = [
@@ -79,6 +83,29 @@ def test_the_parameters_and_state_of_every_cell_are_exported():
 )
 def test_the_interface_is_exported(name):
   assert hasattr(lstm_jax, name)
+
+
+def test_a_module_has_every_member_of_the_protocol_of_cells():
+  # A type checker finds no member that a module only inherits: `__hash__`.
+  members = {
+    name
+    for name, value in vars(lstm_jax.Cell).items()
+    if isinstance(value, property)
+    or (isinstance(value, FunctionType) and value.__doc__)
+  }
+  assert "recur" in members and members <= vars(lstm_jax.lstm).keys()
+
+
+def test_types_accept_what_the_documents_pass():
+  hints = get_type_hints(lstm_jax.unroll)
+  assert hints["compute_dtype"] == DTypeLike | None
+  made = get_type_hints(lstm_jax.rnn.with_activation)["return"]
+  for function in (testing.terms, testing.plant):
+    assert made in get_args(get_type_hints(function)["module"])
+  zero_state = get_type_hints(language.LanguageModel)["initial_state"]
+  assert get_args(zero_state)[0] is ...  # no batch_shape, or a symbolic one
+  for function in (torch.to_torch, torch.save):  # a list, too
+    assert get_type_hints(function)["layers"].__origin__ is Sequence
 
 
 def test_a_version_has_a_date_to_cite_once_it_is_released():

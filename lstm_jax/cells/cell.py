@@ -46,7 +46,8 @@ class Cell(Protocol[ParamsT, StateT]):
   """One time step of a recurrent network, forward and backward.
 
   `lstm`, `gru` and `rnn` are examples; their docstrings hold the equations. All
-  functions are batched over the leading axes of their arrays. With `Explicit`,
+  functions are batched over the leading axes of their arrays. A cell must be
+  hashable, to be a static argument of a compiled function. With `Explicit`,
   `unroll` calls some of them for many time steps at once, with a time axis
   before the batch axes: `project` and `parameter_gradients`; `recur` if
   `residuals="recompute"`; and `recur` and `recur_backward` of a linear
@@ -59,9 +60,6 @@ class Cell(Protocol[ParamsT, StateT]):
   with `Explicit`, `unroll` then computes all time steps at once
   (`sequence.linear`).
   """
-
-  def __hash__(self) -> int:
-    """Let a cell be a static argument of a compiled function."""
 
   @property
   def init(self) -> Callable[..., ParamsT]:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
@@ -82,7 +83,7 @@ class UnrollOptions(TypedDict, total=False):
   reset: jax.Array | None
   time_major: bool
   adjoint: Adjoint
-  compute_dtype: jnp.dtype | None
+  compute_dtype: DTypeLike | None
   implementation: Implementation | None
 
 
@@ -100,7 +101,7 @@ def unroll(
   time_major: bool = True,
   reverse: bool = False,
   adjoint: Adjoint = Explicit(),
-  compute_dtype: jnp.dtype | None = None,
+  compute_dtype: DTypeLike | None = None,
   implementation: Implementation | None = None,
 ) -> tuple[StateT, jax.Array]:
   """Apply `cell` to every time step of xs in turn.

@@ -13,7 +13,7 @@ import numpy as np
 
 from lstm_jax.cells.cell import Cell
 from lstm_jax.interop.extra import from_extra
-from lstm_jax.interop.torch.weights import Layers, from_torch, to_torch
+from lstm_jax.interop.torch.weights import Layers, Stack, from_torch, to_torch
 
 
 def load(
@@ -55,7 +55,7 @@ def load(
   return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
 
 
-def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
+def save(path: str | os.PathLike, layers: Stack, *, bias: bool = True) -> None:
   """Write `to_torch(layers, bias=bias)` to a safetensors file.
 
   An existing file is replaced atomically. A link is followed. What is neither a

@@ -56,6 +56,7 @@ from lstm_jax.sequence.bidirectional import Directions
 from lstm_jax.sequence.stack import check_layers
 
 Layers = tuple[Params | Directions, ...]  # the lowest layer first
+Stack = Sequence[Params | Directions]  # the same in an argument: a list, too
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
 PARAMS: dict[Cell, type] = {
   cell: params
@@ -148,15 +149,14 @@ def from_torch(
   return cell, tuple(layers)
 
 
-def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
+def to_torch(layers: Stack, *, bias: bool = True) -> dict[str, np.ndarray]:
   """Return the state_dict of the PyTorch module, in the dtypes of the params.
 
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
-      either; the lowest layer first. b is written to bias_ih, and bias_hh is 0
-      except for the b_n of a `gru`. In PyTorch's own gradients, bias_hh
-      equals bias_ih wherever `to_torch` writes 0.
+      either; the lowest layer first. b is written to bias_ih; bias_hh is 0, or
+      b_n of a `gru`. PyTorch's own gradients have bias_ih in place of the 0.
     bias: False for a module that is made with bias=False.
 
   Raises:
@@ -174,7 +174,7 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
   return {k: x for k, x in arrays.items() if not k.startswith("bias")}
 
 
-def named_arrays(layers: Layers) -> dict[str, jax.Array]:
+def named_arrays(layers: Stack) -> dict[str, jax.Array]:
   """Return the arrays of `to_torch`, which JAX may trace."""
   result: dict[str, jax.Array] = {}
   for k, layer in enumerate(layers):
@@ -263,7 +263,7 @@ def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   return tensors
 
 
-def check_one_module(layers: Sequence[Params | Directions]) -> None:
+def check_one_module(layers: Stack) -> None:
   """Raise ValueError unless the layers are those of one module of PyTorch.
 
   All must have the same kind of params, shape of w_h and number of directions,
