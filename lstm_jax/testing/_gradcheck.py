@@ -74,8 +74,8 @@ def gradcheck(
 
   Raises:
     ValueError: x has no leaf, or a leaf that is empty or not float; the outputs
-      of the two functions differ in shape or structure, or are empty; or
-      max_coordinates or num_directions is not an integer ≥ 0.
+      of the two functions differ in shape or structure, or are empty or not
+      float; or max_coordinates or num_directions is not an integer ≥ 0.
   """
   if max_coordinates is not None:
     check_count("max_coordinates", max_coordinates, 0)
@@ -84,7 +84,7 @@ def gradcheck(
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
   # Jitted, f is traced once here. JAX's cache has no trace of a new `partial`,
-  # so that the next check traces f anew: the code it calls may have changed.
+  # so that the next check traces f anew: what it refers to may have changed.
   explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))
   found, outputs = (jax.eval_shape(f, x) for f in (explicit, autodiff))
   _check_outputs(found, outputs)
@@ -185,6 +185,9 @@ def _check_outputs(explicit, autodiff):
     )
   if not found or any(0 in shape for shape in found):
     raise ValueError(f"the outputs must have elements, got {found}")
+  for y in jax.tree.leaves((explicit, autodiff)):
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+      raise ValueError(f"the outputs must be floats, got {y.dtype} {y.shape}")
 
 
 def _pick(draw, tensors, limit):

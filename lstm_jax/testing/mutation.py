@@ -35,6 +35,7 @@ from typing import Any
 
 import jax
 
+from lstm_jax.cells.cell import Cell
 from lstm_jax.cells.made import MadeCell
 
 ROOTS = (
@@ -47,7 +48,7 @@ ROOTS = (
 )
 
 
-def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
+def terms(module: ModuleType | Cell) -> tuple[str, ...]:
   """Return the terms of a module's backward, in the order of their lines.
 
   Raises:
@@ -62,9 +63,7 @@ def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   return tuple(names)
 
 
-def plant(
-  module: ModuleType | MadeCell, term: str, factor: float = 1.01
-) -> Any:
+def plant(module: ModuleType | Cell, term: str, factor: float = 1.01) -> Any:
   """Return a copy of the module in which one term of its backward is scaled.
 
   Args:
@@ -79,6 +78,7 @@ def plant(
   if isinstance(module, MadeCell):
     planted = plant(_module(module), term, factor)
     return getattr(planted, module.maker.__name__)(*module.arguments)
+  module = _module(module)
   known = terms(module)
   if term not in known:
     raise ValueError(
@@ -129,7 +129,7 @@ def plant(
   return planted
 
 
-def _module(cell: ModuleType | MadeCell) -> ModuleType:
+def _module(cell: ModuleType | Cell) -> ModuleType:
   """Return the module that has the backward of a cell."""
   if isinstance(cell, MadeCell):
     if cell.maker.__globals__ is not vars(cell.module):
@@ -253,7 +253,7 @@ def _targets(assignment):
     name
     for target in assignment.targets  # several in d = e = …
     for name in map(
-      _variable, target.elts if isinstance(target, ast.Tuple) else [target]
+      _variable, target.elts if hasattr(target, "elts") else [target]
     )
   ]
   return [name if name.startswith("d") else "" for name in names]
@@ -271,7 +271,7 @@ def _place(assignment, name):
   elements = next(
     target.elts
     for target in assignment.targets
-    if isinstance(target, ast.Tuple) and name in map(_variable, target.elts)
+    if hasattr(target, "elts") and name in map(_variable, target.elts)
   )
   index = [*map(_variable, elements)].index(name)
   starred = [isinstance(element, ast.Starred) for element in elements]
@@ -291,10 +291,10 @@ def _parts(node):
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
     return [*_parts(node.left), *_parts(node.right)]
   for call in ast.walk(node):
-    if (
-      isinstance(call, ast.Call)
-      and ast.unparse(call.func) == "jnp.concatenate"
-      and isinstance(call.args[0], ast.List)
-    ):
-      return call.args[0].elts
+    if isinstance(call, ast.Call):
+      name = ast.unparse(call.func).rpartition(".")[2]
+      for arrays in (*call.args[:1], *(k.value for k in call.keywords)):
+        if name == "concatenate" and hasattr(arrays, "elts"):
+          parts = arrays.elts
+          return [x.value if isinstance(x, ast.Starred) else x for x in parts]
   return [node]

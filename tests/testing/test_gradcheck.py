@@ -173,6 +173,11 @@ def test_outputs_without_elements_are_an_error(f, got, key):
     gradcheck(f, f, jnp.ones(3), key)
 
 
+def test_outputs_that_are_not_float_are_an_error(key):
+  with pytest.raises(ValueError, match=r"must be floats, got bool \(3,\)$"):
+    gradcheck(lambda x: x > 0, lambda x: x > 0, jnp.ones(3), key)
+
+
 def test_precision_of_the_differences_is_that_of_the_docstring(key):
   """ "near 1e-13 |L| at the default ε = 1e-3", within a factor of 100."""
   text = " ".join(inspect.getmodule(gradcheck).__doc__.split())

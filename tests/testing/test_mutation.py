@@ -145,6 +145,26 @@ def recur_backward(params, gates, residuals, d_state):
     assert planted.recur_backward(None, 1.0, None, 1.0) == expected
 
 
+def test_concatenated_arrays_are_terms_however_they_are_written(tmp_path):
+  source = """
+import jax
+
+def recur_backward(params, gates, residuals, d_state):
+  [das, dn] = (gates,), d_state
+  da = jax.numpy.concatenate([*das, dn])
+  dx = jax.numpy.concatenate(axis=0, arrays=(da, *das))
+  return dx
+"""
+  module = module_of(tmp_path, "concatenated", source)
+  parts = "da", "da[0]", "da[1]", "dx", "dx[0]", "dx[1]"
+  assert terms(module) == ("das", "dn", *parts)
+  results = [212, 121, 221, 211, 121, 222, 221, 112]
+  for term, expected in zip(terms(module), results, strict=True):
+    backward = plant(module, term, 2.0).recur_backward
+    dx = backward(None, jnp.ones(1), None, jnp.ones(1))
+    assert dx @ jnp.array([100.0, 10.0, 1.0]) == expected
+
+
 def test_a_term_may_be_a_number_instead_of_an_array(tmp_path):
   source = """
 def recur_backward(params, gates, residuals, d_state):
