@@ -1,5 +1,6 @@
 """The changes of an ablation: what each makes of the recipe, and its checks."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +56,10 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
   """
   base, seen = configs[BASE], dict[TrainConfig, str]()
   for change, config in configs.items():
-    if config in seen and config != base:
-      raise ValueError(f"--change={change} is the same as {seen[config]}")
-    seen.setdefault(config, change)
+    same = _with_job(config, base)
+    if same in seen and same != base:
+      raise ValueError(f"--change={change} is the same as {seen[same]}")
+    seen.setdefault(same, change)
     if config.data != base.data:
       names = ", ".join(leaf.name for leaf in leaves(base.data))
       raise ValueError(
@@ -72,10 +74,19 @@ def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
   num_steps = make_setup(config).num_steps
   if change == BASE:
     return
-  if config == base:
+  if _with_job(config, base) == base:
     raise ValueError(f"--change={change} is the recipe itself")
   unused = without_effect(config, RULES, num_steps)
   for part in change.split(","):
     name, _, _ = part.partition("=")
     if name in unused:
       raise ValueError(f"in --change={change}, {unused[name]}")
+
+
+def _with_job(config: TrainConfig, base: TrainConfig) -> TrainConfig:
+  """Return a configuration with the base's job, to compare what they train.
+
+  `share_batches` may give them different numbers of devices: a run that is
+  resumed keeps that on which it began.
+  """
+  return dataclasses.replace(config, job=base.job)

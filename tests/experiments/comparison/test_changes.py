@@ -1,7 +1,11 @@
 """What a change makes of the flags of a recipe."""
 
-from experiments.comparison.changes import apply_change
+import pytest
+
+from experiments.comparison.ablations import BASE
+from experiments.comparison.changes import apply_change, check_changes
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import replace
 
 
 def test_a_change_of_a_repeated_flag_is_one_value_or_none():
@@ -9,3 +13,15 @@ def test_a_change_of_a_repeated_flag_is_one_value_or_none():
   assert changed.distillation.teacher == ("runs/a",)
   none = apply_change(changed, "teacher=")
   assert none.distillation.teacher == ()
+
+
+def test_the_number_of_devices_makes_no_change_of_a_recipe(tmp_path):
+  corpus = tmp_path / "corpus.txt"
+  corpus.write_text("abc\n" * 500)
+  base = replace(TrainConfig(), corpus=str(corpus), batch_size=2, seq_len=4)
+  elsewhere = replace(base, devices="2")
+  with pytest.raises(ValueError, match="=seed=0 is the recipe itself"):
+    check_changes({BASE: base, "seed=0": elsewhere})
+  seed, other = (replace(c, seed=1) for c in (base, elsewhere))
+  with pytest.raises(ValueError, match="=seed=01 is the same as seed=1"):
+    check_changes({BASE: base, "seed=1": seed, "seed=01": other})
