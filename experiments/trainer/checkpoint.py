@@ -7,6 +7,7 @@ configuration and the step. So a resumed run computes, bit by bit, what an
 uninterrupted one does.
 """
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,14 @@ class Progress(NamedTuple):
     int, int
   ]  # non-finite steps up to the last row: in all, in a row
   log_bytes: dict[str, int]  # length of each log
+
+  @property
+  def num_skipped(self) -> int:
+    """Number of non-finite steps, those that wait for a row included."""
+    waiting = ((loss, norm) for loss, norm, _ in self.pending)
+    return self.skipped[0] + sum(
+      not all(map(math.isfinite, values)) for values in waiting
+    )
 
 
 class Restored(NamedTuple):

@@ -67,7 +67,8 @@ class HelpFlag(app.HelpFlag):
   def parse(self, arg):
     """Print the help and exit, if the flag is given."""
     if self._parse(arg):
-      print(f"{sys.modules['__main__'].__doc__}{grouped_help()}", flush=True)
+      usage = sys.modules["__main__"].__doc__ or ""  # `python -OO` has none
+      print(f"{usage}{grouped_help()}", flush=True)
       sys.exit(0)
 
 

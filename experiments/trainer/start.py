@@ -49,7 +49,7 @@ def initial_state(
     logger.resume(restored)
   if restored:
     if opened.extended_from is not None:
-      skipped, _ = restored.progress.skipped
+      skipped = restored.progress.num_skipped
       line = describe_extension(setup, step, opened.extended_from, skipped)
       console.print(f"extended    {line}", soft_wrap=True)
     return to_mesh(setup, restored.state)

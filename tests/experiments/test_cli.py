@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from experiments.trainer import flags
 from lstm_jax.training import read_checkpoint
 from tests import processes
 
@@ -134,3 +135,13 @@ def test_gradcheck_passes_and_a_planted_error_fails(corpus):
   for cell in ("lstm", "gru", "rnn"):
     assert f"{cell}, unrolled" in out
     assert f"2 layers of {cell}" in out
+
+
+def test_the_help_of_a_program_without_docstrings_has_its_flags_alone(
+  capsys, monkeypatch
+):
+  monkeypatch.setattr(sys.modules["__main__"], "__doc__", None)  # python -OO
+  monkeypatch.setattr(flags, "grouped_help", lambda: "flags:")
+  with pytest.raises(SystemExit):
+    flags.HelpFlag().parse(True)
+  assert capsys.readouterr().out == "flags:\n"

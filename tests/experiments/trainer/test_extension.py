@@ -10,6 +10,7 @@ import pytest
 from experiments import train
 from experiments.pages.report import make_header
 from experiments.trainer import opening
+from experiments.trainer.checkpoint import Progress
 from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
 from experiments.trainer.history import read_run_history
@@ -106,6 +107,12 @@ def test_skipped_steps_do_not_advance_the_rate_of_an_extension(config):
     f"{cosine(44, 94):.3g} at step 48 of 94, and {cosine(90, 94):.3g} at the "
     "last"
   )
+
+
+def test_skipped_steps_that_wait_for_a_row_are_counted():
+  pending = [[2.0, 1.0, 64.0], [math.nan, 1.0, 64.0], [2.0, math.inf, 64.0]]
+  progress = Progress(4, [], None, pending, 0.0, 0.0, (3, 0), {})
+  assert progress.num_skipped == 5
 
 
 @pytest.mark.exhaustive
