@@ -6,6 +6,7 @@ for other processes.
 """
 
 import errno
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,8 +153,9 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
         f"the checkpoint {directory}/{step} cannot be read: the metadata of "
         f"its {item} are missing"
       )
-    found = _shapes({item: getattr(stored, "tree", stored)})
-    _check_shapes(directory, step, found, expected)
+    tree = {item: getattr(stored, "tree", stored)}
+    _check_shapes(directory, step, _shapes(tree), expected)
+    _check_chunks(directory, step, tree)
     # Broadcast zeros of NumPy (which take no memory) make orbax return NumPy
     # arrays: it would restore JAX arrays to the devices that wrote them.
     empty = jax.tree.map(
@@ -224,6 +226,21 @@ def _check_shapes(
         f"the checkpoint {directory}/{step} is of another configuration: "
         f"{name} must be {expected.get(name, 'absent')}, "
         f"got {found.get(name, 'no such array')}"
+      )
+
+
+def _check_chunks(directory: Path, step: int, tree: Any) -> None:
+  """Raise CheckpointError if an array is stored in chunks larger than itself.
+
+  TensorStore unpacks whole chunks: a few bytes could fill the memory.
+  """
+  for name, leaf in named_leaves(tree).items():
+    chunk = (leaf.storage and leaf.storage.chunk_shape) or ()
+    largest = [max(size, 1) for size in leaf.shape]  # 1 if it has no elements
+    if any(map(operator.gt, chunk, largest)):
+      raise CheckpointError(
+        f"the checkpoint {directory}/{step} is damaged: {name} of shape "
+        f"{tuple(leaf.shape)} is stored in chunks of {tuple(chunk)}"
       )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.training import (
@@ -182,3 +183,19 @@ def test_what_differs_from_its_checksum_or_has_none_is_damaged(
         read(tmp_path, 8)
     write(stored)
     read(tmp_path, 8)
+
+
+def test_an_array_in_chunks_larger_than_itself_is_not_unpacked(tmp_path):
+  writer, x = CheckpointWriter(tmp_path), np.ones(2)
+  writer.save(8, {"a": x}, {})
+  writer.close()
+  assert np.array_equal(read_params(tmp_path, 8, {"a": x})["a"], x)
+  store = tensorstore.KvStore.open(
+    {"driver": "ocdbt", "base": f"file://{tmp_path}/8/params/"}
+  ).result()
+  settings = json.loads(store.read("a/.zarray").result().value)
+  settings["chunks"] = [10**6]
+  store.write("a/.zarray", json.dumps(settings)).result()
+  message = rf"params\.a of shape \(2,\) is stored in chunks of \({10**6},\)"
+  with pytest.raises(CheckpointError, match=message):
+    read_params(tmp_path, 8, {"a": x})
