@@ -39,6 +39,7 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import is_piped, resumable_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
+from experiments.trainer.format import escape_controls
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
@@ -221,15 +222,13 @@ def command_line(program: str, arguments: list[str]) -> str:
   python = [sys.executable]
   if "UV_RUN_RECURSION_DEPTH" in os.environ:
     python = ["uv", "run", "python"]
-  elif (
-    os.path.dirname(shutil.which("python") or "") == sys.exec_prefix + "/bin"
-  ):
+  elif shutil.which("python") == f"{sys.exec_prefix}/bin/python":
     python = ["python"]
   return shlex.join([*python, "-m", f"experiments.{program}", *arguments])
 
 
 def make_console() -> Console:
-  """Return a console that prints text as it is: no [markup], no :emoji:.
+  """Return a console that escapes control characters: no [markup], no :emoji:.
 
   It moves the cursor only in a terminal, and not where CI is set: a build log
   would keep every frame. FORCE_COLOR does not turn a pipe into a terminal.
@@ -242,7 +241,10 @@ def make_console() -> Console:
 
 
 class _Console(Console):
-  """A console that leaves a closed pipe to `launch`; rich would exit with 1."""
+  """A console that leaves a closed pipe to `launch`: rich would exit with 1."""
+
+  def render_str(self, text: str, **options: Any) -> Any:
+    return super().render_str(escape_controls(text), **options)
 
   def on_broken_pipe(self) -> None:
     raise BrokenPipeError
@@ -263,7 +265,7 @@ def _fail(error: object, status: int) -> int:
   # Leftovers of orbax would complain as the interpreter exits.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-  message = " ".join(_text(error).split())[:500]
+  message = escape_controls(" ".join(_text(error).split()))[:500]
   try:
     print(f"error: {message}", file=sys.stderr)
   except OSError:  # such as a log on a full disk: only the status is left

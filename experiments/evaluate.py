@@ -68,7 +68,7 @@ from experiments.trainer.evaluation import (
   merge_earlier,
 )
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
-from experiments.trainer.files import write_json
+from experiments.trainer.files import check_no_link, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
 from experiments.trainer.trained import BEST, LAST, Trained
@@ -153,6 +153,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   directories = [Path(name) for name in config.run]
   members = load_members(directories, config.checkpoint)
   trained, directory = members[0], directories[0]
+  name = run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION
+  check_no_link(path := directory / name)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
     data = find_corpus(directory, data, sha256, console)
@@ -205,8 +207,6 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   finally:
     if rows:
       print_table(make_table(tokenizer.unit, rows), console)
-      single = len(members) == 1
-      path = directory / (run_dir.EVALUATION if single else run_dir.ENSEMBLE)
       write_json(path, merge_earlier(path, record))
       console.print(f"saved in {path}", soft_wrap=True)
   return record

@@ -9,7 +9,12 @@ from typing import Any
 from experiments.pages.packing import Blobs
 from experiments.trainer.extension import EXTENSIONS, first_epochs
 from experiments.trainer.format import format_nats
-from experiments.trainer.history import Derived, RunHistory, derive
+from experiments.trainer.history import (
+  MOST_EPOCHS,
+  Derived,
+  RunHistory,
+  derive,
+)
 from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -112,7 +117,12 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
   epoch_ends = None
   if derived:
     epoch_ends = derived.epoch_ends
-  elif run.finished and not run.stopped_early and rows:
+  elif (
+    run.finished
+    and not run.stopped_early
+    and rows
+    and num_epochs <= MOST_EPOCHS
+  ):
     # Without the corpus, assume equally many training steps in all epochs.
     last = max(row["step"] for row in rows)
     epoch_ends = [last * (k + 1) / num_epochs for k in range(num_epochs)]

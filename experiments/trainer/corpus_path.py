@@ -119,6 +119,9 @@ def find_corpus(
 
   Returns:
     `data` with that path; `data` unchanged if there is no such text.
+
+  Raises:
+    ValueError: there is no such text, and the path is that of a pipe or device.
   """
   corpus = data.corpus
   if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:
@@ -142,6 +145,8 @@ def find_corpus(
         if console:
           console.print(f"corpus  {corpus} is now {path}", soft_wrap=True)
         return replace(data, corpus=str(path))
+  if is_piped(corpus):  # which may never end
+    raise ValueError(f"corpus {corpus} is not a regular file")
   return data
 
 

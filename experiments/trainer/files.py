@@ -34,10 +34,14 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
   """Write a record as JSON, atomically.
 
   Raises:
-    ValueError: it holds a number that is not finite.
+    ValueError: it holds a number that is not finite, or lists in hundreds of
+      lists.
     OSError: it cannot be written; the error names the file.
   """
-  text = json.dumps(record, indent=2, allow_nan=False)
+  try:
+    text = json.dumps(record, indent=2, allow_nan=False)
+  except RecursionError:
+    raise ValueError(f"{path} would be nested too deeply") from None
   write_bytes(path, f"{text}\n".encode())
 
 
@@ -105,6 +109,15 @@ def naming(path: Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def check_no_link(path: Path) -> None:
+  """Raise ValueError if a file of a run is a link, which may lead anywhere.
+
+  A run that someone else has made may hold a link to a file of the user.
+  """
+  if path.is_symlink():
+    raise ValueError(f"{path} is a link, and not a file of the run: delete it")
 
 
 def check_output(path: Path) -> None:

@@ -22,16 +22,19 @@ from experiments.trainer.sweep_members import (
   Progress,
   SweepConfig,
   make_members,
+  num_members,
 )
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
 
+MOST_EPOCHS = 10**6  # of a run for which the end of each is computed
 # Entries of a row that are null if none of its training steps was finite.
 NULLABLE = "train_loss", "grad_norm"
 # A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
-  r"^=== (untrained|step (\d+), epoch .*|best checkpoint, step \d+: .*) ===\n",
+  r"^=== (untrained|step (\d{1,18}), epoch .*|"
+  r"best checkpoint, step \d+: .*) ===\n",
   re.MULTILINE,
 )
 
@@ -110,31 +113,53 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   if not run_dir.is_sweep(history.record):
     return [history]
   config = run_dir.to_config(directory, history.record, SweepConfig())
-  members = make_members(config)
-  losses: list[list[Any]] = [[]] * len(members)
+  count = num_members(config)
+  rows: list[list[dict[str, Any]]] = [[]] * count
   newest = read_replaced(directory, lambda: _newest(directory))
-  seconds_per_step = 0.0
   if newest:
     newest_step, progress = newest
-    losses = progress.val_losses
-    seconds_per_step = progress.seconds / newest_step
-    if len(losses) != len(members):
+    rows = _rows_of_members(directory, newest_step, progress)
+    if len(rows) != count:
       raise ValueError(
-        f"{directory / run_dir.CONFIG} is of {len(members)} members, and the "
-        f"checkpoint of step {newest_step} beside it is of {len(losses)}"
+        f"{directory / run_dir.CONFIG} is of {count} members, and the "
+        f"checkpoint of step {newest_step} beside it is of {len(rows)}"
       )
   histories = []
-  for member, val_losses in zip(members, losses, strict=True):
+  for member, own in zip(make_members(config), rows, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}
-    rows = [
-      {"step": step, "seconds": seconds_per_step * step}
-      | ({} if nats is None else {"val_loss": nats})
-      for step, nats in val_losses
-    ]
     name = f"seed {member.seed} at {member.learning_rate:g}"
     record = history.record | flags
-    histories.append(history._replace(member=name, record=record, rows=rows))
+    histories.append(history._replace(member=name, record=record, rows=own))
   return histories
+
+
+def _rows_of_members(
+  directory: Path, newest_step: int, progress: Progress
+) -> list[list[dict[str, Any]]]:
+  """Return the rows of each member of a sweep, from its newest checkpoint.
+
+  Raises:
+    CheckpointError: it has other than numbers for losses, steps or seconds.
+  """
+  rows: list[list[Any]]
+  try:
+    seconds_per_step = progress.seconds / newest_step
+    rows = [
+      [
+        {"step": step, "seconds": seconds_per_step * step}
+        | ({} if nats is None else {"val_loss": nats})
+        for step, nats in val_losses
+      ]
+      for val_losses in progress.val_losses
+    ]
+  except (TypeError, ValueError, ArithmeticError):
+    rows = [[None]]
+  if not all(_is_row(row) for own in rows for row in own):
+    raise CheckpointError(
+      f"the checkpoint of step {newest_step} in "
+      f"{directory / run_dir.CHECKPOINTS} does not have the losses of a sweep"
+    )
+  return rows
 
 
 def _newest(directory: Path) -> tuple[int, Progress] | None:
@@ -159,10 +184,13 @@ def derive(history: RunHistory) -> Derived | None:
   """Return the sizes that follow from config.json and the corpus.
 
   Returns:
-    None where the corpus is missing or has changed since the run. A named
-    corpus that was not downloaded is missing.
+    None where the corpus is missing or has changed since the run, or the run
+    has more than MOST_EPOCHS. A named corpus that was not downloaded is
+    missing.
   """
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
+  if config.batching.num_epochs > MOST_EPOCHS:
+    return None
   try:
     data = find_corpus(history.directory, config.data, sha256)
     if is_name(data.corpus) and not is_downloaded(data.corpus):
@@ -232,10 +260,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-  """Return whether a JSON value has a step, and only finite numbers."""
+  """Return whether a JSON value has a step, and only finite numbers.
+
+  Its seconds must be some that a `timedelta` can hold.
+  """
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
-  return are_numbers(row.values())
+  return are_numbers(row.values()) and abs(row.get("seconds", 0)) < 1e13
 
 
 def _parse_samples(text: str) -> list[Sample]:

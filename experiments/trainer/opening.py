@@ -16,15 +16,22 @@ from experiments.trainer.extension import (
   extended_record,
   extends,
 )
-from experiments.trainer.files import ensure_directory, write_json
+from experiments.trainer.files import (
+  check_no_link,
+  ensure_directory,
+  write_json,
+)
 from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import (
   CHECKPOINTS,
   CONFIG,
   CONTENTS,
+  METRICS,
+  PICTURE,
   PREVIOUS,
   RESULT,
+  SAMPLES,
   SHA256,
   TEACHERS,
   check_has_hash,
@@ -138,6 +145,8 @@ def _resume_or_start(
     record = recorded_flags(config) | environment() | facts
     write_json(directory / CONFIG, record | {"started": time_now()})
     return OpenedRun(directory, resuming=False)
+  for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT):
+    check_no_link(directory / name)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
   _check_kind(directory, config, record)

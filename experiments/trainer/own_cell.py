@@ -6,7 +6,10 @@ again on Python's path when its run is resumed, sampled or evaluated.
 """
 
 import importlib
+import importlib.util
+import json
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,19 +38,23 @@ def import_cell(name: str) -> Cell:
   """Return the module of that name, which is a cell.
 
   Raises:
-    ValueError: there is no such module, it fails to be imported, it is not a
-      cell, or it lacks a gradient.
+    ValueError: there is no such module, it is in a package that is the
+      directory of a run, it fails to be imported, it is not a cell, or it lacks
+      a gradient.
   """
   if not all(part.isidentifier() for part in name.split(".")):
     raise ValueError("that is not a name of a module")
   try:
-    cell: Any = importlib.import_module(name)
+    run = _find_run(name)
+    cell: Any = None if run else importlib.import_module(name)
   except ModuleNotFoundError as error:
     raise ValueError(
       f"there is no module {error.name} on Python's path"
     ) from None
   except Exception as error:  # whatever its code raises
     raise ValueError(f"its import raises {_in_a_line(error)}") from None
+  if run:
+    raise ValueError(f"its code lies in {run}, the directory of a run")
   missing = [f for f in FUNCTIONS if not callable(getattr(cell, f, None))]
   if missing:
     raise ValueError(f"it has no function {', '.join(missing)}")
@@ -67,6 +74,32 @@ def import_cell(name: str) -> Cell:
     message = f"the gradient of its step raises {_in_a_line(error)}"
     raise ValueError(message) from None
   return cell
+
+
+def _find_run(name: str) -> Path | None:
+  """Return the first package around a module that is the directory of a run.
+
+  A directory is a package without any file of its own. So a run that someone
+  else has made could bring the code with it that its config.json names.
+  """
+  parts = name.split(".")
+  for count in range(1, len(parts)):
+    # Imports the packages around this one, which were looked at before.
+    spec = importlib.util.find_spec(".".join(parts[:count]))
+    places = spec.submodule_search_locations if spec else None
+    for place in map(Path, places or ()):
+      if _is_run(place):
+        return place
+  return None
+
+
+def _is_run(directory: Path) -> bool:
+  """Return whether a directory has a config.json that names a cell."""
+  try:  # not by `run_dir`, which imports this module
+    record = json.loads((directory / "config.json").read_text("utf-8"))
+  except (OSError, ValueError, RecursionError):
+    return False
+  return isinstance(record, dict) and "cell" in record
 
 
 def _sizes(cell: Any) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from typing import Any
 
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
+from experiments.trainer.files import check_no_link
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import Config, from_record, leaves
 from lstm_jax.training import (
@@ -181,7 +182,7 @@ def _other_version(directory: Path) -> str | None:
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any; its CONFIG last."""
   previous = directory / PREVIOUS
-  if not previous.is_dir():
+  if previous.is_symlink() or not previous.is_dir():
     return
   with suppress(OSError):  # then CONFIG stays, and a later call tries again
     for name in CONTENTS:
@@ -192,9 +193,11 @@ def delete_previous(directory: Path) -> None:
 def check_is_run_or_empty(directory: Path) -> None:
   """Raise ValueError unless a directory holds a run, is empty or is missing.
 
-  A directory inside what another run may move or delete is refused, too.
+  A directory inside what another run may move or delete is refused, too, and
+  one whose PREVIOUS is a link: what it leads to would be moved or deleted.
   """
   _check_is_no_part(directory)
+  check_no_link(directory / PREVIOUS)
   if read_config(directory) is not None:
     return
   present = [name for name in CONTENTS if (directory / name).exists()]
@@ -207,11 +210,8 @@ def check_is_run_or_empty(directory: Path) -> None:
     )
   if not directory.is_dir():
     return
-  names = sorted(
-    path.name
-    for path in directory.iterdir()
-    if not _is_leftover(path.name)  # of a run that was killed
-  )
+  found = (path.name for path in directory.iterdir())
+  names = sorted(n for n in found if not _is_leftover(n))  # of a killed run
   if names:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     raise ValueError(
@@ -234,8 +234,7 @@ def _check_is_no_part(directory: Path) -> None:
 
 def _is_leftover(name: str) -> bool:
   """Return whether a file is the lock, `previous` or half-written."""
-  # `write_bytes` writes to NAME.<8 hex digits>.part first.
-  whole, *unique = name.rsplit(".", 2)
+  whole, *unique = name.rsplit(".", 2)  # `write_bytes`: NAME.<8 digits>.part
   return name in (LOCK, PREVIOUS) or (
     whole in CONTENTS and unique[1:] == ["part"]
   )
@@ -289,7 +288,8 @@ def _has_best(directory: Path) -> bool:
       description = read_checkpoint(checkpoints, step).description
     except CheckpointError:
       continue
-    return bool(description.get("progress", {}).get("best"))
+    progress = description.get("progress")
+    return isinstance(progress, dict) and bool(progress.get("best"))
   return (directory / RESULT).exists()
 
 

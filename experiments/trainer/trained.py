@@ -13,8 +13,10 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import MODEL_FLAGS
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import stored_tokenizer
+from experiments.trainer.format import escape_controls
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import from_record, to_record
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,
@@ -105,6 +107,8 @@ def _load(directory: Path, checkpoint: str) -> Trained:
     fields = dict(description["tokenizer"])
     tokenizer = stored_tokenizer(described["tokenizer"], fields)
     val_loss = description["val_loss"]
+    if not isinstance(val_loss, int | float | None):
+      raise ValueError(f"val_loss must be a number, got {val_loss!r}")
     built = from_record(TrainConfig(), to_record(TrainConfig()) | described)
     model = language_model(built.model, tokenizer.size)
   except (KeyError, TypeError, ValueError) as error:
@@ -161,13 +165,19 @@ def _best_checkpoint(checkpoints: Path) -> Checkpoint:
     except CheckpointError as error:
       if list_checkpoints(checkpoints) != steps:
         raise  # the run has replaced some: `read_replaced` reads anew
-      print(f"{error}: not used", file=sys.stderr)
+      print(escape_controls(f"{error}: not used"), file=sys.stderr)
       first_error = first_error or error
       continue
-    best = newest.description.get("progress", {}).get("best")
-    if not best:
-      return newest
-    _, best_step = best  # the loss, and its step
+    try:
+      best = newest.description.get("progress", {}).get("best")
+      if not best:
+        return newest
+      _, best_step = best  # the loss, and its step
+      check_count("the best step", best_step, 0)
+    except (AttributeError, TypeError, ValueError) as error:
+      raise CheckpointError(
+        f"the checkpoint {checkpoints}/{step} names no best one: {error}"
+      ) from None
     if best_step == step:
       return newest
     return read_checkpoint(checkpoints, best_step)

@@ -131,3 +131,16 @@ def test_a_damaged_configuration_is_an_error_that_names_the_flag(
   for program in programs:
     with pytest.raises(ValueError, match=f"{name} must be .*, got"):
       program()
+
+
+def test_a_link_in_place_of_a_result_or_page_is_not_followed(
+  run, options, console, tmp_path
+):
+  target = tmp_path / "target"
+  for name in ("evaluation.json", "explore.html"):
+    (run / name).symlink_to(target)
+  with pytest.raises(ValueError, match=r"evaluation\.json is a link"):
+    evaluate.run(options, console)
+  with pytest.raises(ValueError, match=r"explore\.html is a link"):
+    explore.run(explore.ExploreConfig(str(run)), console)
+  assert not target.exists()

@@ -10,7 +10,12 @@ from experiments import report
 from experiments.pages import report as report_page
 from experiments.report import ReportConfig
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.history import RunHistory, derive, read_run_history
+from experiments.trainer.history import (
+  MOST_EPOCHS,
+  RunHistory,
+  derive,
+  read_run_history,
+)
 from experiments.trainer.records import replace
 from tests.experiments.report.writing import write_page
 
@@ -92,6 +97,9 @@ def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
   assert report_page._curves(run, None)["epoch_ends"] == [10, 20]
   result = report_page._results(run, None)
   assert (result["finished"], result["training time"]) == ("yes", "0:00:07")
+  config = replace(config, num_epochs=MOST_EPOCHS + 1)
+  many = run._replace(config=config)
+  assert report_page._curves(many, None)["epoch_ends"] is derive(many) is None
   early = run._replace(stopped_early=True, member="seed 0")
   assert report_page._curves(early, None)["epoch_ends"] is None
   result = report_page._results(early, None)  # of a sweep's member
@@ -108,6 +116,7 @@ def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
     '{"step": 1, "train_loss": NaN}',
     f'{{"step": 1, "train_loss": {10**400}}}',
     '{"step": 1, "val_loss": null}',
+    '{"step": 1, "seconds": 1e300}',
   ],
 )
 def test_a_line_that_is_not_a_row_is_an_error_that_names_it(
@@ -163,3 +172,12 @@ def test_a_page_replaces_no_file_of_a_run(copy, console, tmp_path, monkeypatch):
   assert (directory / "config.json").read_text() == config
   page = report.run([str(previous)], ReportConfig(), console)
   assert page.path == previous / "report.html"
+
+
+def test_a_link_in_place_of_the_page_is_not_followed(copy, console, tmp_path):
+  directory, _ = copy
+  target = tmp_path / "target"
+  (directory / "report.html").symlink_to(target)
+  with pytest.raises(ValueError, match=r"report\.html is a link"):
+    report.run([str(directory)], ReportConfig(), console)
+  assert not target.exists()

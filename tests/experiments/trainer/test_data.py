@@ -1,11 +1,13 @@
 """The vocabulary of a corpus, and the prompt of a run's samples."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments.trainer.config import DataConfig
-from experiments.trainer.corpus_path import KEPT, keep
+from experiments.trainer.corpus_path import KEPT, find_corpus, keep
 from experiments.trainer.data import (
   default_prompt,
   read_corpus,
@@ -33,3 +35,11 @@ def test_a_piped_text_that_begins_with_a_byte_order_mark_is_kept(tmp_path):
   text = "\ufeffa second mark, as of two files that were joined"
   keep(tmp_path, os.devnull, text)  # which is no regular file, as a pipe
   assert read_corpus_text(str(tmp_path / KEPT)) == text
+
+
+def test_a_pipe_or_device_is_not_the_corpus_of_a_run(tmp_path):
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  for path in (pipe, Path("/dev/zero")):  # neither would end
+    with pytest.raises(ValueError, match=f"{path} is not a regular file"):
+      find_corpus(tmp_path, DataConfig(str(path)), "0")

@@ -87,3 +87,11 @@ def test_a_record_with_a_nan_is_not_written(tmp_path):
   with pytest.raises(ValueError, match="JSON"):
     write_json(tmp_path / "result.json", {"loss": math.nan})
   assert not [*tmp_path.iterdir()]
+
+
+def test_a_record_that_is_nested_too_deeply_is_an_error(tmp_path):
+  nested = []
+  for _ in range(20_000):
+    nested = [nested]
+  with pytest.raises(ValueError, match="nested too deeply"):
+    write_json(tmp_path / "result.json", {"entry": nested})

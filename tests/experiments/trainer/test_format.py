@@ -3,11 +3,14 @@
 import io
 import math
 import re
+import sys
 
 import pytest
 from rich.console import Console
 
+from experiments import cli
 from experiments.trainer.format import (
+  CONTROLS,
   format_losses,
   format_milliseconds,
   format_nats,
@@ -81,3 +84,17 @@ def test_a_sample_is_printed_as_it_is_where_there_is_no_terminal():
   console = Console(file=io.StringIO(), width=20)
   print_sample(text, console)
   assert console.file.getvalue() == f"{text}\n"
+
+
+def test_what_a_file_says_cannot_act_on_a_terminal(capsys, monkeypatch):
+  """In an error, in a line and in a table."""
+  # `_fail` replaces it.
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  text = "\x1b]0;title\x07\x9b31m"
+  table = number_table(text)
+  table.add_row(text)
+  cli.make_console().print(text, table)
+  assert cli._fail(ValueError(text), 2) == 2
+  out, err = capsys.readouterr()
+  assert "\\x1b]0;title\\x07\\x9b31m" in out and "\\x1b]0;title" in err
+  assert not CONTROLS.search(out + err)

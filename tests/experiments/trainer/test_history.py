@@ -13,6 +13,7 @@ from experiments.pages.report import _results
 from experiments.trainer import history
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import (
+  _rows_of_members,
   derive,
   read_run_histories,
   read_run_history,
@@ -130,3 +131,22 @@ def test_a_sweep_is_read_from_its_newest_checkpoint_that_can_be_read(tmp_path):
     shutil.rmtree(checkpoints / f"{step}" / "description")
   with pytest.raises(CheckpointError, match=f"{checkpoints}/8 cannot be read"):
     read_run_histories(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    {"val_losses": 5},
+    {"val_losses": [5]},
+    {"val_losses": [[[1, "2.0"]]]},
+    {"val_losses": [[["1", 2.0]]]},
+    {"seconds": "1"},
+    {"seconds": 1e300},
+  ],
+)
+def test_a_checkpoint_without_the_losses_of_a_sweep_is_named(damage):
+  progress = Progress(1, [[(1, 2.0)]], None, 1.0)
+  ((row,),) = _rows_of_members(Path("run"), 1, progress)
+  assert row == {"step": 1, "seconds": 1.0, "val_loss": 2.0}
+  with pytest.raises(CheckpointError, match="step 1 in run/checkpoints does"):
+    _rows_of_members(Path("run"), 1, progress._replace(**damage))

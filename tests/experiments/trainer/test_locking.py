@@ -84,3 +84,16 @@ def test_a_lock_is_held_until_its_file_is_deleted(tmp_path, monkeypatch):
   with lock(tmp_path):
     pass
   assert deleted == [tmp_path / LOCK]
+
+
+def test_a_link_in_place_of_the_lock_is_refused_and_not_followed(tmp_path):
+  target = tmp_path / "target"
+  for text in ("kept", None):
+    (tmp_path / LOCK).unlink(missing_ok=True)
+    (tmp_path / LOCK).symlink_to(target)
+    if text:
+      target.write_text(text)
+    with pytest.raises(ValueError, match="is a link"), lock(tmp_path):
+      pass
+    assert not text or target.read_text() == text
+    target.unlink(missing_ok=True)

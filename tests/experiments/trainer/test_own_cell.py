@@ -171,3 +171,16 @@ def test_a_cell_that_is_no_module_has_no_name():
   config = replace(TrainConfig(), cell=lstm.with_activations(candidate=RELU))
   with pytest.raises(ValueError, match="cell must be a module to have a name"):
     to_record(config)
+
+
+def test_a_module_in_a_run_directory_is_not_imported(path):
+  run = path / "runs" / "theirs"
+  (run / "more").mkdir(parents=True)
+  for place in (run / "__init__.py", run / "mine.py", run / "more" / "mine.py"):
+    place.write_text("raise RuntimeError")
+  (run / "config.json").write_text(json.dumps(to_record(TrainConfig())))
+  for name in ("runs.theirs.mine", "runs.theirs.more.mine"):
+    with pytest.raises(ValueError, match=r"theirs, the directory of a run$"):
+      import_cell(name)
+  with pytest.raises(ValueError, match="no module nowhere"):
+    import_cell("nowhere.mine")

@@ -124,3 +124,15 @@ def test_a_run_whose_result_is_damaged_is_finished(tmp_path):
   assert read_result(tmp_path) is None
   (tmp_path / "result.json").write_text('{"step": 2')
   assert read_result(tmp_path) == {}
+
+
+def test_a_link_in_place_of_the_previous_run_is_not_followed(tmp_path):
+  directory, other = tmp_path / "run", tmp_path / "other"
+  for path in (directory, other):
+    path.mkdir()
+    (path / "config.json").touch()
+  (directory / "previous").symlink_to(other)
+  delete_previous(directory)
+  assert (other / "config.json").exists()
+  with pytest.raises(ValueError, match="previous is a link"):
+    check_is_run_or_empty(directory)

@@ -12,6 +12,7 @@ from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import load
 from lstm_jax.training import (
+  Checkpoint,
   CheckpointError,
   list_checkpoints,
   read_checkpoint,
@@ -69,6 +70,7 @@ def test_a_config_that_lacks_a_flag_is_of_another_version(finished, config):
     ("model", None, "'model'"),
     ("tokenizer", {"symbols": None}, "can only join an iterable"),
     ("model", {}, "'cell'"),
+    ("val_loss", "1.5", "val_loss must be a number, got '1.5'"),
   ],
 )
 def test_a_checkpoint_that_describes_no_model_is_an_error_that_says_so(
@@ -84,6 +86,18 @@ def test_a_checkpoint_that_describes_no_model_is_an_error_that_says_so(
   monkeypatch.setattr(trained, "_best_checkpoint", read)
   message = f"^the checkpoint in {finished}/checkpoints describes no model: "
   with pytest.raises(CheckpointError, match=f"{message}{reason}$"):
+    load(finished)
+
+
+@pytest.mark.parametrize("progress", [None, {"best": 5}, {"best": [1.5, "1"]}])
+def test_a_best_checkpoint_that_is_no_step_is_an_error_of_one_line(
+  progress, finished, monkeypatch
+):
+  def read(*_):
+    return Checkpoint(47, {"progress": progress})
+
+  monkeypatch.setattr(trained, "read_checkpoint", read)
+  with pytest.raises(CheckpointError, match="checkpoints/47 names no best one"):
     load(finished)
 
 

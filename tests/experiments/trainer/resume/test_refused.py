@@ -233,3 +233,15 @@ def test_new_runs_of_one_second_have_directories_of_their_own(
       found.append((str(opened.directory), opened.resuming))
   name = "runs/2026-02-03-040506"
   assert found == [(f"{name}{end}", False) for end in ("", "-2", "-3")]
+
+
+def test_a_log_that_is_a_link_is_refused_and_not_followed(
+  stopped, config, console, tmp_path
+):
+  target = tmp_path / "target"
+  (stopped / "metrics.jsonl").rename(target)
+  (stopped / "metrics.jsonl").symlink_to(target)
+  before = target.read_bytes()
+  with pytest.raises(ValueError, match=r"metrics\.jsonl is a link"):
+    train.run(config, console)
+  assert target.read_bytes() == before
