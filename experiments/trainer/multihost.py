@@ -186,9 +186,10 @@ def failing_together() -> Iterator[None]:
   """Raise ValueError in all processes if the body raises an error in one.
 
   The one raises its own error. The others would wait for it, in vain, where
-  they communicate next.
+  they communicate next. One process alone starts no device here: how many it
+  is to have may be known only after the body.
   """
-  if jax.process_count() == 1:
+  if not jax.distributed.is_initialized():
     yield
     return
   failed = True

@@ -22,6 +22,7 @@ def two_processes(monkeypatch, gathered):
   """
   utils = multihost.multihost_utils
   monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(utils, "process_allgather", gathered)
   monkeypatch.setattr(utils, "broadcast_one_to_all", lambda data: data)
   monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
@@ -129,6 +130,15 @@ def test_an_error_of_any_process_is_an_error_in_all_of_them(monkeypatch):
   others[:] = [False, True]
   with pytest.raises(ValueError, match=r"^process 2 stopped: see the error "):
     prepare(None)
+
+
+def test_one_process_starts_no_device_before_their_number_is_set(monkeypatch):
+  def start():
+    raise AssertionError("JAX has started its devices")
+
+  monkeypatch.setattr(jax, "process_count", start)
+  with multihost.failing_together():
+    pass
 
 
 @pytest.fixture
