@@ -254,11 +254,11 @@ def _report_result(
   arguments = [f"--run={directory}"]
   if in_vocabulary(tokenizer, SUGGESTED_PROMPT):
     arguments.append(f"--prompt={SUGGESTED_PROMPT}")
+  drawn = "loss.png, " * (directory / run_dir.PICTURE).exists()
   console.print(
-    f"\n{summary}, {logger.buffer.seconds:.0f} s of training\n"
-    f"{directory} holds config.json, metrics.jsonl, loss.png, samples.txt and "
-    "checkpoints/; to sample from the model:\n"
-    f"  {command_line('sample', arguments)}",
+    f"\n{summary}, {logger.buffer.seconds:.0f} s of training\n{directory} "
+    f"holds config.json, metrics.jsonl, {drawn}samples.txt and checkpoints/; "
+    f"to sample from the model:\n  {command_line('sample', arguments)}",
     soft_wrap=True,
   )
   return result

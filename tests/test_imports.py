@@ -7,6 +7,7 @@ and the library imports only its dependencies.
 import ast
 import graphlib
 import re
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -121,3 +122,9 @@ def test_the_library_imports_only_its_dependencies(name):
     package = found.split(".")[0]
     if package not in ("lstm_jax", *REQUIRED, *OPTIONAL, PEERS.get(name)):
       assert package in sys.stdlib_module_names, f"{name} imports {found}"
+
+
+def test_the_programs_say_where_the_system_is_not_theirs(monkeypatch):
+  monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+  with pytest.raises(ImportError, match=r"^the experiments need a POSIX sys"):
+    runpy.run_path(MODULES["experiments"])

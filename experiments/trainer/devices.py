@@ -222,7 +222,10 @@ def start_cpu_devices(count: int) -> bool:
 
 
 def num_cores() -> int:
-  """Return the number of cores that this process may use."""
+  """Return the number of cores on which this process may run.
+
+  The CPU quota of a container (cgroup) is not read.
+  """
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

@@ -62,7 +62,7 @@ class CheckpointWriter:
 
   Raises:
     CheckpointError: the directory cannot be made, or its path has a wildcard or
-      a backslash (`check_path`).
+      a backslash, as every path on Windows (`check_path`).
   """
 
   def __init__(self, directory: str | os.PathLike):

@@ -9,21 +9,24 @@ import errno
 import os
 from pathlib import Path
 
+# The last two are one number on Linux, and two on macOS.
+NO_FSYNC = errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP
+
 
 def sync(path: Path) -> None:
   """Wait until a file's contents, or the names in a directory, are on the disk.
 
   Raises:
     OSError: the path cannot be opened, or the contents or names cannot be
-      written. It is no error where a file system has no fsync of directories:
-      some network file systems have none.
+      written; it names the path. It is no error where a file system has no
+      fsync of directories, as some network and FUSE file systems.
   """
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
-  except OSError as error:
-    if error.errno != errno.EINVAL or not path.is_dir():
-      raise
+  except OSError as error:  # it names no file
+    if error.errno not in NO_FSYNC or not path.is_dir():
+      raise OSError(error.errno, error.strerror, str(path)) from None
   finally:
     os.close(descriptor)
 

@@ -87,6 +87,10 @@ def test_a_test_loss_per_character_is_that_of_the_test_text(
   )
   found = re.findall(r"([\d.]+) nats per char", console.file.getvalue())
   assert found == [f"{nats:.4f}" for nats in each]
+  assert "metrics.jsonl, samples.txt" in console.file.getvalue()
+  (tmp_path / "loss.png").touch()  # of a run that could draw it
+  train._report_result(setup, logger, console, None)
+  assert "metrics.jsonl, loss.png, samples.txt" in console.file.getvalue()
 
 
 @pytest.mark.exhaustive
