@@ -27,7 +27,7 @@ from experiments.cli import (
   launch,
   make_console,
 )
-from experiments.trainer import corpus_path, multihost, run_dir
+from experiments.trainer import corpus_path, joining, multihost, run_dir
 from experiments.trainer.checkpoint import describe_kept
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
@@ -269,7 +269,7 @@ def main() -> int:
 
   Returns the exit status: above 128 if a signal has stopped the run.
   """
-  multihost.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
+  joining.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   with multihost.failing_together():
     (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
   console = make_console()
@@ -287,7 +287,7 @@ def main() -> int:
 
 if __name__ == "__main__":
   FLAGS = define_flags(TrainConfig())
-  PROCESS_FLAGS = define_flags(multihost.ProcessConfig(), group="process")
+  PROCESS_FLAGS = define_flags(joining.ProcessConfig(), group="process")
   DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Print the run's size and memory need, and exit."
   )

@@ -1,4 +1,4 @@
-"""Several processes that train as one: how they join, and what they agree on.
+"""Several processes that train as one: what they agree on.
 
 Every process runs the same program on its own devices. Every process evaluates
 by itself, and the first one's result counts; the first alone samples, prints
@@ -10,11 +10,8 @@ of the program that every process reaches.
 import json
 import os
 import signal
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.trainer.config import LARGEST, TrainConfig
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.opening import OpenedRun, open_run_dir
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.same_run import (
@@ -30,92 +27,9 @@ from experiments.trainer.same_run import (
   described,
   recorded_flags,
 )
-from lstm_jax.language.options import option
 
-TIMED_OUT = 2  # exit status: that of bad input
 PATH_BYTES = 4096  # of the message with the path of the run directory
 NEW, OLD = b"n", b"o"  # sent before that path: a new run, or one to resume
-
-
-@dataclass(frozen=True)
-class ProcessConfig:
-  """How a process joins the others; each field is a flag of `train`."""
-
-  distributed: bool = option(
-    False,
-    "Train with other processes: those of --coordinator, --num_processes and "
-    "--process_id; without these flags, those of the job under SLURM, Open "
-    "MPI, Kubernetes or on a TPU slice.",
-  )
-  coordinator: str | None = option(None, "HOST:PORT of process 0.")
-  num_processes: int | None = option(
-    None, "How many processes there are.", bounds="[1, inf)"
-  )
-  process_id: int | None = option(
-    None, "The number of this process, from 0.", bounds="[0, inf)"
-  )
-  join_timeout: int = option(
-    300, "Seconds to wait for the other processes.", bounds="[1, inf)"
-  )
-
-
-def join(
-  distributed: bool,
-  coordinator: str | None,
-  num_processes: int | None,
-  process_id: int | None,
-  join_timeout: int,
-) -> None:
-  """Join the other processes if `distributed`; each argument is a flag.
-
-  Call this before JAX is asked for a device. If the processes do not all join
-  in time, this one prints one line and exits with the status of bad input.
-
-  Raises:
-    ValueError: the flags are incomplete or do not go together; or they name no
-      coordinator, and JAX finds no job of a cluster.
-  """
-  given = coordinator, num_processes, process_id
-  names = "--coordinator, --num_processes and --process_id"
-  missing = [value is None for value in given]
-  if not distributed:
-    if not all(missing):
-      raise ValueError(f"{names} go with --distributed")
-    return
-  if any(missing) and not all(missing):
-    raise ValueError(f"{names} go together, got {given}")
-  if num_processes is not None and process_id is not None:
-    if process_id >= num_processes:
-      raise ValueError(
-        f"--process_id must be below --num_processes, got {process_id} "
-        f"and {num_processes}"
-      )
-    host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-      raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
-  # JAX's own timeout aborts the process and prints a stack.
-  where = f" at {coordinator}" if coordinator else ""
-  watchdog = threading.Timer(join_timeout, _give_up, (where, join_timeout))
-  watchdog.daemon = True
-  watchdog.start()
-  try:
-    # The longest timeout of JAX, which holds milliseconds in 32 bits.
-    jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
-  except ValueError as error:
-    if coordinator:
-      raise
-    raise ValueError(
-      "--distributed finds no job of SLURM, Open MPI, Kubernetes or a TPU "
-      f"slice ({error}): pass {names}"
-    ) from None
-  finally:
-    watchdog.cancel()
-
-
-def _give_up(where: str, seconds: int) -> None:
-  message = f"not all processes have joined{where} within {seconds} seconds"
-  print(f"error: {message}", file=sys.stderr, flush=True)
-  os._exit(TIMED_OUT)  # the main thread waits in JAX
 
 
 def is_first() -> bool:

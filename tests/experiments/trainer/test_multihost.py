@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments import train
-from experiments.trainer import multihost
+from experiments.trainer import joining, multihost
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import replace, to_record
@@ -47,14 +47,14 @@ ROUNDING = 1e-5  # of float32: each of 29 steps may add 1e-7 to a loss of 3
 )
 def test_flags_that_cannot_join_processes_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    multihost.join(**JOINING | options)
+    joining.join(**JOINING | options)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_where_there_is_no_job_the_error_names_the_flags():
   """In a process whose JAX has no device yet, as when a program starts."""
-  join = "from experiments.trainer.multihost import join; "
+  join = "from experiments.trainer.joining import join; "
   join += "join(True, None, None, None, 9)"
   process = subprocess.run(
     [sys.executable, "-c", join],
@@ -78,8 +78,8 @@ def test_processes_that_have_joined_are_not_stopped_later(monkeypatch):
 
   before = threading.enumerate()
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
-  monkeypatch.setattr(multihost, "_give_up", lambda *given: None)
-  multihost.join(**JOINING)
+  monkeypatch.setattr(joining, "_give_up", lambda *given: None)
+  joining.join(**JOINING)
   assert joined == [("127.0.0.1:1234", 2, 1)]
   (watchdog,) = waiting
   watchdog.join(5)  # it ends at once, and not after the 9 s of JOINING
@@ -88,7 +88,7 @@ def test_processes_that_have_joined_are_not_stopped_later(monkeypatch):
 
 def test_a_single_process_asks_no_other(tmp_path):
   alone = dict.fromkeys(JOINING) | {"distributed": False, "join_timeout": 9}
-  multihost.join(**alone)
+  joining.join(**alone)
   assert multihost.is_first()
   assert multihost.from_first_process(0.1) == 0.1
   multihost.check_same_checkpoint(tmp_path, 3)
@@ -97,7 +97,7 @@ def test_a_single_process_asks_no_other(tmp_path):
   assert multihost.agreed_request([], True) is None
 
 
-def joining(config, count, *flags_of_last, axis="data"):
+def started(config, count, *flags_of_last, axis="data"):
   """Start the training in `count` processes."""
   flags = as_flags(to_record(config), to_record(TrainConfig()))
   port = free_port()
@@ -127,7 +127,7 @@ def shared(config):
 def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   with jax.enable_x64(False):  # as in the processes: the noise depends on it
     one = train.run(replace(shared, run=shared.job.run + "1"), console)
-  both = finish(*joining(shared, 2, axis="model"))
+  both = finish(*started(shared, 2, axis="model"))
   assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
   first, second = (output for _, output, _ in both)
   assert (
@@ -169,7 +169,7 @@ def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line():
 def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "config.json").write_text("{}")
-  first, second = finish(*joining(shared, 2))
+  first, second = finish(*started(shared, 2))
   assert first[0] == second[0] == 2
   assert "is not a run of this version: it holds config.json but no" in first[2]
   assert "error: process 0 stopped: see the error there" in second[2]
@@ -179,7 +179,7 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
 @pytest.mark.programs
 def test_an_error_before_the_run_directory_ends_all(shared, tmp_path):
   corpus = tmp_path / "missing"
-  first, second = finish(*joining(shared, 2, f"--corpus={corpus}"))
+  first, second = finish(*started(shared, 2, f"--corpus={corpus}"))
   assert first[0] == second[0] == 2
   assert second[2].startswith(f"error: corpus {corpus} cannot be read: ")
   assert first[2] == "error: process 1 stopped: see the error there\n"
@@ -199,7 +199,7 @@ def wait_for(text, path):
 @pytest.mark.programs
 def test_two_processes_stop_between_evaluations(shared, tmp_path):
   long = replace(shared, num_epochs=2000, eval_every=100_000)
-  processes = joining(long, 2)
+  processes = started(long, 2)
   wait_for('"step": 60,', tmp_path / "run" / "metrics.jsonl")
   processes[1].send_signal(signal.SIGTERM)
   first, second = finish(*processes)
@@ -220,7 +220,7 @@ def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
     learning_rate=1.0,
     asgd_patience=1,
   )
-  processes = joining(long, 2)
+  processes = started(long, 2)
   samples = tmp_path / "run" / "samples.txt"
   wait_for("weights are averaged", samples)
   processes[1].send_signal(signal.SIGINT)
