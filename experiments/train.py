@@ -139,7 +139,8 @@ def _train(
     try:
       with closing(logger):
         state = initial_state(setup, logger, console, opened, pretrained)
-        epochs = make_epochs(setup, teachers, console)
+        with multihost.failing_together():
+          epochs = make_epochs(setup, teachers, console)
         tracer = Tracer(directory / run_dir.PROFILE, trace_steps, console)
         with bar, tracer:
           logger.buffer.start_clock()
@@ -181,8 +182,7 @@ class _Observer(Observer):
     config, setup, logger = self._setup.config, self._setup, self._logger
     logger.flush()
     params = to_one_device(setup, eval_params(state))
-    val = setup.corpus.val
-    val_loss = stateful_loss(setup.model, params, val.tokens)
+    val_loss = stateful_loss(setup.model, params, setup.corpus.val.tokens)
     val_loss = multihost.from_first_process(val_loss)
     is_best = logger.log_evaluation(val_loss, params)
     title = (
@@ -265,13 +265,11 @@ def _report_result(
 
 
 def main() -> int:
-  """Read the flags, join other processes if there are any, and run.
-
-  Returns the exit status: above 128 if a signal has stopped the run.
-  """
+  """Join other processes if there are any, and run; return the exit status."""
   joining.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   with multihost.failing_together():
     (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
+  multihost.check_same_dry_run(DRY_RUN.value)
   console = make_console()
   console.quiet = not multihost.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:

@@ -1,8 +1,11 @@
 """How a process joins the others that train with it."""
 
 import os
+import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -75,8 +78,9 @@ def join(
   watchdog.daemon = True
   watchdog.start()
   try:
-    # The longest timeout of JAX, which holds milliseconds in 32 bits.
-    jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
+    with interruptible():
+      # The longest timeout of JAX, which holds milliseconds in 32 bits.
+      jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
   except ValueError as error:
     if coordinator:
       raise
@@ -86,9 +90,28 @@ def join(
     ) from None
   finally:
     watchdog.cancel()
+  # JAX catches SIGTERM from here on, and does nothing: it ends a process again.
+  signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _give_up(where: str, seconds: int) -> None:
   message = f"not all processes have joined{where} within {seconds} seconds"
   print(f"error: {message}", file=sys.stderr, flush=True)
   os._exit(TIMED_OUT)  # the main thread waits in JAX
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+  """Let Ctrl-C end the process while it waits for others in the block.
+
+  JAX waits outside of Python, where no KeyboardInterrupt can be raised. Other
+  handlers than that of KeyboardInterrupt stay as they are.
+  """
+  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    yield
+    return
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

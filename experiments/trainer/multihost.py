@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.joining import interruptible
 from experiments.trainer.opening import OpenedRun, open_run_dir
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.same_run import (
@@ -72,6 +73,17 @@ def agreed_request(
   return signal.Signals(request) if request else None
 
 
+def check_same_dry_run(dry_run: bool) -> None:
+  """Raise ValueError in all processes if --dry_run differs between them."""
+  with failing_together():
+    first = bool(from_first_process(dry_run))
+    if dry_run != first:
+      raise ValueError(
+        "every process must have the flags of the first: dry_run is "
+        f"{first} there and {dry_run} here"
+      )
+
+
 def check_same_checkpoint(directory: Path, step: int) -> None:
   """Raise ValueError in all processes if they resume from different steps.
 
@@ -106,12 +118,20 @@ def failing_together() -> Iterator[None]:
   if not jax.distributed.is_initialized():
     yield
     return
-  failed = True
+  failed, interrupted = True, False
   try:
     yield
     failed = False
+  except KeyboardInterrupt:
+    interrupted = True
+    raise
   finally:
-    failures = multihost_utils.process_allgather(np.int32(failed))
+    with interruptible():
+      failures = multihost_utils.process_allgather(np.int32(failed))
+    if interrupted:
+      # `launch` ends the process at once; as they exit, the others would wait
+      # for it to leave.
+      jax.distributed.shutdown()
   if others := np.flatnonzero(failures).tolist():
     raise ValueError(f"{_processes(others)} stopped: see the error there")
 

@@ -56,7 +56,8 @@ def initial_state(
   if not pretrained:
     state = setup.make_state()
     params = to_one_device(setup, state.params)
-    logger.sample_during_training("untrained", params)
+    with multihost.failing_together():
+      logger.sample_during_training("untrained", params)
     return state
   state = setup.make_state(pretrained.params)
   line = f"those of {setup.config.init_from}, step {pretrained.step}"
@@ -65,7 +66,8 @@ def initial_state(
     line += f", validation {loss}"
   console.print(f"weights     {line}", soft_wrap=True)
   params = to_one_device(setup, state.params)
-  logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)
+  with multihost.failing_together():
+    logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)
   return state
 
 

@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from experiments.trainer import multihost
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.opening import OpenedRun
 from experiments.trainer.records import replace
+from experiments.trainer.start import initial_state
 
 
 def two_processes(monkeypatch, gathered):
@@ -139,6 +141,53 @@ def test_one_process_starts_no_device_before_their_number_is_set(monkeypatch):
   monkeypatch.setattr(jax, "process_count", start)
   with multihost.failing_together():
     pass
+
+
+def test_an_interrupted_process_leaves_the_others(monkeypatch, interruptible):
+  events = []
+
+  def gather(own):
+    events.append(signal.getsignal(signal.SIGINT))
+    return np.array([own, False])
+
+  two_processes(monkeypatch, gather)
+  monkeypatch.setattr(jax.distributed, "shutdown", lambda: events.append(None))
+  handler = signal.getsignal(signal.SIGINT)
+  for error in (KeyboardInterrupt, KeyError):
+    with pytest.raises(error), multihost.failing_together():
+      raise error
+  # Ctrl-C ends a process that waits for the others.
+  assert events == [signal.SIG_DFL, None, signal.SIG_DFL]
+  assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_others_learn_that_the_first_sample_cannot_be_written(
+  tmp_path, monkeypatch
+):
+  def fail(title, params):
+    raise OSError("full disk")
+
+  gathered = []
+  two_processes(monkeypatch, lambda own: gathered.append(own) or np.zeros(2))
+  state = SimpleNamespace(params=None)
+  setup = SimpleNamespace(make_state=lambda: state, shardings=None)
+  logger = SimpleNamespace(
+    resume=lambda restored: None, sample_during_training=fail
+  )
+  opened = OpenedRun(tmp_path, resuming=False)
+  with pytest.raises(OSError, match="full disk"):
+    initial_state(setup, logger, None, opened, None)
+  assert gathered == [False, True]
+
+
+def test_a_dry_run_in_one_process_only_is_refused(monkeypatch):
+  two_processes(monkeypatch, lambda own: np.array([0, own]))
+  multihost.check_same_dry_run(True)
+  utils = multihost.multihost_utils
+  first = np.frombuffer(np.float64(0).tobytes(), np.uint8)
+  monkeypatch.setattr(utils, "broadcast_one_to_all", lambda data: first)
+  with pytest.raises(ValueError, match="dry_run is False there and True here"):
+    multihost.check_same_dry_run(True)
 
 
 @pytest.fixture

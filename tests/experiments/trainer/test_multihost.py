@@ -86,6 +86,23 @@ def test_processes_that_have_joined_are_not_stopped_later(monkeypatch):
   assert not watchdog.is_alive()
 
 
+def test_signals_end_a_process_that_joins_and_one_that_has(
+  monkeypatch, interruptible
+):
+  events = []
+
+  def initialize(*given, **options):
+    events.append(signal.getsignal(signal.SIGINT))
+    # JAX takes SIGTERM outside of Python: only a new call gives it back.
+    monkeypatch.setattr(signal, "signal", lambda *call: events.append(call))
+
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  joining.join(**JOINING)
+  monkeypatch.undo()
+  assert events[0] == signal.SIG_DFL
+  assert events[-1] == (signal.SIGTERM, signal.SIG_DFL)
+
+
 def test_a_single_process_asks_no_other(tmp_path):
   alone = dict.fromkeys(JOINING) | {"distributed": False, "join_timeout": 9}
   joining.join(**alone)
