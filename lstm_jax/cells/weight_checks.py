@@ -69,14 +69,17 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     params: the weights, of the cell's type, without an axis of layers or seeds.
 
   Raises:
-    ValueError: as above; params have no w_x; or a step or its backward fails,
-      or returns other shapes than it must.
+    ValueError: as above; params have no w_x, or it is no array; or a step or
+      its backward fails, or returns other shapes than it must.
   """
   if not hasattr(params, "w_x"):
     raise ValueError(
       "params must be a NamedTuple with the input weights w_x [D, ...], got "
       f"{type(params).__name__}"
     )
+  if not hasattr(params.w_x, "dtype"):  # a list has as many leaves as numbers
+    found = type(params.w_x).__name__
+    raise ValueError(f"params.w_x must be an array, got {found}")
   leaves, structure = jax.tree.flatten_with_path(params)
   kinds = []
   for path, x in leaves:

@@ -122,8 +122,10 @@ def make_train_step(
     tokens [T, B], or distributions over them [T, B, V]. The noise of the
     regularizers is drawn from the key and `state.step`; a model without
     regularizers needs no key. The input state is donated: do not use it
-    afterwards. If the gradient's norm is NaN or infinite, `carry` and `average`
-    are unchanged, and the optimizer decides what happens to the weights.
+    afterwards. Nor change NumPy's tokens and targets before the step has run: a
+    CPU reads them where they are. (`train` copies them.) If the gradient's norm
+    is NaN or infinite, `carry` and `average` are unchanged, and the optimizer
+    decides what happens to the weights.
 
   Raises:
     ValueError: ema_decay is not in [0, 1).
@@ -219,12 +221,17 @@ def take_step(
 ) -> tuple[TrainState, Metrics]:
   """Return (state, metrics) after one batch.
 
-  The recurrent state is zero before the first batch of an epoch.
+  The recurrent state is zero before the first batch of an epoch. Arrays of
+  NumPy are copied: a CPU reads them where they are, maybe after the caller has
+  filled them with the next batch.
   """
+  tokens, targets = (
+    x.copy() if isinstance(x, np.ndarray) else x
+    for x in (batch.tokens, batch.targets)
+  )
   if batch.starts_epoch:
-    batch_size = batch.tokens.shape[1]
-    state = state._replace(carry=zero_carry(state.carry, batch_size))
-  return train_step(state, batch.tokens, batch.targets, key)
+    state = state._replace(carry=zero_carry(state.carry, tokens.shape[1]))
+  return train_step(state, tokens, targets, key)
 
 
 def zero_carry(carry: Any, batch_size: int) -> Any:

@@ -14,6 +14,7 @@ from lstm_jax.language import (
 )
 from lstm_jax.training import (
   OptimizerConfig,
+  TrainState,
   init_state,
   make_ensemble_train_step,
   make_mesh,
@@ -128,6 +129,26 @@ def test_epochs_may_differ_in_batch_size(key):
       nats, carry = MODEL.loss(params, carry, inputs, targets)
       expected.append((float(nats), targets.size))
   assert np.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_an_epoch_may_fill_the_same_arrays_with_every_batch():
+  """The step of a batch may run when the next batch is made."""
+  arrays = np.zeros((2, 4, 3), np.int32)
+
+  class Epoch:
+    num_batches = 3
+
+    def batch(self, index):
+      arrays[:] = index
+      return arrays[0], arrays[1]
+
+  def update(state, *batch):
+    return state._replace(step=state.step + 1), batch
+
+  state = TrainState(0, None, None, None, None)
+  batches = [batch for _, batch in train(update, state, [Epoch()])]
+  for index, (tokens, targets, _) in enumerate(batches):
+    assert (tokens == index).all() and (targets == index).all()
 
 
 def test_noise_depends_on_the_seed_and_on_the_step(key):
