@@ -34,6 +34,7 @@ from lstm_jax.language.evaluate import (
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.programs import per_model
 from lstm_jax.language.tokens import check_range
 
 EPSILON = 1e-3  # ε, relative to the mean of r
@@ -117,8 +118,8 @@ def _scan(model, params, tokens, scale, config, full):
   carry, parts, losses = (upcast(params), model.initial_state((1,))), [], []
   count = min(len(segments), max(1, CHUNK // size))
   for group in group_windows(segments, count):
-    carry, (nats, log_probs) = _scan_segments(
-      model, full, params, scale, numbers, carry, group
+    carry, (nats, log_probs) = _scan_segments(model)(
+      full, params, scale, numbers, carry, group
     )
     losses.append(np.asarray(nats).ravel())
     if full:
@@ -163,12 +164,12 @@ def gradient_scale(
   spans = zip(epoch.cuts[:-1], ends, lengths, strict=True)
   for first, last, length in spans:
     rows = filled[first : last + 1]
-    squares, state = _add_squares(model, params, squares, state, rows, length)
+    squares, state = _add_squares(model)(params, squares, state, rows, length)
   count = epoch.num_batches
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
 
 
-@partial(jax.jit, static_argnums=0)
+@per_model
 def _add_squares(model, params, squares, state, tokens, length):
   """Add the squares of the gradient of the mean loss of `length` time steps."""
 
@@ -181,7 +182,7 @@ def _add_squares(model, params, squares, state, tokens, length):
   return jax.tree.map(lambda s, g: s + g * g, squares, upcast(gradient)), state
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(per_model, num_static=1)
 def _scan_segments(model, full, trained, scale, numbers, carry, segments):
   """Scan over segments: predict each, then take a training step on it.
 

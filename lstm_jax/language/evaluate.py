@@ -14,7 +14,6 @@ over these tokens.
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 
 import jax
@@ -25,6 +24,7 @@ from lstm_jax.language.batching import Batches
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.programs import per_model
 from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
 
@@ -98,21 +98,21 @@ def batch_log_probs(
   state = model.initial_state(batches.tokens.shape[1:])
   for first, last in pairwise(batches.cuts):
     rows = batches.tokens[first : last + 1]
-    log_probs, state = _log_probs(model, params, state, rows)
+    log_probs, state = _log_probs(model)(params, state, rows)
     yield np.asarray(log_probs)
 
 
 def _one_pass(function, model, params, tokens):
   """Return the first result of a function like `predict`, [N − 1, ...].
 
-  The function is called on one chunk of the text after another, with the state
-  carried from chunk to chunk.
+  The function, from `per_model`, is called on one chunk of the text after
+  another, with the state carried from chunk to chunk.
   """
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
   state, parts = model.initial_state((1,)), []
   for chunk in cut_windows(tokens, CHUNK):
-    part, state = function(model, params, state, chunk[:, None])
+    part, state = function(model)(params, state, chunk[:, None])
     parts.append(np.asarray(part[:, 0]))
   return np.concatenate(parts)[: len(tokens) - 1]
 
@@ -152,7 +152,7 @@ def cold_nats(
   num_batches = math.ceil(len(windows) / max(1, MAX_LOGITS // logits))
   for batch in group_windows(windows, math.ceil(len(windows) / num_batches)):
     state = model.initial_state(batch.shape[:1])
-    nats, _ = _nats(model, params, state, batch.T)
+    nats, _ = _nats(model)(params, state, batch.T)
     losses.append(np.asarray(nats, np.float64).T.ravel())
   return np.concatenate(losses)[: len(tokens) - 1]
 
@@ -231,10 +231,10 @@ def predict(model, params, state, tokens):
   return cross_entropy(logits, tokens[1:]), state
 
 
-_nats = jax.jit(predict, static_argnums=0)
+_nats = per_model(predict)
 
 
-@partial(jax.jit, static_argnums=0)
+@per_model
 def _log_probs(model, params, state, tokens):
   """Return (log probabilities [T, ..., V], state) for tokens [T + 1, ...]."""
   state, logits = model.apply(params, state, tokens[:-1])

@@ -7,10 +7,11 @@
 With a small vocabulary, eₜ is never computed. The input product eₜ W_x of the
 lowest layer, which has G gates, is row xₜ of the table W_e W_x, [V, G·H]. The
 table is computed once for all time steps; the product becomes a gather.
-A vocabulary is large if the table would have more than 1,024 rows, and more
-rows than the batch (with `groups`, one group of it) has tokens, as with words.
-Then the rows of W_e are gathered and multiplied by W_x, as they are for a cell
-that does not take tokens (`takes_tokens` of a `Cell`).
+A vocabulary is large if the table would have more rows than the batch (with
+`groups`, one group of it) has tokens, as with words; for a single time step, as
+in sampling, if the table would have more than 1,024 rows as well. Then the rows
+of W_e are gathered and multiplied by W_x, as they are for a cell that does not
+take tokens (`takes_tokens` of a `Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
 Like `unroll`, the model's functions raise ValueError where the kernels cannot
@@ -53,9 +54,11 @@ from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence.adjoint import Adjoint, Autodiff, Explicit
 from lstm_jax.sequence.stack import unroll_stack
 
-# A vocabulary of up to this size always uses the table W_e W_x, even for one
-# token: in sampling, XLA moves the table out of the loop. Without the table,
-# sampling 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
+# A vocabulary of up to this size uses the table W_e W_x for a single time step:
+# in sampling, XLA moves the table out of the loop. Without the table, sampling
+# 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128. Several
+# time steps use it only if they have V tokens: in dynamic evaluation, whose
+# weights change every 20 tokens, tables of 1,000 rows took half of the time.
 TABLE_ROWS = 1024
 
 
@@ -70,9 +73,7 @@ def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
     num_tokens: number of tokens in a batch, or in a group of its sequences; an
       integer, or symbolic (`jax.export`).
   """
-  most = TABLE_ROWS
-  if isinstance(num_tokens, int):
-    most = max(num_tokens, most)
+  most = num_tokens if isinstance(num_tokens, int) else TABLE_ROWS
   return getattr(cell, "takes_tokens", False) and vocabulary_size <= most
 
 
@@ -192,6 +193,8 @@ def _language_model(
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
       num_tokens //= groups
+      if tokens.shape[0] == 1:
+        num_tokens = max(num_tokens, TABLE_ROWS)
     if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)

@@ -22,6 +22,7 @@ from lstm_jax.language.drawing import (
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.programs import per_model
 from lstm_jax.language.tokens import check_range
 
 
@@ -74,8 +75,9 @@ def sample(
   check_count("num_samples", num_samples)
   rules = DrawingRules(temperature, top_k, top_p, min_p, suppress_tokens)
   rules = checked_rules(rules, len(params.bias))
-  prompts = repeat_prompt(prompt, num_samples)
-  return np.asarray(_sample(model, (int(length), rules), params, key, prompts))
+  options = int(length), int(num_samples), rules
+  prompt = np.asarray(prompt, np.int32)
+  return np.asarray(_sample(model)(options, params, key, prompt))
 
 
 def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
@@ -87,23 +89,20 @@ def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
   check_range("the prompt", prompt, vocabulary_size)
 
 
-def repeat_prompt(prompt: np.ndarray, count: int) -> np.ndarray:
-  """Return a prompt [P] for each of N texts, int32 [P, N]."""
-  return np.repeat(np.asarray(prompt, np.int32)[:, None], count, axis=1)
-
-
-def read_prompts(
-  model: LanguageModel, params: LanguageParams, prompts: jax.Array
+def read_prompt(
+  model: LanguageModel, params: LanguageParams, prompt: jax.Array, count: int
 ) -> Carry:
-  """Return the `Carry` after prompts [P, N], from the zero state.
+  """Return the `Carry` of N texts after a prompt [P], from the zero state.
 
-  In a compiled function, only the logits of the last token are computed: the
-  others are not used.
+  The prompt, which is the same for all texts, is read once. In a compiled
+  function, only the logits of its last token are computed: the others are not
+  used.
   """
-  state = model.initial_state(prompts.shape[1:])
-  if len(prompts) > 1:
-    state, _ = model.apply(params, state, prompts[:-1])
-  return advance(model, params, state, prompts[-1:])
+  state, tokens = model.initial_state((1,)), prompt[:, None]
+  if len(tokens) > 1:
+    state, _ = model.apply(params, state, tokens[:-1])
+  carry = advance(model, params, state, tokens[-1:])
+  return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), carry)
 
 
 def advance(
@@ -114,14 +113,14 @@ def advance(
   return Carry(state, logits[-1])
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sample(model, options, params, key, prompts):
-  length, rules = options
+@partial(per_model, num_static=1)
+def _sample(model, options, params, key, prompt):
+  length, count, rules = options
 
   def body(carry, t):
     tokens = draw(rules, jax.random.fold_in(key, t), carry.logits)
     return advance(model, params, carry.state, tokens[None]), tokens
 
-  carry = read_prompts(model, params, prompts)
+  carry = read_prompt(model, params, prompt, count)
   _, tokens = lax.scan(body, carry, jnp.arange(length))
   return tokens.T

@@ -39,11 +39,11 @@ from lstm_jax.language.drawing import (
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.programs import per_model
 from lstm_jax.language.sampling import (
   advance,
   check_prompt,
-  read_prompts,
-  repeat_prompt,
+  read_prompt,
   sample,
 )
 from lstm_jax.language.tokens import check_range
@@ -74,8 +74,8 @@ def continuation_nats(
     )
   check_range("tokens", tokens, len(params.bias))
   columns = np.asarray(tokens, np.int32).T
-  prompts = repeat_prompt(prompt, len(tokens))
-  nats = _continuation_nats(model, params, prompts, columns)
+  prompt = np.asarray(prompt, np.int32)
+  nats = _continuation_nats(model)(params, prompt, columns)
   return np.asarray(nats).sum(axis=0, dtype=np.float64)
 
 
@@ -147,33 +147,32 @@ def beam_search(
   check_count("beam_size", beam_size)
   rules = DrawingRules(suppress_tokens=suppress_tokens)
   rules = checked_rules(rules, len(params.bias))
-  prompts = repeat_prompt(prompt, beam_size)
-  options = int(length), rules.suppress_tokens
-  tokens, nats, least = _beam_search(model, options, params, prompts)
+  options = int(length), int(beam_size), rules.suppress_tokens
+  prompt = np.asarray(prompt, np.int32)
+  tokens, nats, least = _beam_search(model)(options, params, prompt)
   total = np.asarray(least).sum(dtype=np.float64)
   return np.asarray(tokens), total + np.asarray(nats, np.float64)
 
 
-@partial(jax.jit, static_argnums=0)
-def _continuation_nats(model, params, prompts, tokens):
+@per_model
+def _continuation_nats(model, params, prompt, tokens):
   def body(carry, tokens):
     nats = cross_entropy(carry.logits, tokens)
     return advance(model, params, carry.state, tokens[None]), nats
 
-  carry = read_prompts(model, params, prompts)
+  carry = read_prompt(model, params, prompt, tokens.shape[1])
   return lax.scan(body, carry, tokens)[1]  # [n, N]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _beam_search(model, options, params, prompts):
+@partial(per_model, num_static=1)
+def _beam_search(model, options, params, prompt):
   """Return (tokens [N, n], nats [N], least [n]).
 
   The cost of a continuation is its entry of nats plus the sum of least. After
   each token, the least cost is subtracted from the costs of all prefixes, so
   that a long sum is not rounded.
   """
-  length, suppress_tokens = options
-  width = prompts.shape[1]
+  length, width, suppress_tokens = options
 
   def body(search, t):
     carry, nats, tokens = search
@@ -187,7 +186,7 @@ def _beam_search(model, options, params, prompts):
     nats, least = best[0] - best, -best[0]
     return (advance(model, params, state, token[None]), nats, tokens), least
 
-  carry = read_prompts(model, params, prompts)
+  carry = read_prompt(model, params, prompt, width)
   # All prefixes are the same at first: only one counts.
   nats = jnp.full(width, jnp.inf, carry.logits.dtype).at[0].set(0)
   tokens = jnp.zeros((width, length), jnp.int32)

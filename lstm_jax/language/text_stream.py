@@ -34,11 +34,12 @@ from lstm_jax.language.drawing import (
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.programs import per_model
 from lstm_jax.language.sampling import (
   Carry,
   advance,
   check_prompt,
-  read_prompts,
+  read_prompt,
 )
 from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
@@ -75,8 +76,9 @@ class TextStream:
     self._key_spec = jax.eval_shape(
       lambda: jax.random.key_data(jax.random.key(0))
     )
-    token = np.zeros((1, 1), np.int32)
-    shapes = jax.eval_shape(partial(read_prompts, model), params, token)
+    token = np.zeros(1, np.int32)
+    read = partial(read_prompt, model, count=1)
+    shapes = jax.eval_shape(read, params, token)
     self._carry: Carry = jax.tree.map(
       lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
     )
@@ -153,8 +155,7 @@ class TextStream:
       part = slice(start, start + PART)
       count = len(given[part])
       padding = PART - count
-      carry, tokens = _advance(
-        self._model,
+      carry, tokens = _advance(self._model)(
         self._rules,
         config.jax_default_prng_impl,
         self._params,
@@ -175,7 +176,7 @@ class TextStream:
       yield "".join(pieces)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(per_model, num_static=2)
 def _advance(model, rules, key_kind, params, carry, key, start, given, count):
   """Return (carry, tokens [n]) after the first `count` of the given tokens.
 

@@ -16,13 +16,16 @@ from lstm_jax.testing.mutation import plant
 from tests.draws import B, H, T, normal_like, weighed, worst
 from tests.language.small_model import E, V, make
 
+# Time steps with fewer than V tokens, and with as many or more.
+STEPS = {"rows": V // B, "table": -(-V // B)}
+
 
 @pytest.fixture(params=["table", "rows"])
 def lookup(request, monkeypatch):
-  """Return what a batch of fewer than V tokens looks up: "table" or "rows".
+  """Return what a batch of STEPS[lookup] time steps looks up.
 
   These are rows of the table W_e W_x, or rows of W_e, which are multiplied by
-  W_x afterwards: see `lstm_jax.language.model`.
+  W_x afterwards: see `lstm_jax.language.model`. It holds for one step, too.
   """
   table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
   monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
@@ -58,8 +61,8 @@ def gradients_of(key, monkeypatch, steps):
 def test_the_table_and_rows_of_w_e_have_the_gradient_of_autodiff(
   lookup, key, monkeypatch
 ):
-  few = V // B  # time steps with fewer than V tokens
-  (explicit, autodiff), inputs = gradients_of(key, monkeypatch, few)
+  steps = STEPS[lookup]
+  (explicit, autodiff), inputs = gradients_of(key, monkeypatch, steps)
   rows = lookup == "rows"
   assert inputs == (
     (E if rows else V, 4 * H),
@@ -90,14 +93,21 @@ def test_products_of_embeddings_and_w_x_are_not_rounded_to_bfloat16(key):
   assert abs(found - expected).max() < 1e-5 * abs(expected).max()
 
 
-@pytest.mark.exhaustive
-def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
-  key, monkeypatch
+@pytest.mark.parametrize(("steps", "size"), [(1, V), (2, E), (V // B + 1, V)])
+def test_the_table_is_used_for_one_step_or_as_many_tokens_as_it_has_rows(
+  steps, size, key, monkeypatch
 ):
-  monkeypatch.setattr(model_module, "TABLE_ROWS", 1)
-  enough = -(-V // B)
-  _, inputs = gradients_of(key, monkeypatch, enough)
-  assert inputs == ((V, 4 * H), jnp.int64)
+  sizes = []
+
+  def spy(cell, layers, state, xs, **options):
+    sizes.append(len(layers[0].w_x))
+    return unroll_stack(cell, layers, state, xs, **options)
+
+  monkeypatch.setattr(model_module, "unroll_stack", spy)
+  model, params, state, *_ = make("lstm", key)
+  tokens = jnp.zeros((steps, B), int)
+  jax.eval_shape(model.apply, params, state, tokens)
+  assert sizes == [size]
 
 
 def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
@@ -127,7 +137,7 @@ def test_a_planted_error_in_the_embedding_is_caught(
   """
   planted = plant(affine, term)
   monkeypatch.setattr(model_module, "linear", planted.linear)
-  (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)
+  (explicit, autodiff), _ = gradients_of(key, monkeypatch, STEPS[lookup])
   largest = np.abs(autodiff.embedding).max()
   wrong = worst(explicit.embedding, autodiff.embedding)
   noticed = {"table": "dx", "rows": "dw_tokens"}[lookup] == term
@@ -163,9 +173,7 @@ def test_a_tied_readout_is_the_embedding(lookup, key):
     shape, V, regularizers=Regularizers(token_dropout=0.4)
   )
   state = untied.initial_state((B,))
-  # A batch reads rows of W_e only if it has fewer than V tokens.
-  steps = V // B if lookup == "rows" else T
-  tokens = jax.random.randint(key, (steps + 1, B), 0, V)
+  tokens = jax.random.randint(key, (STEPS[lookup] + 1, B), 0, V)
 
   def untied_loss(e):  # with two matrices: W_e = √E e, and W = eᵀ
     untied_params = params._replace(embedding=7**0.5 * e, readout=e.T)

@@ -132,8 +132,8 @@ def test_an_evaluation_has_a_kernel_a_layer_or_one_loop(case):
 
 def test_sampling_has_kernels_for_the_prompt_alone(case):
   model, params, kernels, loops = case
-  prompts = jax.ShapeDtypeStruct((3, 2), jnp.int32)
+  prompt = jax.ShapeDtypeStruct((3,), jnp.int32)
   rules = DrawingRules(temperature=0.8)
-  run = partial(_sample, model, (T, rules))
-  found = kernels_and_loops(run, params, jax.random.key(0), prompts)
+  run = partial(_sample(model), (T, 2, rules))
+  found = kernels_and_loops(run, params, jax.random.key(0), prompt)
   assert found == (kernels, loops + 1)  # and the loop over new tokens

@@ -238,9 +238,20 @@ def test_a_nucleus_of_1_keeps_every_token(key):
 def test_a_long_prompt_takes_no_memory_for_its_logits(key):
   vocabulary_size, length = 5000, 400
   model = language_model(ModelConfig(hidden_size=4), vocabulary_size)
-  prompts = np.zeros((length, 2), np.int32)
-  program = sampling._sample.lower(
-    model, (3, DrawingRules()), model.init(key), key, prompts
-  ).compile()
-  logits = 4 * length * 2 * vocabulary_size  # bytes of all, 16 MB
+  prompt = np.zeros(length, np.int32)
+  program = (
+    sampling._sample(model)
+    .lower((3, 2, DrawingRules()), model.init(key), key, prompt)
+    .compile()
+  )
+  logits = 4 * length * vocabulary_size  # bytes of all, 8 MB
   assert program.memory_analysis().temp_size_in_bytes < logits / 4
+
+
+def test_a_prompt_is_read_once_for_all_samples(key):
+  params = jax.eval_shape(MODEL.init, key)
+  prompt = jax.ShapeDtypeStruct((7,), jnp.int32)
+  options = 3, 5, DrawingRules()
+  text = sampling._sample(MODEL).lower(options, params, key, prompt).as_text()
+  # The 6 outputs before the prompt's last token: of one text, and not of 5.
+  assert "tensor<6x1x" in text and "tensor<6x5" not in text

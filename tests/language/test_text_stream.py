@@ -147,8 +147,8 @@ def test_a_failure_leaves_a_stream_as_it_was(key, monkeypatch):
     def __array__(self, *arguments, **options):
       raise KeyboardInterrupt
 
-  def interrupted(*arguments):
-    return advance(*arguments)[0], Interrupted()
+  def interrupted(model):
+    return lambda *arguments: (advance(model)(*arguments)[0], Interrupted())
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(text_stream, "_advance", interrupted)

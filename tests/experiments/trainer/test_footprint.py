@@ -142,8 +142,8 @@ def test_operations_do_not_overflow(config):
   ("cell", "vocabulary_size", "tokens", "devices", "rows", "rounds"),
   [
     (lstm, 9, 24, 1, 9, 0),
-    (lstm, 9, 24, 3, 27, 0),  # every device computes the table
-    (lstm, 9, 5, 1, 9, 0),  # a small table is computed for fewer tokens too
+    (lstm, 9, 24, 2, 18, 0),  # every device computes the table
+    (lstm, 9, 24, 3, 24, 0),  # each has 8 tokens: fewer than the table's rows
     (lstm, 1025, 24, 1, 24, 0),
     (lstm, 1025, 2048, 1, 1025, 0),
     (lstm, 1025, 2048, 2, 2048, 0),  # 1,024 on each device

@@ -37,8 +37,8 @@ COMPILED = (
 
 
 def programs():
-  """Return how many programs each function of COMPILED has."""
-  return [function._cache_size() for function in COMPILED]
+  """Return how many programs of MODEL each function of COMPILED has."""
+  return [function(MODEL)._cache_size() for function in COMPILED]
 
 
 def protocols(params, scale):
@@ -150,7 +150,7 @@ def test_a_shorter_last_chunk_or_window_compiles_no_second_program(
   for module in (evaluate, dynamic_eval):
     monkeypatch.setattr(module, "CHUNK", 12)
   for function in COMPILED:
-    function.clear_cache()
+    function(MODEL).clear_cache()
   for name, protocol in protocols(params, scale).items():
     assert worst(protocol(TOKENS), expected[name]) < 1e-12
     before = programs()
