@@ -7,14 +7,16 @@ import re
 import tomllib
 from collections.abc import Sequence
 from types import FunctionType, ModuleType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from jax.typing import DTypeLike
 
 import lstm_jax
-from lstm_jax import cells, language, testing
-from lstm_jax.interop import torch
+from lstm_jax import Cell, cells, language, sequence, testing
+from lstm_jax.cells.cell import ParamsT, StateT
+from lstm_jax.interop import keras, onnx, torch
+from lstm_jax.interop.cudnn import to_cudnn
 from tests.processes import ROOT
 
 PACKAGES = [
@@ -99,13 +101,40 @@ def test_a_module_has_every_member_of_the_protocol_of_cells():
 def test_types_accept_what_the_documents_pass():
   hints = get_type_hints(lstm_jax.unroll)
   assert hints["compute_dtype"] == DTypeLike | None
-  made = get_type_hints(lstm_jax.rnn.with_activation)["return"]
-  for function in (testing.terms, testing.plant):
-    assert made in get_args(get_type_hints(function)["module"])
+  for function in (testing.terms, testing.plant):  # a made cell, too
+    assert Cell in get_args(get_type_hints(function)["module"])
   zero_state = get_type_hints(language.LanguageModel)["initial_state"]
   assert get_args(zero_state)[0] is ...  # no batch_shape, or a symbolic one
-  for function in (torch.to_torch, torch.save):  # a list, too
+  for function in (torch.to_torch, torch.save, to_cudnn):  # a list, too
     assert get_type_hints(function)["layers"].__origin__ is Sequence
+  for function in (lstm_jax.init_stack, lstm_jax.unroll_stack):
+    # Of `(gru, lstm)`, pyright knows only that it is a tuple of modules.
+    cells_of_layers = get_args(get_type_hints(function)["cell"])[1]
+    assert ModuleType in get_args(get_args(cells_of_layers)[0])
+
+
+def test_results_have_the_types_of_the_cell():
+  made = lstm_jax.rnn.with_activation, lstm_jax.lstm.with_activations
+  assert [get_type_hints(function)["return"] for function in made] == [
+    Cell[lstm_jax.RNNParams, lstm_jax.RNNState],
+    Cell[lstm_jax.LSTMParams, lstm_jax.LSTMState],
+  ]
+  for wrapper in (sequence.masked, sequence.resettable, sequence.zoneout):
+    hints = get_type_hints(wrapper)
+    assert hints["return"] == hints["cell"] == Cell[ParamsT, StateT]
+  both = get_type_hints(lstm_jax.unroll_both)["return"]
+  assert get_args(both)[0] == lstm_jax.Directions[StateT]
+
+
+def test_a_layer_of_a_result_has_fields():
+  # A type checker refuses the `h` of `State | Directions`.
+  states, _ = get_args(get_type_hints(lstm_jax.unroll_stack)["return"])
+  zero_states = get_type_hints(lstm_jax.initial_stack_state)["return"]
+  layers = get_type_hints(lstm_jax.init_stack)["return"]
+  assert states == zero_states == layers == torch.weights.Layers
+  assert get_args(states) == (Any, ...)
+  loaded = get_type_hints(keras.from_keras)["return"]
+  assert get_args(loaded)[1] is get_type_hints(onnx.Layer)["params"] is Any
 
 
 def test_a_version_has_a_date_to_cite_once_it_is_released():

@@ -38,7 +38,7 @@ class Environment(NamedTuple):
   num_actions: int
   reset: Callable[[jax.Array], tuple]  # (key) -> (state, observation)
   # (key, state, action) -> (state, observation, reward, done)
-  step: Callable[[jax.Array, Any, jax.Array], tuple]
+  step: Callable[[jax.Array, Any, jax.Array | int], tuple]
   guessing: float  # the best mean return without memory
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from lstm_jax.cells import (
   RELU,
+  Cell,
   coupled_lstm,
   gru,
   gru_reset_before,
@@ -30,7 +31,7 @@ from lstm_jax.training import OptimizerConfig, check_mesh, parse_mesh
 
 LARGEST = 2**31 - 1  # the largest value of an integer flag and of a seed
 
-CELLS = {
+CELLS: dict[str, Cell] = {
   "lstm": lstm,
   "layernorm_lstm": layernorm_lstm,
   "projected_lstm": projected_lstm,

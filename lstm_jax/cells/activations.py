@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ class Activation:
   def __repr__(self) -> str:
     return self.name
 
-  def __deepcopy__(self, memo: dict) -> "Activation":
+  def __deepcopy__(self, memo: dict[int, Any]) -> "Activation":
     return self  # a copied function of `jax.jit` would not equal the original
 
   def apply(self, a: jax.Array) -> jax.Array:

@@ -12,13 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from lstm_jax.cells.cell import Cell
-
+CellT = TypeVar("CellT")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 
-def cached(f: Callable[[Cell], Result]) -> Callable[[Cell], Result]:
+def cached(f: Callable[[CellT], Result]) -> Callable[[CellT], Result]:
   """Return f with a cache: the same cell gets the same result, computed once.
 
   NamedTuples with equal fields are equal, whatever their types. So the key is

@@ -91,7 +91,7 @@ class Cell(Protocol[ParamsT, StateT]):
     """
 
   @property
-  def recur_backward(self) -> Callable[..., tuple]:
+  def recur_backward(self) -> Callable[..., tuple[Any, ...]]:
     """(params, gates, residuals, d_state, *extras) -> (d_state, da).
 
     The argument d_state is the cotangent of the state after the step. The
@@ -117,7 +117,7 @@ class Cell(Protocol[ParamsT, StateT]):
     """
 
   @property
-  def backward(self) -> Callable[[Any, StateT], tuple]:
+  def backward(self) -> Callable[[Any, StateT], tuple[Any, ...]]:
     """(saved, d_state) -> (d_params, d_state, dx, None for each extra)."""
 
   @property
@@ -152,13 +152,13 @@ def one_step(
   initial_state: Callable[..., StateT],
   project: Callable[[ParamsT, jax.Array], jax.Array],
   recur: Callable[..., tuple[StateT, jax.Array, Any]],
-  recur_backward: Callable[..., tuple] | None,
+  recur_backward: Callable[..., tuple[Any, ...]] | None,
   parameter_gradients: Callable[..., tuple[ParamsT, jax.Array | None]] | None,
   *,
-  innermost: tuple[tuple[Callable | None, ...], int] | None = None,
+  innermost: tuple[tuple[Callable[..., Any] | None, ...], int] | None = None,
 ) -> tuple[
   Callable[..., tuple[StateT, StepResiduals]],
-  Callable[[StepResiduals, StateT], tuple],
+  Callable[[StepResiduals, StateT], tuple[Any, ...]],
   Callable[..., StateT],
 ]:
   """Return a cell's (forward, backward, step), built from its parts.

@@ -224,7 +224,7 @@ forward, backward, step = one_step(
 
 def with_activations(
   gates: Activation = SIGMOID, candidate: Activation = TANH
-) -> Cell:
+) -> Cell[GRUParams, GRUState]:
   """Return this cell with other activations; for σ and tanh, this module.
 
   Args:

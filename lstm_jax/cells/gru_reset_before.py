@@ -211,7 +211,7 @@ forward, backward, step = one_step(
 
 def with_activations(
   gates: Activation = SIGMOID, candidate: Activation = TANH
-) -> Cell:
+) -> Cell[ResetBeforeGRUParams, GRUState]:
   """Return this cell with other activations; for σ and tanh, this module.
 
   Args:

@@ -263,7 +263,7 @@ def with_activations(
   gates: Activation = SIGMOID,
   candidate: Activation = TANH,
   output: Activation = TANH,
-) -> Cell:
+) -> Cell[LSTMParams, LSTMState]:
   """Return this cell with other activations; for σ, tanh, tanh, this module.
 
   Args:

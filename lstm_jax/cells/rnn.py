@@ -159,7 +159,7 @@ forward, backward, step = one_step(
 )
 
 
-def with_activation(activation: Activation) -> Cell:
+def with_activation(activation: Activation) -> Cell[RNNParams, RNNState]:
   """Return this cell with another activation; for tanh, this module.
 
   Args:

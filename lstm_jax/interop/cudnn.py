@@ -25,6 +25,7 @@ from lstm_jax.cells.lstm import LSTMParams
 from lstm_jax.interop.tensors import Array, as_array
 from lstm_jax.interop.torch.weights import (
   Layers,
+  Stack,
   check_one_module,
   from_torch,
   named_arrays,
@@ -33,7 +34,7 @@ from lstm_jax.sequence import Directions
 from lstm_jax.sequence.stack import check_layers
 
 
-def to_cudnn(layers: Layers) -> jax.Array:
+def to_cudnn(layers: Stack) -> jax.Array:
   """Return the vector of cuDNN's LSTM with these weights.
 
   Args:

@@ -32,7 +32,7 @@ from lstm_jax.interop.tensors import (
 ATTRIBUTES = "weight_ih", "weight_hh", "bias", "use_bias"  # of both cells
 
 
-def from_equinox(module: Any) -> tuple[Cell, Params]:
+def from_equinox(module: Any) -> tuple[Cell[Any, Any], Params]:
   """Return the cell and the params that compute the same as an Equinox cell.
 
   Without `jax_enable_x64`, float64 becomes float32.

@@ -53,7 +53,9 @@ LINEAR = "linear", "linear_1"
 GRU_NAMES = "w_i", "w_h", "b"
 
 
-def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
+def from_haiku(
+  weights: Any, *, name: str | None = None
+) -> tuple[Cell[Any, Any], Params]:
   """Return our cell and the params of a Haiku core.
 
   Without `jax_enable_x64`, float64 becomes float32.

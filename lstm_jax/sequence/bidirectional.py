@@ -13,14 +13,14 @@ networks; Graves and Schmidhuber (2005) for LSTMs.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.cell import Cell, ParamsT, StateT
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.serialization import serializable
@@ -33,26 +33,28 @@ from lstm_jax.sequence.arguments import (
   exchange_axes,
 )
 
+ValueT = TypeVar("ValueT", covariant=True)  # of one direction
+
 
 @serializable
-class Directions(NamedTuple):
+class Directions(NamedTuple, Generic[ValueT]):
   """A pair, one value per direction: weights, states, zoneout or dropout."""
 
-  forward: Any
-  backward: Any
+  forward: ValueT
+  backward: ValueT
 
 
 def unroll_both(
-  cell: Cell,
-  params: Directions,
-  states: Directions | None,
+  cell: Cell[ParamsT, StateT],
+  params: Directions[ParamsT],
+  states: Directions[StateT | None] | None,
   xs: jax.Array,
   *,
   merge: Literal["concat", "sum"] = "concat",
-  zoneout: Directions | None = None,
-  state_dropout: Directions | None = None,
+  zoneout: Directions[StateT | None] | None = None,
+  state_dropout: Directions[jax.Array | None] | None = None,
   **options: Unpack[UnrollOptions],
-) -> tuple[Directions, jax.Array]:
+) -> tuple[Directions[StateT], jax.Array]:
   """Unroll a cell over a sequence in both directions.
 
   Args:
@@ -91,7 +93,7 @@ def unroll_both(
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
     options["mask"] = mask
-  resets = Directions(None, None)
+  resets: Directions[jax.Array | None] = Directions(None, None)
   if reset is not None:
     xs = as_inputs(xs)
     check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)

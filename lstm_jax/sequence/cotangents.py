@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.cell import Cell, ParamsT, State, StateT
 from lstm_jax.cells.checks import check_arrays, check_same_type
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
@@ -48,12 +48,12 @@ from lstm_jax.sequence.scan import forward
 
 
 def state_cotangents(
-  cell: Cell,
-  params: Params,
-  state: State | None,
+  cell: Cell[ParamsT, StateT],
+  params: ParamsT,
+  state: StateT | None,
   xs: jax.Array,
-  d_last: State,
-) -> State:
+  d_last: StateT,
+) -> StateT:
   """Return the cotangent of every state, given that of the last state.
 
   Scans the cell's own `recur_backward`; no weight gradient is computed. Masks,

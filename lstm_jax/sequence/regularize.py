@@ -28,14 +28,18 @@ References:
   drop and locked dropout. Krueger et al. (2017), Zoneout.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lstm_jax.cells.cell import Params, State
+from lstm_jax.cells.cell import Params
 from lstm_jax.cells.checks import check_same_type
 from lstm_jax.cells.precision import check_float
+
+StateT = TypeVar("StateT", bound=tuple)  # a NamedTuple, with at least h
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
@@ -104,7 +108,7 @@ def has_w_h(params: Params) -> bool:
   return hasattr(params, "w_h") and params.w_h.ndim >= 2
 
 
-def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
+def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
   """Return which units keep their value, for `unroll(..., zoneout=)`.
 
   Args:

@@ -16,6 +16,7 @@ compute its input product for all time steps at once. A layer whose weights are
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Unpack
 
 import jax
@@ -24,13 +25,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import (
-  Cell,
-  Params,
-  State,
-  cell_name,
-  output_size,
-)
+from lstm_jax.cells.cell import Cell, Params, State, cell_name, output_size
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.weight_checks import check_params
 from lstm_jax.sequence import regularize
@@ -48,21 +43,25 @@ from lstm_jax.sequence.bidirectional import (
   unroll_both,
 )
 
+# One cell, or one per layer. Of a cell in a tuple or list, some type checkers
+# know only that it is a module.
+Cells = Cell[Any, Any] | Sequence[Cell[Any, Any] | ModuleType]
+
 
 def unroll_stack(
-  cell: Cell | Sequence[Cell],
-  params: Sequence[Params | Directions],
-  states: Sequence[State | Directions] | None,
+  cell: Cells,
+  params: Sequence[Params | Directions[Any]],
+  states: Sequence[State | Directions[Any]] | None,
   xs: jax.Array,
   *,
   dropout: float = 0.0,
   locked: bool = False,
   key: jax.Array | None = None,
   skip: bool = False,
-  zoneout: Sequence | None = None,
-  state_dropout: Sequence | None = None,
+  zoneout: Sequence[Any] | None = None,
+  state_dropout: Sequence[Any] | None = None,
   **options: Unpack[UnrollOptions],
-) -> tuple[tuple[State | Directions, ...], jax.Array]:
+) -> tuple[tuple[State, ...], jax.Array]:
   """Unroll a stack of layers, the lowest layer first.
 
   Args:
@@ -83,8 +82,9 @@ def unroll_stack(
       implementation, as in `unroll`, for every layer.
 
   Returns:
-    (states, hs): the last state of every layer, and the top layer's outputs,
-    [T, ..., H], or [T, ..., 2H] if it is bidirectional.
+    (states, hs): the last state of every layer (`Directions` of a bidirectional
+    one), and the top layer's outputs, [T, ..., H], or [T, ..., 2H] if it is
+    bidirectional.
 
   Raises:
     TypeError: an option is not one of those above.
@@ -121,7 +121,7 @@ def unroll_stack(
     _per_layer("state_dropout", state_dropout, len(params)),
     strict=True,
   )
-  last_states: list[State | Directions] = []
+  last_states: list[State] = []
   for layer_cell, weights, state, rates, factor in layers:
     inputs = xs
     if last_states and dropout:  # not the inputs of the lowest layer
@@ -143,7 +143,7 @@ def unroll_stack(
 
 
 def init_stack(
-  cell: Cell | Sequence[Cell],
+  cell: Cells,
   key: jax.Array,
   input_size: int,
   hidden_sizes: int | Sequence[int],
@@ -151,7 +151,7 @@ def init_stack(
   num_layers: int | None = None,
   bidirectional: bool = False,
   dtype: DTypeLike = jnp.float32,
-) -> tuple[Params | Directions, ...]:
+) -> tuple[Params, ...]:
   """Return the initial weights of a stack, the lowest layer first.
 
   Args:
@@ -160,7 +160,8 @@ def init_stack(
     input_size: D of the lowest layer.
     hidden_sizes: H of each layer, or one H for all.
     num_layers: L; needed if neither `cell` nor `hidden_sizes` is a sequence.
-    bidirectional: whether every layer has both directions.
+    bidirectional: whether every layer has both directions; the weights of each
+      are then `Directions`.
     dtype: the dtype of every parameter.
 
   Raises:
@@ -170,7 +171,7 @@ def init_stack(
       or dtype is not a floating-point dtype.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
-  layers: list[Params | Directions] = []
+  layers: list[Params] = []
   for layer_cell, layer_key, size in zip(
     _cells(cell, len(sizes)),
     jax.random.split(key, len(sizes)),
@@ -191,11 +192,13 @@ def init_stack(
 
 
 def initial_stack_state(
-  cell: Cell | Sequence[Cell],
-  params: Sequence[Params | Directions],
+  cell: Cells,
+  params: Sequence[Params | Directions[Any]],
   batch_shape: tuple[int, ...] = (),
-) -> tuple[State | Directions, ...]:
+) -> tuple[State, ...]:
   """Return the zero states of a stack, the lowest layer first.
+
+  That of a bidirectional layer is `Directions`.
 
   Args:
     cell: the cell of every layer, or a sequence of one cell per layer.
@@ -239,7 +242,7 @@ def _check_params(params: Any) -> None:
 
 
 def _sizes(
-  cell: Cell | Sequence[Cell],
+  cell: Cells,
   hidden_sizes: int | Sequence[int],
   num_layers: int | None,
 ) -> tuple[int, ...]:
@@ -270,7 +273,7 @@ def _sizes(
   return tuple(map(int, np.broadcast_to(sizes, layers)))
 
 
-def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
+def _cells(cell: Cells, num_layers: int) -> Sequence[Cell]:
   """Return one cell per layer."""
   if _is_cell(cell):
     return [cell] * num_layers  # type: ignore[list-item]

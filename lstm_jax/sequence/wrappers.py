@@ -43,7 +43,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lstm_jax.cells.caching import cached
-from lstm_jax.cells.cell import Cell, Residuals, State, one_step
+from lstm_jax.cells.cell import (
+  Cell,
+  ParamsT,
+  Residuals,
+  State,
+  StateT,
+  one_step,
+)
 from lstm_jax.cells.checks import check_broadcasts, check_same_type
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import parts_of
@@ -77,7 +84,7 @@ class ResidualsWithH(NamedTuple):
 
 
 @cached  # so that no program is compiled twice
-def masked(cell: Cell) -> Cell:
+def masked(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   """Return a cell whose step takes a mask, bool [...].
 
   Where it is False, the step returns the state unchanged, h included. (`unroll`
@@ -101,7 +108,7 @@ def masked(cell: Cell) -> Cell:
 
 
 @cached
-def resettable(cell: Cell) -> Cell:
+def resettable(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   """Return a cell whose step takes a reset flag, bool [...].
 
   Where it is True, the step starts from the zero state.
@@ -124,7 +131,7 @@ def resettable(cell: Cell) -> Cell:
 
 
 @cached
-def zoneout(cell: Cell) -> Cell:
+def zoneout(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   """Return a cell whose step takes the share of the state that each unit keeps.
 
   The shares are a state of arrays or numbers that broadcast to the arrays of
@@ -160,7 +167,7 @@ def zoneout(cell: Cell) -> Cell:
 
 
 @cached
-def state_dropout(cell: Cell) -> Cell:
+def state_dropout(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   """Return a cell whose step multiplies the h that enters it by a factor.
 
   The factor broadcasts to h [..., H]; 0 drops a unit. In a GRU, it also applies
@@ -184,7 +191,7 @@ def state_dropout(cell: Cell) -> Cell:
 
 
 @cached
-def saving_h(cell: Cell) -> Cell:
+def saving_h(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   """Return a cell that also saves the h that it multiplies by W_h.
 
   The gradient of W_h is Σ hᵀ da. Without this wrapper, `unroll` takes for h the

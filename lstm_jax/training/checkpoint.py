@@ -65,7 +65,7 @@ class CheckpointWriter:
       a backslash, as every path on Windows (`check_path`).
   """
 
-  def __init__(self, directory: str | os.PathLike):
+  def __init__(self, directory: str | os.PathLike[str]):
     self._policy = _Policy()
     self._directory = Path(directory).absolute()
     # The step of a checkpoint that may not be on the disk yet.

@@ -41,7 +41,7 @@ class Checkpoint(NamedTuple):
   description: dict[str, Any]
 
 
-def list_checkpoints(directory: str | os.PathLike) -> list[int]:
+def list_checkpoints(directory: str | os.PathLike[str]) -> list[int]:
   """Return the steps of the complete checkpoints, in ascending order.
 
   Raises:
@@ -58,7 +58,7 @@ def list_checkpoints(directory: str | os.PathLike) -> list[int]:
 
 
 def read_checkpoint(
-  directory: str | os.PathLike, step: int | None = None
+  directory: str | os.PathLike[str], step: int | None = None
 ) -> Checkpoint:
   """Return the step and the description of one checkpoint, or of the newest.
 
@@ -81,7 +81,7 @@ def read_checkpoint(
     return Checkpoint(step, description)
 
 
-def read_params(directory: str | os.PathLike, step: int, like: Any) -> Any:
+def read_params(directory: str | os.PathLike[str], step: int, like: Any) -> Any:
   """Return the parameters of one checkpoint.
 
   Args:
@@ -102,7 +102,7 @@ def read_params(directory: str | os.PathLike, step: int, like: Any) -> Any:
   return _read_arrays(Path(directory), step, PARAMS, like)
 
 
-def read_state(directory: str | os.PathLike, step: int, like: Any) -> Any:
+def read_state(directory: str | os.PathLike[str], step: int, like: Any) -> Any:
   """Return the state of one checkpoint; see `read_params`.
 
   Raises:
@@ -111,7 +111,7 @@ def read_state(directory: str | os.PathLike, step: int, like: Any) -> Any:
   return _read_arrays(Path(directory), step, STATE, like)
 
 
-def has_state(directory: str | os.PathLike, step: int) -> bool:
+def has_state(directory: str | os.PathLike[str], step: int) -> bool:
   """Return whether a step has a checkpoint with a state to resume from.
 
   Raises:

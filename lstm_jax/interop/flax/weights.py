@@ -22,7 +22,7 @@ LAYERS: dict[Cell, tuple[Sequence[str], Sequence[str]]] = {
 PARAMS = {cell: params for params, cell in CELL_OF_PARAMS.items()}
 
 
-def from_linen(variables: Any) -> tuple[Cell, Params]:
+def from_linen(variables: Any) -> tuple[Cell[Any, Any], Params]:
   """Return our cell and the params equal to a linen cell's weights.
 
   The cell is recognized only by the names in the collection. The caller must
@@ -162,7 +162,7 @@ def _check_kind(params: Any) -> Cell:
   return cell
 
 
-def from_nnx(module: Any) -> tuple[Cell, Params]:
+def from_nnx(module: Any) -> tuple[Cell[Any, Any], Params]:
   """Return our cell and the params equal to an nnx cell's weights.
 
   Without `jax_enable_x64`, float64 becomes float32.

@@ -31,9 +31,8 @@ from lstm_jax.interop.keras.hdf5 import (
   reason,
 )
 from lstm_jax.interop.keras.weights import from_keras
-from lstm_jax.sequence.bidirectional import Directions
 
-Layer = tuple[Cell, Params | Directions]
+Layer = tuple[Cell[Any, Any], Params]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
 LARGEST = 1 << 26  # bytes that a member of the zip may unpack to
 LARGEST_RATIO = 100  # or, for model.weights.h5, so many times the .keras file
@@ -53,7 +52,7 @@ class Saved(NamedTuple):
 
 
 def load(
-  path: str | os.PathLike, *, names: Collection[str] | None = None
+  path: str | os.PathLike[str], *, names: Collection[str] | None = None
 ) -> dict[str, Layer]:
   """Return the recurrent layers of a .keras file, by name.
 
@@ -97,7 +96,7 @@ def load(
 
 
 def load_weights(
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
   *,
   names: Collection[str] | None = None,
   activation: str | Activation = "tanh",
@@ -147,7 +146,7 @@ def load_weights(
 
 
 def _unzipped(
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], str, io.BytesIO]:
   """Return the configuration, the version of Keras, and the HDF5 file.
 

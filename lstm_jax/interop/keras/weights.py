@@ -77,7 +77,7 @@ def from_keras(
   activation: str | Activation = "tanh",
   recurrent_activation: str | Activation = "sigmoid",
   reset_after: bool | None = None,
-) -> tuple[Cell, Params | Directions]:
+) -> tuple[Cell[Any, Any], Params]:
   """Return the cell and the params of a Keras layer.
 
   A list of the arrays of two stacked layers with D = H is taken for that of a
@@ -133,7 +133,7 @@ def from_keras(
 
 
 def to_keras(
-  params: Params | Directions, *, bias: bool = True
+  params: Params | Directions[Any], *, bias: bool = True
 ) -> list[np.ndarray]:
   """Return the arrays of the Keras layer, for its `set_weights`.
 
@@ -226,6 +226,7 @@ def _from_direction(
   def check(name: str, *shape: int | None) -> Array:
     return check_shape(f"{side}{name}", arrays[name], *shape)
 
+  cell: Cell
   w_x, w_h = check("kernel", None, columns), recurrent
   candidate, gates = activations
   if columns == 3 * hidden:

@@ -14,7 +14,7 @@ from lstm_jax.interop.onnx.onnx_import import import_onnx
 from lstm_jax.interop.tensors import Array
 
 
-def load(path: str | os.PathLike) -> dict[str, Layer]:
+def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
   """Return the recurrent layers of an ONNX file, in the order of its nodes.
 
   Nodes in the bodies of If, Loop and Scan, and in functions, are not read. Nor

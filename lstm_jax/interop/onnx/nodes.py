@@ -62,8 +62,8 @@ class Layer(NamedTuple):
     time_major: False if inputs and outputs are [B, T, ...] (layout=1).
   """
 
-  cell: Cell
-  params: Params | Directions
+  cell: Cell[Any, Any]
+  params: Params
   reverse: bool
   time_major: bool
 
@@ -119,7 +119,7 @@ def read_layer(attributes: Attributes, tensors: Mapping[str, Any]) -> Layer:
 
 def to_onnx(
   cell: Cell,
-  params: Params | Directions,
+  params: Params | Directions[Any],
   *,
   name: str = "",
   inputs: Mapping[str, str] | None = None,

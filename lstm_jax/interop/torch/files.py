@@ -8,6 +8,7 @@ import os
 import uuid
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from lstm_jax.interop.torch.weights import Layers, Stack, from_torch, to_torch
 
 
 def load(
-  path: str | os.PathLike,
+  path: str | os.PathLike[str],
   *,
   prefix: str = "",
   nonlinearity: str | None = None,
-) -> tuple[Cell, Layers]:
+) -> tuple[Cell[Any, Any], Layers]:
   """Return the cell and the layers that a safetensors file holds.
 
   Only the tensors whose names begin with the prefix are read.
@@ -55,7 +56,9 @@ def load(
   return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
 
 
-def save(path: str | os.PathLike, layers: Stack, *, bias: bool = True) -> None:
+def save(
+  path: str | os.PathLike[str], layers: Stack, *, bias: bool = True
+) -> None:
   """Write `to_torch(layers, bias=bias)` to a safetensors file.
 
   An existing file is replaced atomically. A link is followed. What is neither a

@@ -55,8 +55,8 @@ from lstm_jax.interop.tensors import (
 from lstm_jax.sequence.bidirectional import Directions
 from lstm_jax.sequence.stack import check_layers
 
-Layers = tuple[Params | Directions, ...]  # the lowest layer first
-Stack = Sequence[Params | Directions]  # the same in an argument: a list, too
+Layers = tuple[Params, ...]  # or `Directions`; the lowest layer first
+Stack = Sequence[Params | Directions[Any]]  # an argument: a list, too
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
 PARAMS: dict[Cell, type] = {
   cell: params
@@ -68,7 +68,7 @@ NONLINEARITIES = {"tanh": TANH, "relu": RELU}
 
 def from_torch(
   source: Any, *, prefix: str = "", nonlinearity: str | None = None
-) -> tuple[Cell, Layers]:
+) -> tuple[Cell[Any, Any], Layers]:
   """Return the cell of a PyTorch module, and the params of its layers.
 
   Args:
@@ -130,7 +130,7 @@ def from_torch(
       f"got {nonlinearity!r}"
     )
   bias = any(name.startswith("bias_") for name in arrays)
-  layers: list[Params | Directions] = []
+  layers: list[Params] = []
   matrices = "weight_ih", "weight_hh"
   suffixes = {name[9:] for name in arrays if name.startswith(matrices)}
   while (layer := f"_l{len(layers)}") in suffixes:
