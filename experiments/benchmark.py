@@ -102,7 +102,7 @@ def figure_of(path: Path) -> Path:
   return path.with_name(f"{path.name.removesuffix('.json')}.png")
 
 
-def has_figure(path: Path) -> bool:
+def may_have_figure(path: Path) -> bool:
   """Return whether results may have a figure: not beside a device or a pipe."""
   return path.is_file() or not path.exists()
 
@@ -114,7 +114,7 @@ def draw(record: dict[str, Any], path: Path, console: Console) -> None:
 
   figure = figure_of(path)
   rows = record["rows"]
-  drawn = has_figure(path) and (
+  drawn = may_have_figure(path) and (
     plots.draw(rows, figure) or picture.draw(rows, figure)
   )
   files = f"{path} and {figure}" if drawn else f"{path}"
@@ -143,7 +143,7 @@ def main() -> int:
     )
   if old and timed.isdisjoint(chosen):
     raise ValueError(
-      f"{path} has times of --part={' and '.join(sorted(timed))}, not of "
+      f"{path} has times of --part={','.join(sorted(timed))}, not of "
       f"{', '.join(chosen)}"
     )
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
@@ -166,7 +166,7 @@ def main() -> int:
   def save(record: dict[str, Any]) -> None:
     if out:
       write_json(out, record)
-      if has_figure(out):
+      if may_have_figure(out):
         figure_of(out).unlink(missing_ok=True)  # it shows the earlier results
 
   if "gpu" in chosen:

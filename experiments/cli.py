@@ -228,7 +228,7 @@ def command_line(program: str, arguments: list[str]) -> str:
 
 
 def make_console() -> Console:
-  """Return a console that escapes control characters: no [markup], no :emoji:.
+  """Return a console without [markup] and :emoji:; it escapes controls.
 
   It moves the cursor only in a terminal, and not where CI is set: a build log
   would keep every frame. FORCE_COLOR does not turn a pipe into a terminal.
@@ -241,13 +241,13 @@ def make_console() -> Console:
 
 
 class _Console(Console):
-  """A console that leaves a closed pipe to `launch`: rich would exit with 1."""
+  """A console that escapes controls, and leaves a closed pipe to `launch`."""
 
   def render_str(self, text: str, **options: Any) -> Any:
     return super().render_str(escape_controls(text), **options)
 
   def on_broken_pipe(self) -> None:
-    raise BrokenPipeError
+    raise BrokenPipeError  # rich would exit with 1
 
 
 def _unraisable(unraisable: Any) -> None:

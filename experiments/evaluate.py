@@ -154,7 +154,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   members = load_members(directories, config.checkpoint)
   trained, directory = members[0], directories[0]
   name = run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION
-  check_no_link(path := directory / name)
+  path = directory / name
+  check_no_link(path)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
     data = find_corpus(directory, data, sha256, console)
@@ -167,7 +168,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   texts = Texts(
     excerpt.encode(tokenizer, excerpt.first, excerpt.last),
     excerpt.encode(tokenizer, 0, excerpt.first if adapts else 0),
-    [excerpt.encode(tokenizer, *one) for one in excerpt.training if mixes],
+    [excerpt.encode(tokenizer, *span) for span in excerpt.training if mixes],
   )
   check_tokens(texts.tokens, tokenizer.size)
   fixed = dynamic_eval.FixedSettings(config.rate, config.decay, config.segment)

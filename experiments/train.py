@@ -265,7 +265,7 @@ def _report_result(
 
 
 def main() -> int:
-  """Join other processes if there are any, and run; return the exit status."""
+  """Run the program; return its exit status, above 128 after a signal."""
   joining.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   with multihost.failing_together():
     (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])

@@ -124,7 +124,7 @@ def test_the_library_imports_only_its_dependencies(name):
       assert package in sys.stdlib_module_names, f"{name} imports {found}"
 
 
-def test_the_programs_say_where_the_system_is_not_theirs(monkeypatch):
+def test_without_posix_the_experiments_say_what_they_need(monkeypatch):
   monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
   with pytest.raises(ImportError, match=r"^the experiments need a POSIX sys"):
     runpy.run_path(MODULES["experiments"])

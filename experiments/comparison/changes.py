@@ -56,10 +56,10 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
   """
   base, seen = configs[BASE], dict[TrainConfig, str]()
   for change, config in configs.items():
-    same = _with_job(config, base)
-    if same in seen and same != base:
-      raise ValueError(f"--change={change} is the same as {seen[same]}")
-    seen.setdefault(same, change)
+    trained = _with_job(config, base)
+    if trained in seen and trained != base:
+      raise ValueError(f"--change={change} is the same as {seen[trained]}")
+    seen.setdefault(trained, change)
     if config.data != base.data:
       names = ", ".join(leaf.name for leaf in leaves(base.data))
       raise ValueError(
@@ -84,9 +84,9 @@ def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
 
 
 def _with_job(config: TrainConfig, base: TrainConfig) -> TrainConfig:
-  """Return a configuration with the base's job, to compare what they train.
+  """Return a configuration with the job flags of the base, which train nothing.
 
-  `share_batches` may give them different numbers of devices: a run that is
-  resumed keeps that on which it began.
+  `share_batches` may give them different numbers of devices: a resumed run
+  keeps the number on which it began.
   """
   return dataclasses.replace(config, job=base.job)

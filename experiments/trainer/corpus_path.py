@@ -121,7 +121,7 @@ def find_corpus(
     `data` with that path; `data` unchanged if there is no such text.
 
   Raises:
-    ValueError: there is no such text, and the path is that of a pipe or device.
+    ValueError: there is no such text, and the path is a pipe or a device.
   """
   corpus = data.corpus
   if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:

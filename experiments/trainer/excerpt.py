@@ -46,7 +46,7 @@ class Excerpt(NamedTuple):
     return self.whole[self.first : self.last]
 
   def encode(self, tokenizer: Tokenizer, first: int, last: int) -> np.ndarray:
-    """Return the tokens of the file from one character to before another.
+    """Return the tokens of the characters first, ..., last − 1 of the file.
 
     Raises:
       ValueError: a character is unknown; the message says where it is.

@@ -34,8 +34,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
   """Write a record as JSON, atomically.
 
   Raises:
-    ValueError: it holds a number that is not finite, or lists in hundreds of
-      lists.
+    ValueError: it holds a number that is not finite, or is nested too deeply.
     OSError: it cannot be written; the error names the file.
   """
   try:

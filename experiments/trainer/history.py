@@ -28,10 +28,12 @@ from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
 
-MOST_EPOCHS = 10**6  # of a run for which the end of each is computed
+MOST_EPOCHS = 10**6  # of more, a page shows no ends of epochs
+LONGEST = 1e13  # seconds: less than the 8.6e13 that a timedelta can hold
 # Entries of a row that are null if none of its training steps was finite.
 NULLABLE = "train_loss", "grad_norm"
-# A title of samples.txt, as `experiments.train` writes them.
+# A title of samples.txt, as `experiments.train` writes them. (`int` takes no
+# numbers of thousands of digits.)
 TITLE = re.compile(
   r"^=== (untrained|step (\d{1,18}), epoch .*|"
   r"best checkpoint, step \d+: .*) ===\n",
@@ -153,7 +155,7 @@ def _rows_of_members(
       for val_losses in progress.val_losses
     ]
   except (TypeError, ValueError, ArithmeticError):
-    rows = [[None]]
+    rows = [[None]]  # which is no row
   if not all(_is_row(row) for own in rows for row in own):
     raise CheckpointError(
       f"the checkpoint of step {newest_step} in "
@@ -260,13 +262,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-  """Return whether a JSON value has a step, and only finite numbers.
-
-  Its seconds must be some that a `timedelta` can hold.
-  """
+  """Return whether a JSON value has a step, and only finite numbers."""
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
-  return are_numbers(row.values()) and abs(row.get("seconds", 0)) < 1e13
+  return are_numbers(row.values()) and abs(row.get("seconds", 0)) < LONGEST
 
 
 def _parse_samples(text: str) -> list[Sample]:

@@ -78,7 +78,7 @@ def join(
   watchdog.daemon = True
   watchdog.start()
   try:
-    with interruptible():
+    with ended_by_ctrl_c():
       # The longest timeout of JAX, which holds milliseconds in 32 bits.
       jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
   except ValueError as error:
@@ -90,7 +90,7 @@ def join(
     ) from None
   finally:
     watchdog.cancel()
-  # JAX catches SIGTERM from here on, and does nothing: it ends a process again.
+  # JAX has taken SIGTERM, and does nothing at it: let it end the process again.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
@@ -101,7 +101,7 @@ def _give_up(where: str, seconds: int) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def ended_by_ctrl_c() -> Iterator[None]:
   """Let Ctrl-C end the process while it waits for others in the block.
 
   JAX waits outside of Python, where no KeyboardInterrupt can be raised. Other

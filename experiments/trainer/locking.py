@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from experiments.trainer.files import naming
+from experiments.trainer.files import check_no_link, naming
 
 LOCK = "lock"  # the file, in the directory
 
@@ -26,7 +25,9 @@ def lock(directory: Path) -> Iterator[None]:
   """
   path = directory / LOCK
   while True:
-    file = _open(path)
+    check_no_link(path)  # whose target would be overwritten
+    # Unbuffered: `write` raises the error of a full disk, and not `close`.
+    file = path.open("a+b", buffering=0)
     try:
       with naming(path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,21 +50,6 @@ def lock(directory: Path) -> Iterator[None]:
   finally:
     path.unlink(missing_ok=True)
     file.close()
-
-
-def _open(path: Path) -> Any:
-  """Open the file; do not follow a link, whose target would be overwritten."""
-  try:
-    # Unbuffered: `write` raises the error of a full disk, and not `close`.
-    return open(path, "a+b", buffering=0, opener=_without_links)
-  except OSError as error:
-    if error.errno != errno.ELOOP:
-      raise
-  raise ValueError(f"{path} is a link, which would be overwritten: delete it")
-
-
-def _without_links(path: str, flags: int) -> int:
-  return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _is_same(file, path: Path) -> bool:

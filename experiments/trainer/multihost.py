@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.joining import interruptible
+from experiments.trainer.joining import ended_by_ctrl_c
 from experiments.trainer.opening import OpenedRun, open_run_dir
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.same_run import (
@@ -78,9 +78,9 @@ def check_same_dry_run(dry_run: bool) -> None:
   with failing_together():
     first = bool(from_first_process(dry_run))
     if dry_run != first:
+      reason = described({"dry_run": first}, {"dry_run": dry_run})
       raise ValueError(
-        "every process must have the flags of the first: dry_run is "
-        f"{first} there and {dry_run} here"
+        f"every process must have the flags of the first: {reason}"
       )
 
 
@@ -109,11 +109,11 @@ def _named(step: int) -> str:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-  """Raise ValueError in all processes if the body raises an error in one.
+  """Raise ValueError in all other processes if the body fails in one.
 
-  The one raises its own error. The others would wait for it, in vain, where
-  they communicate next. One process alone starts no device here: how many it
-  is to have may be known only after the body.
+  They would wait for it, in vain, where they communicate next. A process that
+  has joined no others only runs the body: to ask JAX for the number of
+  processes would start its devices before their number is set.
   """
   if not jax.distributed.is_initialized():
     yield
@@ -126,7 +126,7 @@ def failing_together() -> Iterator[None]:
     interrupted = True
     raise
   finally:
-    with interruptible():
+    with ended_by_ctrl_c():
       failures = multihost_utils.process_allgather(np.int32(failed))
     if interrupted:
       # `launch` ends the process at once; as they exit, the others would wait

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.environment import environment, time_now
 from experiments.trainer.extension import (
   MAY_CHANGE,
@@ -145,7 +146,8 @@ def _resume_or_start(
     record = recorded_flags(config) | environment() | facts
     write_json(directory / CONFIG, record | {"started": time_now()})
     return OpenedRun(directory, resuming=False)
-  for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT):
+  # Directories, such as that of checkpoints, may lie on another disk.
+  for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT, KEPT):
     check_no_link(directory / name)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)

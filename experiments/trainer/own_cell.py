@@ -83,8 +83,8 @@ def _find_run(name: str) -> Path | None:
   else has made could bring the code with it that its config.json names.
   """
   parts = name.split(".")
-  for count in range(1, len(parts)):
-    # Imports the packages around this one, which were looked at before.
+  for count in range(1, len(parts) + 1):
+    # Imports the packages around this one, which are no runs.
     spec = importlib.util.find_spec(".".join(parts[:count]))
     places = spec.submodule_search_locations if spec else None
     for place in map(Path, places or ()):

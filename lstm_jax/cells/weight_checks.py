@@ -69,15 +69,18 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     params: the weights, of the cell's type, without an axis of layers or seeds.
 
   Raises:
-    ValueError: as above; params have no w_x, or it is no array; or a step or
-      its backward fails, or returns other shapes than it must.
+    ValueError: as above; params have no w_x, or a list in place of an array; or
+      a step or its backward fails, or returns other shapes than it must.
   """
   if not hasattr(params, "w_x"):
     raise ValueError(
       "params must be a NamedTuple with the input weights w_x [D, ...], got "
       f"{type(params).__name__}"
     )
-  if not hasattr(params.w_x, "dtype"):  # a list has as many leaves as numbers
+  for name in getattr(params, "_fields", ()):
+    if isinstance(getattr(params, name), list):  # each number would be a leaf
+      raise ValueError(f"params.{name} must be an array, got list")
+  if not hasattr(params.w_x, "dtype"):
     found = type(params.w_x).__name__
     raise ValueError(f"params.w_x must be an array, got {found}")
   leaves, structure = jax.tree.flatten_with_path(params)

@@ -62,7 +62,9 @@ from lstm_jax.sequence.stack import unroll_stack
 TABLE_ROWS = 1024
 
 
-def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
+def reads_table(
+  cell: Cell, vocabulary_size: int, num_tokens: Any, *, one_step: bool
+) -> bool:
   """Return whether the lowest layer's inputs are rows of the table W_e W_x.
 
   Otherwise they are rows of W_e, each multiplied by W_x.
@@ -72,8 +74,11 @@ def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
     vocabulary_size: V, the number of rows of the table.
     num_tokens: number of tokens in a batch, or in a group of its sequences; an
       integer, or symbolic (`jax.export`).
+    one_step: whether T is 1.
   """
   most = num_tokens if isinstance(num_tokens, int) else TABLE_ROWS
+  if one_step:
+    most = max(most, TABLE_ROWS)
   return getattr(cell, "takes_tokens", False) and vocabulary_size <= most
 
 
@@ -193,9 +198,9 @@ def _language_model(
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
       num_tokens //= groups
-      if tokens.shape[0] == 1:
-        num_tokens = max(num_tokens, TABLE_ROWS)
-    if reads_table(config.cell, len(embedding), num_tokens):
+    one_step = tokens.shape[0] == 1
+    vocabulary = len(embedding)
+    if reads_table(config.cell, vocabulary, num_tokens, one_step=one_step):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       # The table's dtype may be wider than w_x's: sums are float32 or wider.

@@ -215,6 +215,7 @@ def _scan(
   arrays, last = (hs, targets), None
   if rest:
     arrays = hs[:-rest], targets[:-rest]
+  # Not `scan_chunks`, which slices, and so takes no T = 0.
   shape = steps // size, size
   chunks = tuple(x.reshape(*shape, *x.shape[1:]) for x in arrays)
   carry, whole = lax.scan(body, carry, chunks)

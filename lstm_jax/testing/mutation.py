@@ -38,6 +38,7 @@ import jax
 from lstm_jax.cells.cell import Cell
 from lstm_jax.cells.made import MadeCell
 
+LISTED = ast.Tuple | ast.List  # several variables, or arrays
 ROOTS = (
   "_local_gradients",  # of a cell that computes them in its forward
   "recur_backward",
@@ -250,11 +251,9 @@ def _targets(assignment):
   if isinstance(assignment.value, ast.Name):
     return []
   names = [
-    name
+    _variable(variable)
     for target in assignment.targets  # several in d = e = …
-    for name in map(
-      _variable, target.elts if hasattr(target, "elts") else [target]
-    )
+    for variable in getattr(target, "elts", [target])  # in d, e = …
   ]
   return [name if name.startswith("d") else "" for name in names]
 
@@ -271,7 +270,7 @@ def _place(assignment, name):
   elements = next(
     target.elts
     for target in assignment.targets
-    if hasattr(target, "elts") and name in map(_variable, target.elts)
+    if isinstance(target, LISTED) and name in map(_variable, target.elts)
   )
   index = [*map(_variable, elements)].index(name)
   starred = [isinstance(element, ast.Starred) for element in elements]
@@ -291,10 +290,11 @@ def _parts(node):
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
     return [*_parts(node.left), *_parts(node.right)]
   for call in ast.walk(node):
-    if isinstance(call, ast.Call):
-      name = ast.unparse(call.func).rpartition(".")[2]
-      for arrays in (*call.args[:1], *(k.value for k in call.keywords)):
-        if name == "concatenate" and hasattr(arrays, "elts"):
-          parts = arrays.elts
-          return [x.value if isinstance(x, ast.Starred) else x for x in parts]
+    if not isinstance(call, ast.Call):
+      continue
+    name = ast.unparse(call.func).rpartition(".")[2]
+    named = [k.value for k in call.keywords if k.arg == "arrays"]
+    arrays = next(iter([*call.args, *named]), None)
+    if name == "concatenate" and isinstance(arrays, LISTED):
+      return [x.value if isinstance(x, ast.Starred) else x for x in arrays.elts]
   return [node]

@@ -122,10 +122,10 @@ def make_train_step(
     tokens [T, B], or distributions over them [T, B, V]. The noise of the
     regularizers is drawn from the key and `state.step`; a model without
     regularizers needs no key. The input state is donated: do not use it
-    afterwards. Nor change NumPy's tokens and targets before the step has run: a
-    CPU reads them where they are. (`train` copies them.) If the gradient's norm
-    is NaN or infinite, `carry` and `average` are unchanged, and the optimizer
-    decides what happens to the weights.
+    afterwards. Nor change arrays of NumPy that hold tokens and targets before
+    the step has run: a CPU reads them in place. (`train` copies them.) If the
+    gradient's norm is NaN or infinite, `carry` and `average` are unchanged, and
+    the optimizer decides what happens to the weights.
 
   Raises:
     ValueError: ema_decay is not in [0, 1).

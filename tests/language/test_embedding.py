@@ -115,7 +115,9 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
 ):
   found = []
   monkeypatch.setattr(
-    model_module, "reads_table", lambda *sizes: found.append(sizes[1:])
+    model_module,
+    "reads_table",
+    lambda *sizes, one_step: found.append(sizes[1:]),
   )
   config = ModelConfig(embedding_size=E, hidden_size=H, dtype=jnp.float64)
   model = language_model(config, V, groups=B)

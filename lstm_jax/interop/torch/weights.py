@@ -55,8 +55,8 @@ from lstm_jax.interop.tensors import (
 from lstm_jax.sequence.bidirectional import Directions
 from lstm_jax.sequence.stack import check_layers
 
-Layers = tuple[Params, ...]  # or `Directions`; the lowest layer first
-Stack = Sequence[Params | Directions[Any]]  # an argument: a list, too
+Layers = tuple[Params, ...]  # a result; `Directions` if bidirectional
+Stack = Sequence[Params | Directions[Any]]  # an argument
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
 PARAMS: dict[Cell, type] = {
   cell: params
@@ -155,8 +155,8 @@ def to_torch(layers: Stack, *, bias: bool = True) -> dict[str, np.ndarray]:
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
-      either; the lowest layer first. b is written to bias_ih; bias_hh is 0, or
-      b_n of a `gru`. PyTorch's own gradients have bias_ih in place of the 0.
+      either; the lowest layer first. b is written to bias_ih, b_n of a `gru`
+      to bias_hh. PyTorch's gradient of bias_hh has that of b where this has 0.
     bias: False for a module that is made with bias=False.
 
   Raises:

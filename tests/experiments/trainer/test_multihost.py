@@ -115,7 +115,7 @@ def test_a_single_process_asks_no_other(tmp_path):
 
 
 def started(config, count, *flags_of_last, axis="data"):
-  """Start the training in `count` processes."""
+  """Start `count` processes that train; the last one has further flags."""
   flags = as_flags(to_record(config), to_record(TrainConfig()))
   port = free_port()
   return [

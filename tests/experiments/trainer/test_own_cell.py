@@ -176,10 +176,12 @@ def test_a_cell_that_is_no_module_has_no_name():
 def test_a_module_in_a_run_directory_is_not_imported(path):
   run = path / "runs" / "theirs"
   (run / "more").mkdir(parents=True)
-  for place in (run / "__init__.py", run / "mine.py", run / "more" / "mine.py"):
+  for name in ("__init__", "mine", "more/__init__", "more/mine"):
+    place = run / f"{name}.py"
     place.write_text("raise RuntimeError")
   (run / "config.json").write_text(json.dumps(to_record(TrainConfig())))
-  for name in ("runs.theirs.mine", "runs.theirs.more.mine"):
+  for end in ("", ".mine", ".more", ".more.mine"):
+    name = f"runs.theirs{end}"
     with pytest.raises(ValueError, match=r"theirs, the directory of a run$"):
       import_cell(name)
   with pytest.raises(ValueError, match="no module nowhere"):
