@@ -64,7 +64,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   ]
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
-  if not config.output:
+  if not config.output and len(directories) == 1:
     check_no_link(path)
   run_dir.check_outside_runs("output", path, run_dir.REPORT)
   check_output(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.trainer.files import ensure_directory
+from experiments.trainer.files import check_no_link, ensure_directory
 from experiments.trainer.locking import lock
 from experiments.trainer.run_dir import CONFIG
 
@@ -40,10 +40,12 @@ def open_results(
   Raises:
     ValueError: the directory holds a run, or a record that may not be replaced,
       or one of the other files without a record; or it is not a directory, or
-      another process writes there.
+      another process writes there, or a file is a link.
     OSError: the directory cannot be written.
   """
   with _made(directory), lock(directory):
+    for name in names:
+      check_no_link(directory / name)
     record, *others = names
     if (directory / record).exists():
       if not overwrite:

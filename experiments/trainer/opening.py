@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.environment import environment, time_now
 from experiments.trainer.extension import (
   MAY_CHANGE,
@@ -147,7 +146,7 @@ def _resume_or_start(
     write_json(directory / CONFIG, record | {"started": time_now()})
     return OpenedRun(directory, resuming=False)
   # Directories, such as that of checkpoints, may lie on another disk.
-  for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT, KEPT):
+  for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT):
     check_no_link(directory / name)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)

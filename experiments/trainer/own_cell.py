@@ -8,6 +8,7 @@ again on Python's path when its run is resumed, sampled or evaluated.
 import importlib
 import importlib.util
 import json
+import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def _find_run(name: str) -> Path | None:
   A directory is a package without any file of its own. So a run that someone
   else has made could bring the code with it that its config.json names.
   """
+  if name in sys.modules:
+    return None  # no code is run
   parts = name.split(".")
   for count in range(1, len(parts) + 1):
     # Imports the packages around this one, which are no runs.

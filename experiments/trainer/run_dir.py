@@ -258,7 +258,7 @@ def set_aside(directory: Path) -> None:
   for name in CONTENTS:
     if name == CONFIG:
       sync(previous)
-    if (directory / name).exists():
+    if os.path.lexists(directory / name):
       _delete(previous / name)
       (directory / name).rename(previous / name)
   sync(previous)

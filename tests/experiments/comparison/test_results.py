@@ -30,6 +30,15 @@ def test_results_are_replaced_only_with_overwrite(tmp_path):
   assert [path.name for path in directory.iterdir()] == ["record.json"]
 
 
+def test_a_link_in_place_of_a_result_is_not_followed(tmp_path):
+  (tmp_path / "figure.png").symlink_to(tmp_path / "missing")
+  with (
+    pytest.raises(ValueError, match=r"figure\.png is a link"),
+    open_results(tmp_path, NAMES, overwrite=True),
+  ):
+    pass
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_program_that_is_refused_leaves_no_new_directory(is_new, tmp_path):
   directory = tmp_path / "runs" / "out"

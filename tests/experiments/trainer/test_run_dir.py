@@ -126,6 +126,14 @@ def test_a_run_whose_result_is_damaged_is_finished(tmp_path):
   assert read_result(tmp_path) == {}
 
 
+def test_a_link_to_no_file_is_set_aside_with_its_run(tmp_path):
+  (tmp_path / "config.json").touch()
+  (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "missing")
+  set_aside(tmp_path)
+  # Else the new run would write to the missing file.
+  assert [path.name for path in tmp_path.iterdir()] == ["previous"]
+
+
 def test_a_link_in_place_of_the_previous_run_is_not_followed(tmp_path):
   directory, other = tmp_path / "run", tmp_path / "other"
   for path in (directory, other):
