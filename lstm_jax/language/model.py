@@ -9,9 +9,10 @@ lowest layer, which has G gates, is row xₜ of the table W_e W_x, [V, G·H]. Th
 table is computed once for all time steps; the product becomes a gather.
 A vocabulary is large if the table would have more rows than the batch (with
 `groups`, one group of it) has tokens, as with words; for a single time step, as
-in sampling, if the table would have more than 1,024 rows as well. Then the rows
-of W_e are gathered and multiplied by W_x, as they are for a cell that does not
-take tokens (`takes_tokens` of a `Cell`).
+in sampling, only if it would have more than 1,024 as well; for symbolic sizes
+(`jax.export`), if it would have more than 1,024. Then the rows of W_e are
+gathered and multiplied by W_x, as they are for a cell that does not take tokens
+(`takes_tokens` of a `Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
 Like `unroll`, the model's functions raise ValueError where the kernels cannot
@@ -73,7 +74,7 @@ def reads_table(
     cell: the model's cell; one that takes no tokens reads rows of W_e.
     vocabulary_size: V, the number of rows of the table.
     num_tokens: number of tokens in a batch, or in a group of its sequences; an
-      integer, or symbolic (`jax.export`).
+      integer, or symbolic (`jax.export`), which counts as 1,024.
     one_step: whether T is 1.
   """
   most = num_tokens if isinstance(num_tokens, int) else TABLE_ROWS

@@ -23,14 +23,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells.affine import affine, affine_backward
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import cast_matrices, check_float, upcast
 from lstm_jax.language import loss as losses
-from lstm_jax.sequence.chunks import Chunks, joined
+from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
 SYMBOLIC_BATCH = 32  # assumed if B is symbolic (`jax.export`)
@@ -210,18 +209,17 @@ def _scan(
     (carry after the last chunk, the y [T, ...] of all chunks or None).
   """
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
+  if isinstance(steps, int) and steps == 0:
+    return body(carry, (hs, targets))  # there is no chunk
+
+  def scanned(carry, saved, *chunk):
+    del saved  # there was no earlier scan
+    return body(carry, chunk)
+
   size = _chunk_size(steps, rows, vocabulary_size)
-  rest = steps % size if isinstance(steps, int) else 0
-  arrays, last = (hs, targets), None
-  if rest:
-    arrays = hs[:-rest], targets[:-rest]
-  # Not `scan_chunks`, which slices, and so takes no T = 0.
-  shape = steps // size, size
-  chunks = tuple(x.reshape(*shape, *x.shape[1:]) for x in arrays)
-  carry, whole = lax.scan(body, carry, chunks)
-  if rest:
-    carry, last = body(carry, (hs[-rest:], targets[-rest:]))
-  return carry, joined(Chunks(whole, last))
+  arrays = hs, targets
+  carry, ys = scan_chunks(scanned, carry, NOTHING, arrays, size, reverse=False)
+  return carry, joined(ys)
 
 
 def _chunk_size(steps: int, rows: int, vocabulary_size: int) -> int:

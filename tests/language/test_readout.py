@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -138,6 +139,15 @@ def test_the_loss_of_many_time_steps_is_not_summed_one_by_one():
   nats = readout.linear_cross_entropy(*arrays, jnp.zeros(steps, int))
   exact = jax.nn.logsumexp(w)  # every target is token 0, of logit 0
   assert abs(float(nats) - float(exact)) < 1e-6 * float(exact)
+
+
+@pytest.mark.parametrize("steps", [96, 97])
+def test_distributions_are_not_copied(steps):
+  shapes = (steps, 32, 8), (8, 10_000), (10_000,), (steps, 32, 10_000)
+  arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+  program = jax.jit(readout.linear_cross_entropy).lower(*arrays).compile()
+  temporaries = program.memory_analysis().temp_size_in_bytes
+  assert temporaries < 0.5 * 4 * math.prod(shapes[-1])
 
 
 def test_the_logits_of_a_whole_batch_are_never_stored():

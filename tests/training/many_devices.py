@@ -27,7 +27,6 @@ from lstm_jax.language import (
   make_batches,
   readout,
 )
-from lstm_jax.language import model as models
 from lstm_jax.training import (
   OptimizerConfig,
   each_member,
@@ -224,10 +223,7 @@ def sent_for_words(mesh, groups):
   """Return what an update of WORDS sends, its readout in chunks of time."""
   # A chunk of the readout is one time step, and no table W_e W_x is used where
   # there are more words than tokens in a group.
-  with (
-    mock.patch.object(models, "TABLE_ROWS", 0),
-    mock.patch.object(readout, "MAX_LOGITS", LARGE * B // groups),
-  ):
+  with mock.patch.object(readout, "MAX_LOGITS", LARGE * B // groups):
     train_step, recorded, state = start(WORDS, mesh, groups)
     train_step(state, *EPOCH.batch(0), jax.random.key(NOISE_SEED))
   return find_collectives(recorded.text)

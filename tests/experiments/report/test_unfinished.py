@@ -185,5 +185,7 @@ def test_a_link_in_place_of_the_page_is_not_followed(
   assert not target.exists()
   monkeypatch.chdir(tmp_path)  # of several runs, the page is the user's own
   Path("report.html").symlink_to(target)
-  report.run([str(directory)] * 2, ReportConfig(), console)
+  (directory / "report.html").unlink()
+  other = shutil.copytree(directory, tmp_path / "other")
+  report.run([str(directory), str(other)], ReportConfig(), console)
   assert target.exists()
