@@ -52,7 +52,7 @@ from lstm_jax.training import (
 )
 from tests.draws import worst
 
-V, E, H, B, T = 11, 5, 12, 16, 4
+V, E, H, B, T = 11, 5, 12, 16, 6  # a device of 8 has more than V tokens
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # an epoch has 3 batches: the state is set to zero twice more
 # Training steps. Where no step waited for the one before, eight devices hung
