@@ -125,7 +125,12 @@ def open_run_dir(
   check_is_run_or_empty(directory)
   ensure_directory(directory)
   with lock(directory):
-    yield _resume_or_start(directory, config, facts, may_extend)
+    opened = _resume_or_start(directory, config, facts, may_extend)
+    # What a kill has left half-written, of files that only this process writes.
+    for name in (CONFIG, PICTURE, RESULT):
+      for part in directory.glob(f"{name}.????????.part"):
+        part.unlink()
+    yield opened
 
 
 def _resume_or_start(

@@ -120,3 +120,15 @@ def test_half_written_files_of_a_killed_run_do_not_prevent_a_new_one(tmp_path):
     with pytest.raises(ValueError, match=f"it holds {name}; choose"):
       check_is_run_or_empty(tmp_path)
     (tmp_path / name).unlink()
+
+
+def test_a_run_that_goes_on_deletes_what_a_kill_left_half_written(
+  finished, config
+):
+  (finished / "result.json").unlink()  # the kill came before it was there
+  (finished / "result.json.0a1b2c3d.part").touch()
+  theirs = finished / "evaluation.json.0a1b2c3d.part"
+  theirs.touch()  # another program may be about to rename it
+  with open_run_dir(config, {SHA256: text_sha256(VERSES)}) as opened:
+    assert opened.resuming
+    assert [*finished.glob("*.part")] == [theirs]
