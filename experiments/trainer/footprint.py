@@ -142,7 +142,7 @@ def least_footprint(
     num_bytes(state),
     operations(
       state.params,
-      (seq_len, batch_size),
+      batch_size * seq_len,
       setup.config.model.cell,
       sharing_batch(setup),
     ),
@@ -183,26 +183,23 @@ def total_operations(setup: TrainSetup) -> int:
   params, cell = setup.state_like.params, config.model.cell
   shapes = config.batching.batch_shapes(tokens, config.seed, gap)
   return sum(
-    count * operations(params, shape, cell, sharing_batch(setup))
-    for shape, count in shapes.items()
+    count * operations(params, length * batch_size, cell, sharing_batch(setup))
+    for (length, batch_size), count in shapes.items()
   )
 
 
 def operations(
-  params: LanguageParams, shape: tuple[int, int], cell: Any, devices: int = 1
+  params: LanguageParams, num_tokens: int, cell: Any, num_devices: int = 1
 ) -> int:
   """Return the operations of the matrix products of one training step.
 
   Where the lowest layer reads rows of the table W_e W_x, each device multiplies
-  the V rows of W_e by W_x, instead of one row per token. `shape` is (T, B).
+  the V rows of W_e by W_x, instead of one row per token.
   """
   embedding, first = params.embedding, params.layers[0]
   vocabulary_size = len(embedding)
-  num_tokens = shape[0] * shape[1]
-  has_table = reads_table(
-    cell, vocabulary_size, num_tokens // devices, one_step=shape[0] == 1
-  )
-  rows = devices * vocabulary_size if has_table else num_tokens
+  has_table = reads_table(cell, vocabulary_size, num_tokens // num_devices)
+  rows = num_devices * vocabulary_size if has_table else num_tokens
   table = rows * first.w_x.size
   per_token = sum(
     leaf.size for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1

@@ -29,6 +29,7 @@ from lstm_jax.language.evaluate import (
   check_tokens,
   cut_windows,
   group_windows,
+  next_power_of_2,
   predict,
 )
 from lstm_jax.language.loss import cross_entropy
@@ -116,7 +117,8 @@ def _scan(model, params, tokens, scale, config, full):
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
   numbers = float(rate), float(decay)
   carry, parts, losses = (upcast(params), model.initial_state((1,))), [], []
-  count = min(len(segments), max(1, CHUNK // size))
+  # A power of 2 for a short text, so that many lengths share a few programs.
+  count = min(next_power_of_2(len(segments)), max(1, CHUNK // size))
   for group in group_windows(segments, count):
     carry, (nats, log_probs) = _scan_segments(model)(
       full, params, scale, numbers, carry, group

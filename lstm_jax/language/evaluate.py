@@ -201,17 +201,24 @@ def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:
 
   Args:
     tokens: the text, int32 [N].
-    length: W; N − 1 is used instead if it is smaller.
+    length: W. For a text of fewer tokens, it is the next power of 2 at most, so
+      that texts of many lengths share a few programs.
 
   Returns:
     int32 [n, W + 1].
   """
-  length = min(int(length), len(tokens) - 1)  # an int8 may overflow
+  most = next_power_of_2(len(tokens) - 1)
+  length = min(int(length), most)  # an int8 may overflow
   num_windows = math.ceil((len(tokens) - 1) / length)
   filled = np.zeros(num_windows * length + 1, tokens.dtype)
   filled[: len(tokens)] = tokens
   starts = np.arange(num_windows) * length
   return filled[starts[:, None] + np.arange(length + 1)]
+
+
+def next_power_of_2(number: int) -> int:
+  """Return the smallest power of 2 that is at least a number ≥ 1."""
+  return 1 << (number - 1).bit_length()
 
 
 def group_windows(windows: np.ndarray, size: int) -> np.ndarray:

@@ -8,11 +8,11 @@ With a small vocabulary, eₜ is never computed. The input product eₜ W_x of t
 lowest layer, which has G gates, is row xₜ of the table W_e W_x, [V, G·H]. The
 table is computed once for all time steps; the product becomes a gather.
 A vocabulary is large if the table would have more rows than the batch (with
-`groups`, one group of it) has tokens, as with words; for a single time step, as
-in sampling, only if it would have more than 1,024 as well; for symbolic sizes
-(`jax.export`), if it would have more than 1,024. Then the rows of W_e are
-gathered and multiplied by W_x, as they are for a cell that does not take tokens
-(`takes_tokens` of a `Cell`).
+`groups`, one group of it) has tokens, as with words; for a single time step of
+`apply`, as in sampling, only if it would have more than 1,024 as well; for
+symbolic sizes (`jax.export`), if it would have more than 1,024. Then the rows
+of W_e are gathered and multiplied by W_x, as they are for a cell that does not
+take tokens (`takes_tokens` of a `Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
 Like `unroll`, the model's functions raise ValueError where the kernels cannot
@@ -55,31 +55,28 @@ from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence.adjoint import Adjoint, Autodiff, Explicit
 from lstm_jax.sequence.stack import unroll_stack
 
-# A vocabulary of up to this size uses the table W_e W_x for a single time step:
-# in sampling, XLA moves the table out of the loop. Without the table, sampling
-# 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128. Several
-# time steps use it only if they have V tokens: in dynamic evaluation, whose
-# weights change every 20 tokens, tables of 1,000 rows took half of the time.
+# A vocabulary of up to this size uses the table W_e W_x for a single time step
+# of `apply`: in sampling, XLA moves the table out of the loop. Without it,
+# sampling 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
+# Several time steps, and losses, use it only if they have V tokens: in dynamic
+# evaluation, whose weights change every 20 tokens, tables of 1,000 rows took
+# half of the time, and in a training step of one token two thirds.
 TABLE_ROWS = 1024
 
 
-def reads_table(
-  cell: Cell, vocabulary_size: int, num_tokens: Any, *, one_step: bool
-) -> bool:
+def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
   """Return whether the lowest layer's inputs are rows of the table W_e W_x.
 
-  Otherwise they are rows of W_e, each multiplied by W_x.
+  Otherwise they are rows of W_e, each multiplied by W_x. A single time step of
+  `apply` counts as 1,024 tokens at least.
 
   Args:
     cell: the model's cell; one that takes no tokens reads rows of W_e.
     vocabulary_size: V, the number of rows of the table.
     num_tokens: number of tokens in a batch, or in a group of its sequences; an
       integer, or symbolic (`jax.export`), which counts as 1,024.
-    one_step: whether T is 1.
   """
   most = num_tokens if isinstance(num_tokens, int) else TABLE_ROWS
-  if one_step:
-    most = max(most, TABLE_ROWS)
   return getattr(cell, "takes_tokens", False) and vocabulary_size <= most
 
 
@@ -191,17 +188,23 @@ def _language_model(
     params: LanguageParams,
     state: tuple[State, ...],
     tokens: jax.Array,
+    *,
+    in_loop: bool = False,
     **noise: Any,
   ) -> tuple[tuple[State, ...], jax.Array]:
-    """Return (state, hs): the top layer's outputs, [T, ..., H]."""
+    """Return (state, hs): the top layer's outputs, [T, ..., H].
+
+    With `in_loop`, XLA may move the table out of a loop around a single time
+    step.
+    """
     tokens = _as_tokens(tokens)
     embedding, (lowest, *others) = params.embedding, params.layers
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
       num_tokens //= groups
-    one_step = tokens.shape[0] == 1
-    vocabulary = len(embedding)
-    if reads_table(config.cell, vocabulary, num_tokens, one_step=one_step):
+      if in_loop and tokens.shape[0] == 1:
+        num_tokens = max(num_tokens, TABLE_ROWS)
+    if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       # The table's dtype may be wider than w_x's: sums are float32 or wider.
@@ -243,7 +246,7 @@ def _language_model(
   def apply(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
   ) -> tuple[tuple[State, ...], jax.Array]:
-    state, hs = hidden_states(params, state, tokens)
+    state, hs = hidden_states(params, state, tokens, in_loop=True)
     return state, dense(hs, *readout_weights(params))
 
   def loss(

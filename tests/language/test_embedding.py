@@ -107,7 +107,10 @@ def test_the_table_is_used_for_one_step_or_as_many_tokens_as_it_has_rows(
   model, params, state, *_ = make("lstm", key)
   tokens = jnp.zeros((steps, B), int)
   jax.eval_shape(model.apply, params, state, tokens)
-  assert sizes == [size]
+  # A loss of one time step would multiply all V rows at each training step.
+  jax.eval_shape(model.loss, params, state, tokens, tokens)
+  jax.eval_shape(model.training_loss, params, state, tokens, tokens, key)
+  assert sizes == [size, *2 * [E if steps == 1 else size]]
 
 
 def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
@@ -115,9 +118,7 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
 ):
   found = []
   monkeypatch.setattr(
-    model_module,
-    "reads_table",
-    lambda *sizes, one_step: found.append(sizes[1:]),
+    model_module, "reads_table", lambda *sizes: found.append(sizes[1:])
   )
   config = ModelConfig(embedding_size=E, hidden_size=H, dtype=jnp.float64)
   model = language_model(config, V, groups=B)

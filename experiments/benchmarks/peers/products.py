@@ -31,9 +31,7 @@ def make_products(
   dtype = config.compute_dtype or jnp.float32
   size, hidden = config.embedding_size, config.hidden_size
   num_tokens = seq_len * batch_size
-  has_table = reads_table(
-    config.cell, vocabulary_size, num_tokens, one_step=seq_len == 1
-  )
+  has_table = reads_table(config.cell, vocabulary_size, num_tokens)
   rows = vocabulary_size if has_table else num_tokens  # multiplied by W_x
   rng = np.random.default_rng(0)
 

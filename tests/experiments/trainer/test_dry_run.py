@@ -87,7 +87,7 @@ def test_a_dry_run_is_of_the_largest_batch(config, console):
   assert [batches.tokens.shape[1] for batches in epochs] == [3, 3, 9]
   tokens = [tokens for batches in epochs for tokens, _ in batches.batches()]
   expected = sum(
-    operations(setup.state_like.params, one.shape, lstm) for one in tokens
+    operations(setup.state_like.params, one.size, lstm) for one in tokens
   )
   assert total_operations(setup) == expected
 

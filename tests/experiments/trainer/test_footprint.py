@@ -134,33 +134,32 @@ def test_operations_have_a_unit_of_their_size():
 def test_operations_do_not_overflow(config):
   size, num_tokens = 10**6, 10**7
   params = make_setup(replace(config, hidden_size=size)).state_like.params
-  found = operations(params, (10, 10**6), lstm)
+  found = operations(params, num_tokens, lstm)
   assert found > 6 * num_tokens * 4 * size**2 > 2**63
 
 
 @pytest.mark.parametrize(
-  ("cell", "vocabulary_size", "shape", "devices", "rows", "rounds"),
+  ("cell", "vocabulary_size", "tokens", "devices", "rows", "rounds"),
   [
-    (lstm, 9, (4, 6), 1, 9, 0),
-    (lstm, 9, (4, 6), 2, 18, 0),  # every device computes the table
+    (lstm, 9, 24, 1, 9, 0),
+    (lstm, 9, 24, 2, 18, 0),  # every device computes the table
     (
       lstm,
       9,
-      (4, 6),
+      24,
       3,
       24,
       0,
     ),  # too few tokens on each for it
-    (lstm, 9, (1, 5), 1, 9, 0),  # a single time step uses a small table
-    (lstm, 1025, (4, 6), 1, 24, 0),
-    (lstm, 1025, (32, 64), 1, 1025, 0),
-    (lstm, 1025, (32, 64), 2, 2048, 0),  # 1,024 tokens on each device
-    (slstm, 9, (4, 6), 1, 9, 0),
-    (mogrifier_lstm, 9, (4, 6), 1, 24, 5),  # computes no table
+    (lstm, 1025, 24, 1, 24, 0),
+    (lstm, 1025, 2048, 1, 1025, 0),
+    (lstm, 1025, 2048, 2, 2048, 0),  # 1,024 tokens on each device
+    (slstm, 9, 24, 1, 9, 0),
+    (mogrifier_lstm, 9, 24, 1, 24, 5),  # computes no table
   ],
 )
 def test_operations_are_six_for_each_weight_and_token(
-  cell, vocabulary_size, shape, devices, rows, rounds, key
+  cell, vocabulary_size, tokens, devices, rows, rounds, key
 ):
   sizes = {"embedding_size": 3, "hidden_size": 5, "num_layers": 2}
   model = language_model(ModelConfig(cell, **sizes), vocabulary_size)
@@ -168,8 +167,8 @@ def test_operations_are_six_for_each_weight_and_token(
   table = rows * 3 * 20  # four gates of 5 units
   each = 5 * 20 + 5 * 20 + 5 * 20  # w_h of layer 1, w_x and w_h of layer 2
   each += rounds * (3 * 5 + 5 * 5) + 5 * vocabulary_size  # and the readout
-  found = operations(params, shape, cell, devices)
-  assert found == 6 * (table + shape[0] * shape[1] * each)
+  found = operations(params, tokens, cell, devices)
+  assert found == 6 * (table + tokens * each)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,7 @@ def test_the_operations_of_a_run_are_those_of_its_batches(
   setup = setup._replace(mesh=mesh if devices > 1 else None)
   params = setup.state_like.params
   batches = [b for epoch in setup.epochs() for b, _ in epoch.batches()]
-  needed = [operations(params, b.shape, lstm, devices) for b in batches]
+  needed = [operations(params, b.size, lstm, devices) for b in batches]
   assert total_operations(setup) == sum(needed)
   seq_len, batch_size = batches[0].shape
   assert least_footprint(setup, batch_size, seq_len).operations == needed[0]

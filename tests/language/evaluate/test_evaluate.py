@@ -141,6 +141,16 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
     assert worst(cold_nats(MODEL, params, TOKENS, 8), expected) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["stateful", "dynamic"])
+def test_short_texts_of_many_lengths_share_a_program(name, params, scale):
+  protocol = protocols(params, scale)[name]
+  expected = protocol(TOKENS[:33])
+  before = programs()
+  for length in (18, 25, 32):  # between 16 and 32 predictions
+    assert worst(protocol(TOKENS[:length]), expected[: length - 1]) < 1e-12
+  assert programs() == before
+
+
 @pytest.mark.exhaustive
 def test_a_shorter_last_chunk_or_window_compiles_no_second_program(
   params, scale, monkeypatch
