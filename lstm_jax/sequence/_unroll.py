@@ -177,6 +177,7 @@ def unroll(
   check_implementation(implementation)
   if compute_dtype is not None:
     check_float("compute_dtype", compute_dtype)
+    compute_dtype = jnp.dtype(compute_dtype)  # its name is the same program
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   xs = as_inputs(xs)

@@ -112,3 +112,20 @@ def test_weights_of_two_dtypes_have_gradients_of_the_same_dtypes(
     lambda x: x.dtype, (params, *args)
   )
   assert worst(*jax.tree.map(jnp.float64, (found, expected))) < 1e-4
+
+
+@pytest.mark.usefixtures("traced_anew")
+def test_a_compute_dtype_and_its_name_are_one_program(monkeypatch, key):
+  project, traced = lstm.project, []
+
+  def counted(params, x):
+    traced.append(x)
+    return project(params, x)
+
+  monkeypatch.setattr(lstm, "project", counted)
+  args = jax.tree.map(lambda x: x.astype(jnp.float32), arguments(lstm, key))
+  unroll(lstm, *args, compute_dtype=jnp.bfloat16)
+  count = len(traced)
+  for dtype in ("bfloat16", jnp.dtype("bfloat16")):
+    unroll(lstm, *args, compute_dtype=dtype)
+  assert 0 < len(traced) == count
