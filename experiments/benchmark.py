@@ -50,6 +50,7 @@ from experiments.comparison.results import naming_damaged, read_record
 from experiments.trainer.devices import num_cores, start_cpu_devices
 from experiments.trainer.files import ensure_directory, write_json
 from experiments.trainer.format import print_table
+from experiments.trainer.run_dir import check_outside_runs
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
@@ -161,6 +162,7 @@ def main() -> int:
       f"{figure_of(out)} exists, and {out} does not: choose another --out"
     )
   if out:
+    check_outside_runs("--out", out)
     ensure_directory(out.parent)
 
   def save(record: dict[str, Any]) -> None:
@@ -218,8 +220,9 @@ if __name__ == "__main__":
   OUT = flags.DEFINE_string(
     "out",
     "",
-    "JSON file to write, with a figure beside it; empty for none, and for "
-    "--part=gpu for experiments/results/benchmark/gpu.json.",
+    "JSON file to write or to replace, outside of run directories, with a "
+    "figure beside it; empty for none, and for --part=gpu for "
+    "experiments/results/benchmark/gpu.json.",
   )
   COMPARE = flags.DEFINE_string(
     "compare", "", "JSON file of an earlier run to compare with."

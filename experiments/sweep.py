@@ -257,7 +257,7 @@ def _print_result(result: Result, console: Console) -> None:
     command = command_line("sample", [f"--run={result.directory}"])
     lines.append(
       f"to sample from the best, seed {leader.seed} at learning rate "
-      f"{leader.learning_rate:g}:\n  {command}"
+      f"{leader.learning_rate}:\n  {command}"
     )
   console.print("\n".join(lines), soft_wrap=True)
 
@@ -269,7 +269,7 @@ def member_table(members: list[Member]) -> Table:
     step, nats = one.best
     _, last = one.val_losses[-1]
     cells = f"{one.seed}", format_nats(nats), f"{step}", format_nats(last)
-    table.add_row(f"{one.learning_rate:g}", *cells)
+    table.add_row(f"{one.learning_rate}", *cells)
   return table
 
 
@@ -280,7 +280,7 @@ def rate_table(members: list[Member]) -> Table:
     best = [one.best[1] for one in members if one.learning_rate == rate]
     deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
     mean = format_nats(float(np.mean(best)))
-    table.add_row(f"{rate:g}", f"{len(best)}", mean, deviation)
+    table.add_row(f"{rate}", f"{len(best)}", mean, deviation)
   return table
 
 

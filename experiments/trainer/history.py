@@ -129,7 +129,7 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   histories = []
   for member, own in zip(make_members(config), rows, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}
-    name = f"seed {member.seed} at {member.learning_rate:g}"
+    name = f"seed {member.seed} at {member.learning_rate}"
     record = history.record | flags
     histories.append(history._replace(member=name, record=record, rows=own))
   return histories
