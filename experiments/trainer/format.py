@@ -129,8 +129,9 @@ def number_table(first: str, *names: str, title: str | None = None) -> Table:
 def print_table(table: Table, console: Console) -> None:
   """Print a table of `number_table` with all digits of its numbers.
 
-  In a narrow console its column of text is folded to LABEL columns; where that
-  does not suffice, the table is wider than the console.
+  In a narrow console its column of text is folded to fit, but to no fewer than
+  LABEL columns; where that does not suffice, the table is wider than the
+  console.
   """
   whole = console.options.update(max_width=10_000)
   width = Measurement.get(console, whole, table).maximum

@@ -34,7 +34,7 @@ cell.
 
 Reference: Sak, Senior and Beaufays (2014), Long short-term memory based
 recurrent neural network architectures for large vocabulary speech recognition,
-equations 7 to 12, without their peepholes and second projection.
+equations 7 to 12, without their peepholes; the second projection is left out.
 """
 
 from typing import NamedTuple

@@ -92,7 +92,10 @@ def recur(
 def _local_gradients(
   h_next: jax.Array, activation: Activation
 ) -> tuple[jax.Array, tuple[()]]:
-  """Return the local gradient ∂h'/∂a, [..., H], and no residuals."""
+  """Return the local gradient ∂h'/∂a, [..., H], and no residuals.
+
+  `testing.plant` finds its terms by the names of this function and of dh_da.
+  """
   dh_da = activation.derivative(h_next)
   return dh_da, ()
 
@@ -120,7 +123,7 @@ def parameter_gradients(
   da: jax.Array,
 ) -> tuple[RNNParams, jax.Array | None]:
   """Return (d_params, dx); d_params are sums over the rows of da [..., H]."""
-  del residuals  # empty: x W_x and h W_h have the same cotangent, da
+  del residuals  # empty: dW_h needs only h and da
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return RNNParams(dw_x, dw_h, db), dx

@@ -89,7 +89,7 @@ class LanguageParams(NamedTuple):
 
   embedding: jax.Array  # W_e [V, E]
   layers: tuple[Params, ...]  # the lowest layer first
-  readout: Any  # W [H, V]; None for a tied readout
+  readout: Any  # W [n, V], n outputs of the top layer; None if it is tied
   bias: jax.Array  # b [V]
 
 

@@ -178,9 +178,10 @@ def combined_mask(
 
 
 def _within_int32(lengths: Any) -> Any:
-  """Return integers of NumPy or Python within 32 bits, and others unchanged.
+  """Return integers of NumPy or Python clipped to int32, others unchanged.
 
-  Without `jax_enable_x64`, JAX would take them modulo 2³².
+  Without `jax_enable_x64`, JAX would take an array of NumPy modulo 2³², and
+  raise OverflowError for Python's integers.
   """
   least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
   if type(lengths) is np.ndarray and lengths.dtype.kind in "iu":

@@ -289,5 +289,6 @@ def test_a_stopped_overwrite_prints_the_command_that_resumes_it(
   arguments = [f"--run={config.job.run}", "--overwrite", "--change=seed=1"]
   monkeypatch.setattr(sys, "argv", ["ablate", *arguments])
   assert ablate.main() == 128 + signal.SIGTERM
+  # The last of two values of a flag counts.
   command = " ".join([*arguments, "--nooverwrite"])
   assert capsys.readouterr().out.endswith(f"experiments.ablate {command}\n")

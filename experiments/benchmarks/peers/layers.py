@@ -81,7 +81,7 @@ def flax_nnx(cell: str, weights: Any) -> Layer:
   graph, _, other = nnx.split(layer, nnx.Param, ...)  # type: ignore[misc]
 
   def convert(w):
-    if cell == "gru":  # Flax's has no b_n; it is zero in these benchmarks
+    if cell == "gru":  # nnx's has no b_n: ours is 0; its gradient is left out
       w = w._replace(b_n=jnp.zeros_like(w.b_n))
     to_nnx(w, layer.cell)
     # A copy, since the next call of `convert` overwrites the layer's arrays.
@@ -220,6 +220,7 @@ def cudnn(cell: str, weights: Any) -> Layer:
   return Layer(to_cudnn((weights,)), apply, convert)
 
 
+# The functions that make a layer, each with the package that it needs.
 LAYERS: dict[str, tuple[Callable[[str, Any], Layer], str]] = {
   "lstm_jax": (ours, "jax"),
   "autodiff": (autodiff, "jax"),

@@ -15,9 +15,10 @@ can be restored. Those of gru are named GRUCell_0. Where `initialize_carry` of a
 class makes a cell, too, as in PureJaxRL, the checkpoint has GRUCell_1: `apply`
 takes either name, and `init` makes GRUCell_0, with other initial values than
 those of GRUCell_1, since Flax draws by name. The weights of any other cell are
-one parameter, "cell", which holds what the cell's `init` returns. The hidden
-size is that of the carry: the size of a vector c, since a projected h is
-smaller; or that of h, if there is no vector c, or c has another size than H.
+one parameter, "cell", which holds what the cell's `init` returns. H is read
+from the carry: the size of a vector c or else of h, whichever is the first with
+which the cell's zero state has the shapes of the carry. (A projected h is
+smaller than H.)
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -176,7 +177,7 @@ def _state_and_size(cell: Cell, carry: Any) -> tuple[Any, int]:
 
 
 def _size_of_carry(carry: Any) -> int:
-  """Return a size in the carry, for an `init` that may refuse any other."""
+  """Return what is likely to be H: a cell's `init` may refuse other sizes."""
   arrays = jax.tree.leaves((_may_have_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)

@@ -77,7 +77,7 @@ def read_activations(
   Raises:
     ValueError: the operator has another number of activations, one is not known
       here, the two directions have different ones, or activation_alpha or
-      activation_beta has a number that no HardSigmoid takes.
+      activation_beta has a value that is not supported, or one too many.
   """
   names = values.pop("activations", [])
   alphas = list(values.pop("activation_alpha", []))
@@ -103,7 +103,7 @@ def read_activations(
         )
       if offset != 0.5:
         raise ValueError(
-          f"activation_beta of HardSigmoid must be 0.5, got {offset:g}"
+          f"activation_beta of HardSigmoid must be 0.5, got {offset}"
         )
       found.append(make_hard_sigmoid(slope))
     elif name.lower() in by_name:

@@ -64,7 +64,7 @@ def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
 def test_the_input_gate_of_an_lstm_gets_the_opposite_bias(key):
   params, _ = initial_and_changed("lstm", key)
   (layer,) = params.layers
-  given = params._replace(layers=(layer._replace(b=layer.b + 0.5),))  # no 0s
+  given = params._replace(layers=(layer._replace(b=layer.b + 0.5),))  # not 0
   before, after = (
     params.layers[0].b.reshape(4, -1)
     for params in (given, with_chrono_biases(given, "lstm", key, 50))

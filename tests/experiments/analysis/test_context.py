@@ -34,7 +34,7 @@ def test_bins_double_up_to_the_window():
   [
     (100, 32, range(80)),  # 16 shifts of 1, 5 windows each
     (100, 8, range(0, 80, 2)),  # 8 shifts of 2
-    (20, 32, range(4)),  # at a fifth start the text has no whole window
+    (20, 32, range(4)),  # a fifth start leaves 16 tokens; a window needs 17
   ],
 )
 def test_nats_by_context_are_the_means_of_the_single_predictions(

@@ -28,6 +28,7 @@ def test_members_are_the_runs_of_their_seeds_and_rates(recipe, many, console):
   assert named == [(4, 0.005), (5, 0.005), (4, 0.03), (5, 0.03)]
   record = json.loads((Path(config.job.run) / "result.json").read_text())
   for one, saved in zip(result.members, record["members"], strict=True):
+    # Each 15th step, EARLY_STEPS and the last.
     assert [step for step, _ in one.val_losses] == [10, 15, 30, 45, 47]
     assert saved["val_losses"] == [list(pair) for pair in one.val_losses]
   for index in (0, 3):
