@@ -55,8 +55,9 @@ class BatchingConfig:
   short_seq_prob: float = option(
     0.0,
     "Probability that a batch has half of seq_len time steps (Merity et al. "
-    "2018, section 4.1, without their change of the learning rate). A rest of "
-    "less than half of seq_len at the end of an epoch is then left out.",
+    "2018, section 4.1, without their normal draw of the length and their "
+    "change of the learning rate). A rest of less than half of seq_len at the "
+    "end of an epoch is then left out.",
     bounds="[0, 1]",
   )
   late_batch_size: int = option(
@@ -107,7 +108,8 @@ class BatchingConfig:
 
     Raises:
       ValueError: as `make_batches`; the seed is not an integer ≥ 0; or there
-        are more batches than an int32 can count.
+        are more batches than an int32 can count, without those that
+        short_seq_prob adds.
     """
     return sum(n * steps for n, steps in self.epoch_lengths(tokens, seed, gap))
 

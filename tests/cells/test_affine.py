@@ -48,7 +48,7 @@ def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
 
 @pytest.mark.everyday(1)
 # Fewer rows than the T·B tokens: db is computed from dW. More: from da.
-@pytest.mark.parametrize("rows", [D, 1025])
+@pytest.mark.parametrize("rows", [D, T * B + 1])
 def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   w, b = draw_weights(key, rows)
   tokens = jax.random.randint(key, (T, B), 0, rows).at[0, 0].set(rows - 1)
@@ -78,7 +78,7 @@ def test_narrow_integers_index_a_table_larger_than_their_range(dtype, key):
 
 
 def test_bfloat16_products_accumulate_in_float32(key):
-  x = jnp.ones((4097,), jnp.bfloat16)  # in bfloat16, the sum would be 4128
+  x = jnp.ones((4097,), jnp.bfloat16)  # rounded to bfloat16, the sum is 4128
   w = jnp.full((4097, 1), 1 + 2**-7, jnp.bfloat16)
   assert affine.product(x, w).dtype == jnp.float32
   assert affine.product(x, w)[0] == 4097 * (1 + 2**-7)
@@ -86,7 +86,7 @@ def test_bfloat16_products_accumulate_in_float32(key):
 
 @pytest.mark.parametrize("tokens", [False, True])
 def test_gradients_of_bfloat16_weights_are_summed_in_float32(tokens):
-  """In bfloat16, a sum of ones stops at 256."""
+  """In bfloat16, a scatter of ones stops at 256; a product gives 1000."""
   w, b = jnp.zeros((1, 1), jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)
   x = jnp.zeros(999, int) if tokens else jnp.ones((999, 1), jnp.bfloat16)
   a = affine.affine(x, w, b)
@@ -110,7 +110,7 @@ def test_linear_multiplies_in_the_compute_dtype(key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("rows", [1, 2, 3, 9])  # few: up to half of W's 5
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])  # few: up to half of W's 5 rows
 def test_product_transposed_is_right_for_few_and_for_many_rows(rows, key):
   keys = jax.random.split(key)
   x = jax.random.normal(keys[0], (rows, 7))

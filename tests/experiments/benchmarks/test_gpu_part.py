@@ -236,7 +236,7 @@ def without_memory(weights, xs, starts):
 def test_a_wrong_scan_is_a_failure_but_one_without_enough_memory_is_not(
   peer, forward, fails
 ):
-  """A wrong peer that is neither ours nor a kernel is only skipped."""
+  """A wrong peer whose gradient is not derived by hand is only skipped."""
 
   def expected(weights, xs, starts, dhs):
     return {"forward": xs + 1, "gradient": (weights, dhs)}

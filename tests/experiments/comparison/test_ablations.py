@@ -59,8 +59,8 @@ def test_the_table_compares_the_stateful_losses_with_the_base():
 
 
 def test_a_large_difference_has_three_digits_also_if_it_is_negative():
-  base = {"change": "base", "parameters": 1, "cold": 2.0, "stateful": 1e5}
+  base = {"change": "base", "parameters": 1, "cold": 2.0, "stateful": 1.234e5}
   better = base | {"change": "seed=1", "stateful": 1.5}
   rows = [base | {"seconds": 3.0}, better | {"seconds": 3.0}]
   *_, differences, _ = (column.cells for column in make_table(rows).columns)
-  assert [*differences] == ["", "-1e+05"]
+  assert [*differences] == ["", "-1.23e+05"]

@@ -46,5 +46,6 @@ def test_the_flags_are_those_of_what_is_compared_and_no_others():
 def test_a_record_gives_back_the_same_configuration():
   config = replace(CompareConfig(), delay=(3, 4), seq_len=7, weight_decay=0.1)
   assert from_record(CompareConfig(), to_record(config)) == config
-  # No flag: the updates of each model are scaled by a learning rate of its own.
+  # Not the flag, which holds the rates to try: the updates of each model are
+  # scaled by its own rate.
   assert config.optimizer.learning_rate == 1.0

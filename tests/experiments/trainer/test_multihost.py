@@ -93,7 +93,7 @@ def test_signals_end_a_process_that_joins_and_one_that_has(
 
   def initialize(*given, **options):
     events.append(signal.getsignal(signal.SIGINT))
-    # JAX takes SIGTERM outside of Python: only a new call gives it back.
+    # JAX's handler of SIGTERM is unseen by Python: a call must replace it.
     monkeypatch.setattr(signal, "signal", lambda *call: events.append(call))
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
@@ -142,7 +142,7 @@ def shared(config):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_two_processes_train_as_one_and_the_first_writes(shared, console):
-  with jax.enable_x64(False):  # as in the processes: the noise depends on it
+  with jax.enable_x64(False):  # as in the processes: dropout masks depend on it
     one = train.run(replace(shared, run=shared.job.run + "1"), console)
   both = finish(*started(shared, 2, axis="model"))
   assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
@@ -217,6 +217,7 @@ def wait_for(text, path):
 def test_two_processes_stop_between_evaluations(shared, tmp_path):
   long = replace(shared, num_epochs=2000, eval_every=100_000)
   processes = started(long, 2)
+  # After step 50, AGREE_EVERY, they do not agree on stopping before step 100.
   wait_for('"step": 60,', tmp_path / "run" / "metrics.jsonl")
   processes[1].send_signal(signal.SIGTERM)
   first, second = finish(*processes)
