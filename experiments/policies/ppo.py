@@ -61,7 +61,8 @@ def gae(
     δₜ = rₜ + γ (1 − doneₜ) Vₜ₊₁ − Vₜ
     Aₜ = δₜ + γ λ (1 − doneₜ) Aₜ₊₁
 
-  V_T is the last value, and A_T = 0. What follows a done does not count.
+  V_T is the last value, and A_T = 0. What follows a done does not count, even
+  if it is not finite.
 
   Args:
     rewards: r, [T, ...].
@@ -73,15 +74,16 @@ def gae(
   """
   discounts = discount * (1 - dones.astype(values.dtype))
   following = jnp.concatenate([values[1:], last_value[None]])
-  deltas = rewards + discounts * following - values
+  deltas = rewards + discounts * jnp.where(dones, 0, following) - values
 
   def body(advantage, inputs):
-    delta, discount = inputs
-    advantage = delta + discount * lambda_ * advantage
+    delta, discount, done = inputs
+    following = jnp.where(done, 0, advantage)
+    advantage = delta + discount * lambda_ * following
     return advantage, advantage
 
-  zero = jnp.zeros_like(last_value)
-  return jax.lax.scan(body, zero, (deltas, discounts), reverse=True)[1]
+  zero, inputs = jnp.zeros_like(deltas[0]), (deltas, discounts, dones)
+  return jax.lax.scan(body, zero, inputs, reverse=True)[1]
 
 
 def loss(

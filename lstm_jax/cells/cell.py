@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.checks import check_inputs
+from lstm_jax.cells.checks import check_inputs, check_zero_state
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import as_arrays, cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
@@ -269,7 +269,9 @@ def cell_name(cell: Cell) -> str:
 
 def output_size(cell: Cell, params: Params) -> int:
   """Return H, the size of the cell's output."""
-  return jax.eval_shape(lambda: cell.initial_state(params, ())).h.shape[-1]
+  state = jax.eval_shape(lambda: cell.initial_state(params, ()))
+  check_zero_state(state)
+  return state.h.shape[-1]
 
 
 def zero_state(

@@ -33,6 +33,7 @@ def check_inputs(
   h: Any = getattr(state, "h", None)
   batch = h.shape[:-1] if hasattr(h, "shape") else ()
   initial = jax.eval_shape(lambda: initial_state(params, batch))
+  check_zero_state(initial)
   check_same_type("state", state, initial)
   check_arrays("state", state)
   for field, leaf, like in zip(state._fields, state, initial, strict=True):
@@ -53,6 +54,16 @@ def check_inputs(
     raise ValueError(
       f"{name} must be {kind} {axes_text(expected)}, got {x.shape}"
       + time_major_hint(batch_first and x.shape[2:] == expected[2:])
+    )
+
+
+def check_zero_state(state: Any) -> None:
+  """Raise ValueError unless what `initial_state` returned may be a state."""
+  h = getattr(state, "h", None)
+  if not hasattr(state, "_fields") or not hasattr(h, "shape"):
+    kind = "an array" if hasattr(state, "dtype") else type(state).__name__
+    raise ValueError(
+      f"initial_state must return a NamedTuple with an array h, got {kind}"
     )
 
 

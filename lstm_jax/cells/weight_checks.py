@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.checks import axes_text, types_text
+from lstm_jax.cells.checks import axes_text, check_zero_state, types_text
 from lstm_jax.cells.precision import upcast
 
 PARTS = (
@@ -109,6 +109,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   def forward(params, batch=()):
     x = jnp.zeros((*batch, len(params.w_x)), params.w_x.dtype)
     state = initial_state(params, batch)
+    check_zero_state(state)
     ax = project(params, x)
     after, gates, residuals = recur(params, state, ax)
     return x, state, after, ax, gates, residuals

@@ -264,7 +264,10 @@ def _wrapped(
 
 def _check_flag(name: str, flag: Any, state: State) -> None:
   """Raise ValueError unless a flag is bool, with the shape of the batch."""
-  flag, batch = jnp.asarray(flag), state.h.shape[:-1]
+  batch = state.h.shape[:-1]
+  if flag is None:  # `asarray` would not name the argument
+    raise ValueError(f"{name} must be bool {list(batch)}, got None")
+  flag = jnp.asarray(flag)
   if flag.dtype != bool or flag.shape != batch:
     raise ValueError(
       f"{name} must be bool {list(batch)}, got {flag.dtype} {flag.shape}"

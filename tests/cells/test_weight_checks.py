@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import Autodiff, layernorm_lstm, unroll
+from lstm_jax import Autodiff, init_stack, layernorm_lstm, unroll
 from lstm_jax.cells.weight_checks import check_params
 from tests.draws import B, D, H, T
 from tests.test_docs import DOCS, code_blocks
@@ -82,6 +82,33 @@ def test_the_error_that_a_cell_raises_is_the_cause_of_ours():
   with pytest.raises(ValueError, match=r"'int' has no len") as error:
     unroll(cell, params, None, XS)
   assert type(error.value.__cause__) is TypeError
+
+
+@pytest.mark.parametrize(
+  ("zeros", "kind"),
+  [
+    ("dict", "dict"),
+    ("(lambda h, c: (h, c))", "tuple"),
+    ("(lambda h, c: h)", "an array"),
+    ("(lambda h, c: DiagonalLSTMParams(h, c, c))", "DiagonalLSTMParams"),
+  ],
+)
+def test_a_zero_state_that_is_no_namedtuple_with_h_is_named(zeros, kind):
+  cell = own_cell("return DiagonalLSTMState(\n", f"return {zeros}(\n")
+  without_backward = ModuleType("forward_only")
+  vars(without_backward).update(vars(cell), recur_backward=None)
+  params = cell.init(jax.random.key(0), D, H)
+  message = (
+    f"initial_state must return a NamedTuple with an array h, got {kind}"
+  )
+  for run in (
+    lambda: unroll(cell, params, None, XS),
+    lambda: cell.step(params, None, XS[0]),
+    lambda: init_stack(cell, jax.random.key(0), D, H, num_layers=1),
+    lambda: unroll(without_backward, params, None, XS, adjoint=Autodiff()),
+  ):
+    with pytest.raises(ValueError, match=f"{message}$"):
+      run()
 
 
 def test_a_backward_need_not_be_implemented_yet():

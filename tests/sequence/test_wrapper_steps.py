@@ -142,6 +142,7 @@ def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
         (np.ones((B, H), bool), r"bool \(3, 6\)"),
         (np.ones(B, np.int8), r"int8 \(3,\)"),
         (True, r"bool \(\)"),
+        (None, "None"),
       )
     ),
     ("zoneout", (0.1, 0.1), "^zoneout must be of type LSTMState, got tuple"),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from experiments.policies.config import PPOConfig
-from experiments.policies.ppo import Learner, make_optimizer, make_update
+from experiments.policies.ppo import Learner, gae, make_optimizer, make_update
 from experiments.policies.rollouts import Inputs, Outcome, Rollout
 from experiments.trainer.records import replace
 
@@ -98,3 +98,11 @@ def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
   assert len(set(keys)) == 3
   # The last is the mean of the losses p² / 2, for p from 6 to 1.
   assert metrics == (0.25, old.done.sum(), sum(k**2 for k in range(7)) / 12)
+
+
+def test_what_follows_a_done_does_not_count_even_if_it_is_not_finite():
+  rewards, dones = jnp.ones((2, 1), jnp.float32), jnp.ones((2, 1), bool)
+  values, nan = jnp.array([[3], [jnp.inf]], jnp.bfloat16), jnp.full(1, jnp.nan)
+  found = gae(rewards, values, dones, nan.astype(values.dtype), 0.9, 0.9)
+  assert found.dtype == jnp.float32
+  assert found.tolist() == [[-2], [-jnp.inf]]
