@@ -16,17 +16,17 @@ more if they are named (`lstm_jax.language.evaluate`,
 Several --run form an ensemble: the mean of their probabilities is evaluated.
 
 The rate, decay and segment length of dynamic evaluation are chosen on the text
-before the split. The counts of one n-gram model start from the training text,
-those of another from nothing, and the weights of the mixture are learned from
-the text already read. --split names another split; --begin and --end select
-other parts of the corpus. --checkpoint=last evaluates the last weights of a
-finished run, which no loss has chosen. The results are saved in the run
-directory, in evaluation.json (of an ensemble, in ensemble.json of the first
-run). The file keeps the results of other protocols for the same weights, part
-of the text and device, and loses any others. The table has the loss per token
-and per character. The loss per character of a word model includes the spelling
-of unknown words, to be comparable with that of a character model. In all but
-cold windows, a word that the text has spelled before costs less.
+before the split. The counts of one n-gram model start from the training text
+(in another --corpus, from its text before the part), those of another from
+nothing, and the weights of the mixture are learned from the text already read.
+--split names another split; --begin and --end select other parts of the corpus.
+--checkpoint=last evaluates the last weights of a finished run, which no loss
+has chosen. The results are saved in the run directory, in evaluation.json (of
+an ensemble, in ensemble.json of the first run). It keeps the results of other
+protocols for the same weights, part of the text and device, and loses any
+others. The table has the loss per token and per character. That of a word model
+per character includes the spelling of unknown words, to be comparable with a
+character model's. Except in cold windows, a word spelled before costs less.
 """
 
 import functools
