@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ def join(
 
   Raises:
     ValueError: the flags are incomplete or do not go together; or they name no
-      coordinator, and JAX finds no job of a cluster.
+      coordinator, and JAX finds no job of a cluster; or process 0 cannot listen
+      at the port, as where another run does.
   """
   given = coordinator, num_processes, process_id
   names = "--coordinator, --num_processes and --process_id"
@@ -72,6 +74,8 @@ def join(
     host, _, port = str(coordinator).rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
       raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    if process_id == 0:
+      _check_free(str(coordinator), int(port))
   # JAX's own timeout aborts the process and prints a stack.
   where = f" at {coordinator}" if coordinator else ""
   watchdog = threading.Timer(join_timeout, _give_up, (where, join_timeout))
@@ -92,6 +96,25 @@ def join(
     watchdog.cancel()
   # JAX has taken SIGTERM, and does nothing at it: let it end the process again.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _check_free(coordinator: str, port: int) -> None:
+  """Raise ValueError if another program listens at the port.
+
+  If that is another run, JAX would listen there, too. The processes of one run
+  may then reach the coordinator of the other, which ends that run.
+  """
+  kind = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  with socket.socket(kind) as probe:
+    # Connections of a run that has ended are no hindrance.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(("", port))
+    except OSError as error:
+      raise ValueError(
+        f"process 0 cannot listen at --coordinator={coordinator}: "
+        f"{error.strerror}; pass another port to all processes"
+      ) from None
 
 
 def _give_up(where: str, seconds: int) -> None:

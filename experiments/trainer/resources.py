@@ -89,7 +89,8 @@ class Tracer:
   """Traces training steps with JAX's profiler, after WARM_UP that compile.
 
   The trace is in the XPlane format, which TensorBoard's profile page and XProf
-  read. It includes the evaluations between the steps.
+  read. It includes the evaluations between the steps. Of several processes,
+  only the first writes one.
 
   Args:
     directory: of the trace.
@@ -99,6 +100,8 @@ class Tracer:
   """
 
   def __init__(self, directory: Path, num_steps: int, console: Console):
+    if jax.process_index():
+      num_steps = 0
     self._directory, self._stop_at = directory, WARM_UP + num_steps
     self._console = console
     self._steps = 0

@@ -1,6 +1,7 @@
 """Several processes that join, train as one, and stop."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -48,6 +49,17 @@ ROUNDING = 1e-5  # of float32: each of 29 steps may add 1e-7 to a loss of 3
 def test_flags_that_cannot_join_processes_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     joining.join(**JOINING | options)
+
+
+def test_a_port_where_another_program_listens_is_refused(monkeypatch):
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kw: None)
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    first = JOINING | {"coordinator": address, "process_id": 0}
+    message = f"cannot listen at --coordinator={address}: Address already in"
+    with pytest.raises(ValueError, match=message):
+      joining.join(**first)
+  joining.join(**first)  # the port is free now
 
 
 @pytest.mark.exhaustive

@@ -60,6 +60,14 @@ def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
   )
 
 
+def test_only_the_first_process_is_profiled(tmp_path, monkeypatch, console):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.delattr(jax.profiler, "start_trace")
+  with Tracer(tmp_path, 2, console) as tracer:
+    for _ in range(9):
+      tracer.before_step(None)
+
+
 @pytest.mark.parametrize("pending", [None, Diverged("the loss is nan")])
 def test_a_full_disk_at_the_end_of_a_profile_is_named_and_hides_no_error(
   pending, tmp_path, console, monkeypatch
