@@ -34,8 +34,10 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 FULL = 2**30  # bytes; a whole run writes a fifth of it
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
-if CACHE not in os.environ:  # not in a worker, which inherits it
-  cache = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+ROOT = Path(__file__).parents[1]  # of a checkout that may be read-only
+# Not in a worker, which inherits it.
+if CACHE not in os.environ and os.access(ROOT, os.W_OK):
+  cache = ROOT / ".pytest_cache" / "programs"
   if sum(entry.stat().st_size for entry in cache.glob("*")) > FULL:
     shutil.rmtree(cache, ignore_errors=True)
   cache.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,7 @@ if CACHE not in os.environ:  # not in a worker, which inherits it
     # As in many containers. Without this, each of some eighty processes would
     # compile all modules that it imports, 1.5 s of its 2.6 s, and each worker
     # those of the tests.
-    del os.environ["PYTHONDONTWRITEBYTECODE"]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # not there with -B
     sys.dont_write_bytecode = False
     place = cache.with_name("modules")
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(place)
@@ -64,7 +66,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-settings.register_profile("everyday", max_examples=20, deadline=None)
+# Without a database of failed examples, nothing is written to a checkout.
+database = {} if os.access(ROOT, os.W_OK) else {"database": None}
+settings.register_profile(
+  "everyday", max_examples=20, deadline=None, **database
+)
 settings.load_profile("everyday")
 
 MAPS = Path("/proc/self/maps")

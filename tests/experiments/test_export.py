@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
 
   with monkeypatch.context() as patch:
     patch.setattr(Path, "write_bytes", fill_the_disk)
-    with pytest.raises(OSError, match=re.escape(f"'{path}'")):
+    with pytest.raises(OSError, match=re.escape(repr(str(path)))):
       export.run(str(explored_run), "stablehlo", str(path))
   assert path.read_bytes() == b"before"
   export.run(str(explored_run), "stablehlo", str(path))

@@ -12,6 +12,11 @@ from tests.processes import ROOT
 pytestmark = pytest.mark.programs
 
 
+def test_the_list_has_every_program():
+  files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+  assert {*PROGRAMS} == files - {"__init__", "cli"}
+
+
 @pytest.mark.exhaustive
 def test_every_program_prints_its_own_flags_in_80_columns(
   tmp_path, monkeypatch

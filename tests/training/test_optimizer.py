@@ -1,3 +1,5 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import OptimizerConfig, make_optimizer
 from lstm_jax.training.norms import part_norms
-from lstm_jax.training.optimizer import learning_rate
+from lstm_jax.training.optimizer import Rule, learning_rate
 from tests.draws import worst
 
 
@@ -79,7 +81,8 @@ def in_numpy(optimizer, gradients, rate):
     elif optimizer == "adagrad":
       second = second + g**2
       p = p - rate * g / np.sqrt(second + 1e-8)
-    else:  # adamw, with the weight decay of the test, 0.2
+    else:  # with the weight decay of the test, 0.2
+      assert optimizer == "adamw", f"the equations of {optimizer} are missing"
       first = 0.9 * first + 0.1 * g
       second = 0.999 * second + 0.001 * g**2
       scaled = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
@@ -87,7 +90,7 @@ def in_numpy(optimizer, gradients, rate):
   return p
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
+@pytest.mark.parametrize("optimizer", get_args(Rule))
 def test_three_updates_are_those_of_the_equations(optimizer):
   gradients = np.random.default_rng(0).standard_normal((3, 2, 3))
   config = OptimizerConfig(
@@ -121,7 +124,7 @@ def test_ten_steps_in_a_row_that_are_not_finite_are_skipped_and_no_more():
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
+@pytest.mark.parametrize("optimizer", get_args(Rule))
 def test_a_gradient_whose_norm_overflows_is_skipped(optimizer, clip_norm):
   config = OptimizerConfig(
     optimizer=optimizer, clip_norm=clip_norm, nonfinite="skip"
@@ -221,7 +224,7 @@ def test_a_number_of_steps_that_is_no_positive_integer_is_refused(num_steps):
 
 
 @pytest.mark.everyday(2)
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
+@pytest.mark.parametrize("optimizer", get_args(Rule))
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_updates_of_16_bits_are_those_of_float32_rounded(optimizer, dtype):
   config = OptimizerConfig(optimizer=optimizer, warmup_steps=0)

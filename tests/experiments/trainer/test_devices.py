@@ -28,6 +28,14 @@ ROUNDING = 1e-5  # nats; the training is in float32
 COUNT = "jax_num_cpu_devices"  # JAX's option for the number of devices
 
 
+@pytest.fixture(autouse=True)
+def no_number_in_xla_flags(monkeypatch):
+  """Leave out a number of devices that the environment of the tests gives."""
+  kept = os.environ.get("XLA_FLAGS", "").split()
+  kept = [flag for flag in kept if devices.FORCED not in flag]
+  monkeypatch.setenv("XLA_FLAGS", " ".join(kept))
+
+
 def changed(**values):
   return replace(TrainConfig(), **values)
 
