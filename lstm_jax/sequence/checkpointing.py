@@ -38,9 +38,8 @@ and a chunk's da right after its backward, for the weights' gradients. All
 residuals are saved, as without chunks. A chunk of at most 4 steps needs no loop
 (`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
 
-Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
-make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
-(Zen 5), jax 0.12.0.1)
+Chunks are taken for more than 8,192 rows T·B. Each has the fewest time steps
+that make 1,024 rows. All gradients then take (2 cores, Zen 5, jax 0.12.0.1)
 
   gru   H 128, T 128, B 1024    368 ms instead of 490
   gru   H 128, T 32, B 4096     417 ms instead of 495
@@ -83,6 +82,7 @@ from lstm_jax.sequence.scan import (
   backward_sums,
   forward,
   num_rows,
+  projects_first,
   scan_sequence,
 )
 from lstm_jax.sequence.wrappers import masked
@@ -199,11 +199,11 @@ def _scan_chunks(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs); the gradient is computed by chunks of `chunk` steps.
 
-  This body runs only where nothing is differentiated. In that case only a
-  linear recurrence is faster by chunks.
+  This body runs only where nothing is differentiated. It takes chunks where
+  `scan_sequence` would multiply the inputs of all T steps before its loop.
   """
   inputs = params, state, xs, extras
-  if not is_linear(cell):
+  if not (is_linear(cell) or projects_first(state, xs)):
     return aligned(scan_sequence(cell, options, *inputs), 0, inputs)
 
   def run(before, saved, xs, extras):

@@ -106,7 +106,7 @@ def scan_sequence(
   """
   # This body runs where nothing is differentiated; else `forward` does.
   inputs = params, state, xs, extras
-  if _projects_first(state, xs) or is_linear(cell):
+  if projects_first(state, xs) or is_linear(cell):
     last, hs = scan_outputs(cell, options, *inputs)
   else:
     last, hs = scan_steps(step_of_parts(cell), options, *inputs)
@@ -121,7 +121,7 @@ def num_rows(state: State, xs: jax.Array) -> int | None:
   return steps * rows if static else None
 
 
-def _projects_first(state: State, xs: jax.Array) -> bool:
+def projects_first(state: State, xs: jax.Array) -> bool:
   """Return whether outputs alone are faster if x W_x comes before the loop.
 
   They are so on a CPU, with jax 0.12 or later, vector inputs and few rows. With

@@ -8,7 +8,7 @@ import pytest
 
 from lstm_jax import Autodiff, Explicit, Step, lru, lstm, min_gru, unroll
 from lstm_jax.cells.precision import cast_matrices
-from lstm_jax.sequence import scan
+from lstm_jax.sequence import checkpointing, scan
 from tests.compiling import dtypes
 from tests.draws import B, D, H, T, arguments, weighed, worst
 
@@ -45,7 +45,8 @@ def test_every_product_takes_the_compute_dtype_and_gives_float32(
   cell, adjoint, projects_first, key, monkeypatch
 ):
   # Programs of outputs alone compute x W_x before the loop, or in each step.
-  monkeypatch.setattr(scan, "_projects_first", lambda *_: projects_first)
+  for module in scan, checkpointing:
+    monkeypatch.setattr(module, "projects_first", lambda *_: projects_first)
   params, state, xs = jax.tree.map(
     lambda x: x.astype(jnp.float32), arguments(cell, key)
   )

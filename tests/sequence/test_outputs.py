@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Explicit, Step, lstm, unroll
-from lstm_jax.sequence import scan
+from lstm_jax.sequence import checkpointing, scan
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, worst
 from tests.sequence.options import OPTIONS
 
-PROJECTS_FIRST = jax.__version_info__ >= (0, 12)  # as in `_projects_first`
+PROJECTS_FIRST = jax.__version_info__ >= (0, 12)  # as in `projects_first`
 ADJOINTS = [Explicit(), Explicit(chunk=2), Explicit("recompute", 2)]
 
 
@@ -27,7 +27,8 @@ def projecting(monkeypatch, traced_anew):
     calls.append(True)
     return True
 
-  monkeypatch.setattr(scan, "_projects_first", always)
+  for module in scan, checkpointing:
+    monkeypatch.setattr(module, "projects_first", always)
   yield
   assert calls
 
@@ -82,3 +83,14 @@ def test_outputs_of_a_long_sequence_need_little_memory(batch):
   reserved = program.memory_analysis().temp_size_in_bytes
   products = 4 * steps * batch * 4 * hidden  # bytes of x W_x, four gates
   assert reserved < products / 2  # one copy of hs is a quarter
+
+
+@pytest.mark.parametrize("residuals", ["gates", "recompute"])
+@pytest.mark.usefixtures("projecting")
+def test_outputs_by_chunks_need_less_memory_than_the_products(residuals):
+  steps, batch, hidden = 64, 8, 16
+  adjoint = Explicit(residuals, chunk=8)
+  program = lowered(steps, batch, hidden, hidden, adjoint=adjoint).compile()
+  reserved = program.memory_analysis().temp_size_in_bytes
+  products = 4 * steps * batch * 4 * hidden  # bytes of x W_x, four gates
+  assert reserved < products / 2
