@@ -89,7 +89,13 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     if not hasattr(x, "dtype") and not isinstance(x, float | int):
       name, found = jax.tree_util.keystr(path), type(x).__name__
       raise ValueError(f"params{name} must be an array, got {found}")
-    dtype = jnp.result_type(x)
+    try:
+      dtype = jnp.result_type(x)
+    except TypeError:  # such as PyTorch's
+      name, found = jax.tree_util.keystr(path), type(x).__name__
+      raise ValueError(
+        f"params{name} must be an array of NumPy or JAX, got {found}"
+      ) from None
     if not jnp.issubdtype(dtype, jnp.floating):
       name = jax.tree_util.keystr(path)
       raise ValueError(f"params{name} must be floats, got {dtype}")

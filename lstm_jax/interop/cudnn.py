@@ -64,7 +64,9 @@ def to_cudnn(layers: Stack) -> jax.Array:
     for suffix in suffixes
     for part in ("ih", "hh")
   ]
-  return jnp.concatenate([arrays[name].ravel() for name in order])
+  return jnp.concatenate(
+    [as_array(name, arrays[name]).ravel() for name in order]
+  )
 
 
 def from_cudnn(

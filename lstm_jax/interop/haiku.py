@@ -42,10 +42,12 @@ import jax.numpy as jnp
 from lstm_jax.cells import RELU, gru_reset_before, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.interop.tensors import (
+  CELL_OF_PARAMS,
   Array,
   as_array,
   check_fit,
   check_shape,
+  own_arrays,
 )
 
 FORGET_BIAS = 1.0  # added by hk.LSTM at every time step
@@ -123,6 +125,8 @@ def to_haiku(
       each other.
   """
   check_fit(params)
+  if type(params) in CELL_OF_PARAMS:
+    params = own_arrays(params)
   if isinstance(params, lstm.LSTMParams):
     shift = jnp.zeros_like(params.b).reshape(4, -1).at[1].set(forget_bias)
     b = params.b - shift.ravel()

@@ -36,6 +36,12 @@ def check_fit(params: Any) -> None:
     check_weights(parts_of(cell), params)
 
 
+def own_arrays(params: Any) -> Any:
+  """Return params of a cell, a NamedTuple, with the arrays of `as_array`."""
+  arrays = params._asdict().items()
+  return type(params)(*(as_array(f"params.{name}", x) for name, x in arrays))
+
+
 def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
   """Return the arrays of a module or a state_dict, and the nonlinearity.
 
@@ -56,10 +62,9 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
   """
   nonlinearity = None
   if not isinstance(source, Mapping):
-    if not hasattr(source, "state_dict"):
-      raise ValueError(
-        f"expected a module or a state_dict, got {type(source).__name__}"
-      )
+    if not hasattr(source, "state_dict") or isinstance(source, type):
+      found = "a class" if isinstance(source, type) else type(source).__name__
+      raise ValueError(f"expected a module or a state_dict, got {found}")
     module, source = source, source.state_dict()
     for name in filter(None, str(prefix).split(".")):
       module = getattr(module, name, None)
@@ -90,7 +95,10 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
 def as_array(name: str, x: Any) -> Array:
   """Return a tensor or an array as an array of floats, with the same values.
 
-  JAX's arrays, which a transformation may trace, stay as they are.
+  JAX's arrays, which a transformation may trace, stay as they are, and so do
+  read-only arrays that own their memory. All others are copied: JAX may read
+  NumPy's memory, even for `jnp.array`, after a converter has returned, when the
+  caller may already write to it.
 
   Args:
     name: the name of x in an error.
@@ -119,7 +127,9 @@ def as_array(name: str, x: Any) -> Array:
     raise ValueError(
       f"{name} must hold floats of at most 64 bits, got {x.dtype}"
     )
-  return x
+  if isinstance(x, jax.Array) or (x.flags.owndata and not x.flags.writeable):
+    return x
+  return np.array(x)
 
 
 def _tensor_as_array(name: str, x: Any) -> np.ndarray:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import Autodiff, init_stack, layernorm_lstm, unroll
-from lstm_jax.cells.weight_checks import check_params
+from lstm_jax import Autodiff, init_stack, layernorm_lstm, lstm, unroll
+from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from tests.draws import B, D, H, T
 from tests.test_docs import DOCS, code_blocks
 
@@ -182,3 +182,12 @@ def test_weights_and_states_of_an_earlier_definition_are_named_as_such():
   message = f"^state must be of type {name}, got {name} {end}"
   with pytest.raises(ValueError, match=message):
     unroll(after, params, state, XS)
+
+
+def test_a_tensor_of_another_library_is_refused(key):
+  class Tensor:
+    dtype, shape = "torch.float32", (20,)
+
+  params = lstm.init(key, D, H)._replace(b=Tensor())
+  with pytest.raises(ValueError, match=r"^params\.b must be an array of NumPy"):
+    check_weights(parts_of(lstm), params)

@@ -12,7 +12,7 @@ from flax import nnx
 from lstm_jax import gru, lstm, peephole_lstm, rnn
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.interop.equinox import to_equinox
-from lstm_jax.interop.flax import from_linen, from_nnx, to_linen
+from lstm_jax.interop.flax import from_linen, from_nnx, to_linen, to_nnx
 from lstm_jax.interop.haiku import to_haiku
 from lstm_jax.interop.keras import to_keras
 from lstm_jax.interop.torch import to_torch
@@ -183,3 +183,12 @@ def test_an_nnx_ensemble_has_the_weights_of_its_members(kind, key):
     )
     for stacked, x in zip(found, expected, strict=True):
       assert (stacked[member] == x).all()
+
+
+def test_an_nnx_cell_without_values_is_refused(key):
+  abstract = nnx.eval_shape(lambda: nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))
+  for convert in (from_nnx, lambda cell: to_nnx(gru.init(key, D, H), cell)):
+    with pytest.raises(
+      ValueError, match=r"must be arrays, .* nnx\.eval_shape$"
+    ):
+      convert(abstract)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lstm_jax import Directions, peephole_lstm
+from lstm_jax import Directions, gru_reset_before, peephole_lstm
 from lstm_jax.interop import keras as interop
 from tests.draws import D, H
 from tests.interop.keras_layers import draw
@@ -120,3 +120,10 @@ def test_a_cell_that_keras_does_not_have_is_refused(key):
     ValueError, match="which Keras has, got PeepholeLSTMParams"
   ):
     interop.to_keras(peephole_lstm.init(key, D, H))
+
+
+def test_params_of_this_library_are_refused(key):
+  """In those of a GRU, r comes before z, and Keras has z before r."""
+  params = gru_reset_before.init(key, D, H)
+  with pytest.raises(ValueError, match=r"get_weights.*, got ResetBeforeGRUPa"):
+    interop.from_keras(params)

@@ -245,3 +245,12 @@ def test_two_inputs_may_have_one_name(key):
   names = {"X": "X", "initial_h": "zeros", "initial_c": "zeros"}
   node, _ = interop.to_onnx(lstm, lstm.init(key, D, H), inputs=names)
   assert list(node.input) == ["X", "W", "R", "B", "", "zeros", "zeros"]
+
+
+def test_a_model_or_weights_in_place_of_a_node_or_cell_are_refused(key):
+  params = lstm.init(key, D, H)
+  model = onnx.ModelProto()
+  with pytest.raises(ValueError, match=r"^node must be .*, got ModelProto$"):
+    interop.from_onnx(model, [])
+  with pytest.raises(ValueError, match="no operator for the cell LSTMParams"):
+    interop.to_onnx(params, lstm)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lstm_jax import gru, gru_reset_before, lstm, rnn
-from lstm_jax.interop.cudnn import from_cudnn
+from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.interop.equinox import from_equinox
 from lstm_jax.interop.haiku import from_haiku, to_haiku
-from lstm_jax.interop.keras import from_keras
+from lstm_jax.interop.keras import from_keras, to_keras
+from lstm_jax.interop.tensors import as_array, own_arrays
 from lstm_jax.interop.torch import from_torch, to_torch
 from tests.draws import D, H, worst
 
@@ -114,3 +115,61 @@ def test_floats_of_more_than_64_bits_are_refused():
     ValueError, match=r"^bias must hold floats of at most 64 bits, got float"
   ):
     from_keras(weights)
+
+
+def to_linen(params):
+  flax = pytest.importorskip("lstm_jax.interop.flax")
+  return flax.to_linen(params)
+
+
+def aligned(x):
+  """Return a copy at an address with which JAX reads NumPy's memory itself."""
+  memory = np.empty(x.nbytes + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  result = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+  result[...] = x
+  return result
+
+
+@pytest.mark.parametrize(
+  ("convert", "params"),
+  [
+    (lambda p: to_cudnn([p]), lstm.LSTMParams(W_X, W_H, BIAS)),
+    (from_keras, [W_X, W_H, BIAS]),
+    (
+      lambda p: from_haiku({"lstm/linear": p}),
+      {"w": np.concatenate([W_X, W_H]), "b": BIAS},
+    ),
+    (to_haiku, lstm.LSTMParams(W_X, W_H, BIAS)),
+    (to_linen, lstm.LSTMParams(W_X, W_H, BIAS)),
+  ],
+  ids=["to_cudnn", "from_keras", "from_haiku", "to_haiku", "to_linen"],
+)
+def test_memory_overwritten_while_the_device_is_busy_is_not_read(
+  convert, params
+):
+  """A loop that loads checkpoints into one buffer overwrites it at once."""
+  params = jax.tree.map(aligned, params)
+  expected = jax.tree.map(np.array, jax.tree.leaves(convert(params)))
+  product = jax.jit(lambda x: x @ x @ x)
+  busy = [product(np.ones((600, 600), "f")) for _ in range(4)]
+  found = jax.tree.leaves(convert(params))
+  for x in jax.tree.leaves(params):
+    x[...] = 7
+  assert all(map(np.array_equal, found, expected))
+  jax.block_until_ready(busy)
+
+
+def test_arrays_have_memory_of_their_own():
+  assert not np.shares_memory(as_array("b", BIAS), BIAS)
+  params = own_arrays(lstm.LSTMParams(W_X, W_H, BIAS))
+  assert not np.shares_memory(params.w_x, W_X)
+
+
+def test_shapes_in_place_of_arrays_are_refused(key):
+  shapes = jax.eval_shape(lambda: lstm.init(key, D, H))
+  for convert in (to_haiku, to_keras, to_linen):
+    with pytest.raises(
+      ValueError, match=r"^params\.w_x must be an array of fl"
+    ):
+      convert(shapes)

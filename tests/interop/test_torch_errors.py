@@ -172,3 +172,8 @@ def test_a_checkpoint_around_the_state_dict_is_named(key):
   message = "^model must be an array of floats, got dict$"
   with pytest.raises(ValueError, match=message):
     interop.from_torch({"model": weights, "epoch": 3})
+
+
+def test_a_class_in_place_of_a_module_is_refused():
+  with pytest.raises(ValueError, match=r"^expected a module.*, got a class$"):
+    interop.from_torch(Module)

@@ -11,7 +11,12 @@ from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.interop.flax.equivalence import equivalent_cell
 from lstm_jax.interop.flax.nnx_layers import nnx_layers
-from lstm_jax.interop.tensors import CELL_OF_PARAMS, as_array, check_fit
+from lstm_jax.interop.tensors import (
+  CELL_OF_PARAMS,
+  as_array,
+  check_fit,
+  own_arrays,
+)
 
 # The gates of each cell, and its layers that have a bias, by their linen names.
 LAYERS: dict[Cell, tuple[Sequence[str], Sequence[str]]] = {
@@ -128,6 +133,7 @@ def to_linen(params: Params) -> dict[str, Any]:
     ValueError: params are of another cell, or do not fit each other.
   """
   cell = _check_kind(params)
+  params = own_arrays(params)
   count = max(params.b.ndim - 1, 0)  # of leading axes
   if len({x.shape[:count] for x in params}) > 1:
     shapes = ", ".join(f"{k} {x.shape}" for k, x in params._asdict().items())
@@ -173,13 +179,11 @@ def from_nnx(module: Any) -> tuple[Cell[Any, Any], Params]:
       made by nnx.vmap.
 
   Raises:
-    ValueError: module is not such a cell, or has other activations, a residual
-      connection or other layers.
+    ValueError: module is not such a cell, has other activations, a residual
+      connection or other layers, or has no weights (`nnx.eval_shape`).
   """
   cell, variables = _variables(module)
-  w_x, w_h, b = (
-    _side_by_side([part[...] for part in parts]) for parts in variables
-  )
+  w_x, w_h, b = (_side_by_side(_values(parts)) for parts in variables)
   # nnx.GRUCell has no bias b_n.
   more = (jnp.zeros(w_h.shape[:-1], b.dtype),) if cell is gru else ()
   return cell, PARAMS[cell](w_x, w_h, b, *more)
@@ -204,11 +208,12 @@ def to_nnx(params: Params, module: Any) -> None:
   name = type(module).__name__
   if _check_kind(params) is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
+  params = own_arrays(params)
   if cell is gru and params.b_n.any():
     raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
   weights: list[tuple[Any, jax.Array]] = []
   for field, parts in zip(("w_x", "w_h", "b"), variables, strict=True):
-    leaf, like = getattr(params, field), parts[0][...]
+    leaf, like = getattr(params, field), _values(parts)[0]
     shape = (*like.shape[:-1], like.shape[-1] * len(parts))
     if leaf.shape != shape:
       shapes = f"{shape}, got {leaf.shape}"
@@ -216,6 +221,17 @@ def to_nnx(params: Params, module: Any) -> None:
     weights += zip(parts, jnp.split(leaf, len(parts), axis=-1), strict=True)
   for part, value in weights:
     part[...] = value.astype(part[...].dtype)
+
+
+def _values(parts: Sequence[Any]) -> list[jax.Array]:
+  """Return the values of variables; raise ValueError if they have none."""
+  try:
+    return [part[...] for part in parts]
+  except TypeError:  # a ShapeDtypeStruct has no elements
+    raise ValueError(
+      "the module's weights must be arrays, got only their shapes, as those of "
+      "nnx.eval_shape"
+    ) from None
 
 
 def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:

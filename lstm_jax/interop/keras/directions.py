@@ -24,7 +24,7 @@ def by_direction(weights: Any) -> dict[str, dict[str, Array]]:
   """
   if isinstance(weights, Mapping):
     return _by_name(weights)
-  if not isinstance(weights, Sequence):
+  if not isinstance(weights, Sequence) or hasattr(weights, "_fields"):
     raise ValueError(
       "weights must be what a layer's get_weights() returns, or a mapping from "
       f"names to arrays, got {type(weights).__name__}"

@@ -81,12 +81,15 @@ def read_attributes(node: Any) -> Attributes:
   """Return the attributes of an onnx.NodeProto.
 
   Raises:
-    ValueError: the node is of another operator, or has more inputs or outputs
-      than its operator; or one of its attributes is unknown, occurs twice, or
-      has a value of another type or one that no cell here has.
+    ValueError: the node is another object or of another operator, or has more
+      inputs or outputs than its operator; or one of its attributes is unknown,
+      occurs twice, or has a value of another type or one that no cell here has.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
+  if not isinstance(node, onnx.NodeProto):
+    found = type(node).__name__
+    raise ValueError(f"node must be an onnx.NodeProto, got {found}")
   op_type = node.op_type
   if not is_recurrent(node):
     kind = ".".join(filter(None, (node.domain, op_type)))

@@ -130,7 +130,11 @@ def operator(cell: Cell) -> Operator:
     ValueError: ONNX has none.
   """
   base, _ = base_cell(cell)
-  if base not in OPERATORS:
+  try:
+    found = base in OPERATORS
+  except TypeError:  # not hashable, such as weights in place of a cell
+    found = False
+  if not found:
     known = ", ".join(map(cell_name, OPERATORS))
     raise ValueError(
       f"ONNX has no operator for the cell {cell_name(cell)}, only for {known}"
