@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_inputs, check_zero_state
+from lstm_jax.cells.mapped import over_batch
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import as_arrays, cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
@@ -221,12 +222,14 @@ def one_step(
 
   explicit.defvjp(forward, backward)
 
+  def run(params, state, x, extras):
+    sharding = batch_sharding((params, extras), state, x)
+    return auto_sharded(explicit, sharding)(params, state, x, *extras), ()
+
   def step(
     params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any
   ) -> StateT:
-    """Return the state after one step; its `h` is the output.
-
-    Its gradient is `backward`, not autodiff.
+    """Return the state after one step; the gradient is that of `backward`.
 
     Args:
       params: the weights.
@@ -236,7 +239,7 @@ def one_step(
       extras: further arguments of a wrapped cell, such as a mask.
 
     Returns:
-      The state after, with the shapes and dtypes of the one before.
+      The state after, as the one before in shapes and dtypes; h is the output.
 
     Raises:
       ValueError: params are of another cell or do not fit each other, the state
@@ -249,9 +252,9 @@ def one_step(
       state = state_before(params, state, x, extras)
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
-    inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
-    sharding = batch_sharding((params, extras), state, x)
-    return auto_sharded(explicit, sharding)(*inputs, *extras)
+    inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras
+    whole = not extras  # which may have fewer axes than the state
+    return (over_batch(run, 0, *inputs) if whole else run(*inputs))[0]
 
   # Pickle finds a function by the names of its module and of the function.
   for function in (forward, backward, step):
@@ -291,9 +294,6 @@ def zero_state(
 
 
 def zeros_like_traced(f: Callable[..., StateT], *args: Any) -> StateT:
-  """Return zeros with the shapes and dtypes of f(*args), which is only traced.
-
-  The arguments may be shapes.
-  """
+  """Return zeros like f(*args), which is only traced: args may be shapes."""
   shapes = jax.eval_shape(f, *args)
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
+from lstm_jax.cells.mapped import over_batch
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import check_float
@@ -213,13 +214,23 @@ def unroll(
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
-  batch = batch_sharding((params, extras), initial, xs, start=1)
-  time = jax.typeof(xs).sharding.spec[0]
-  steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
   with naming_a_changed_state(cell):
-    last, hs = _apply(scan, (batch, steps), inputs, extras)
+    last, hs = _run(scan, *inputs, extras)
   hs = hs if mask is None else zero_masked(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
+
+
+def _run(scan, *inputs):
+  """Return (state, hs), by one program; see `_apply`."""
+
+  def run(params, state, xs, extras):
+    batch = batch_sharding((params, extras), state, xs, start=1)
+    time = jax.typeof(xs).sharding.spec[0]
+    steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
+    return _apply(scan, (batch, steps), (params, state, xs), extras)
+
+  # The plan of the kernels is for these axes: JAX adds `vmap`'s to their grid.
+  return run(*inputs) if scan[0] is scan_fused else over_batch(run, 1, *inputs)
 
 
 @partial(compiled, num_static=2)

@@ -17,7 +17,8 @@ KEY = jax.random.key(0)
 def mapped_arrays(cell, steps, batch):
   """Yield (its name, make_gradient, args) for each array that `vmap` maps.
 
-  These are w_x of the weights, the states, xs and a mask.
+  These are w_x of the weights, the states, xs and a mask. xs come twice: the
+  second time JAX maps `unroll`, and does not make theirs a batch axis.
 
   `vmap` maps over as many values as the batch has rows. Where there are also as
   many time steps, exchanged axes raise no error: they give wrong numbers.
@@ -31,9 +32,12 @@ def mapped_arrays(cell, steps, batch):
       shifted = [jnp.roll(leaf, k) for k in range(batch)]
       map_one = partial(unroll_over, cell, arrays, place, jnp.stack(shifted))
       yield name, partial(make_gradient, map_one), args
+      if name == "[2]":
+        map_jitted = partial(map_one, transform=jax.jit)
+        yield "xs, in jit", partial(make_gradient, map_jitted), args
 
 
-def unroll_over(cell, arrays, place, values, adjoint, *args):
+def unroll_over(cell, arrays, place, values, adjoint, *args, transform=None):
   """Return `unroll` mapped over values of one array.
 
   Args:
@@ -43,6 +47,7 @@ def unroll_over(cell, arrays, place, values, adjoint, *args):
     values: its values, along a new first axis.
     adjoint: as in `unroll`.
     *args: (params, state, xs).
+    transform: of the function that is mapped.
   """
   leaves, structure = jax.tree.flatten((*args, arrays[-1]))
 
@@ -51,7 +56,7 @@ def unroll_over(cell, arrays, place, values, adjoint, *args):
     *args, mask = jax.tree.unflatten(structure, replaced)
     return unroll(cell, *args, mask=mask, adjoint=adjoint)
 
-  return jax.vmap(one)(values)
+  return jax.vmap(transform(one) if transform else one)(values)
 
 
 def make_gradient(map_one, adjoint):

@@ -1,0 +1,84 @@
+"""`jax.vmap` over rows that share their weights: one more batch axis.
+
+JAX maps a custom VJP by mapping its forward and its backward. The backward then
+makes the gradients of the weights of each row, [V, D, 4H] for V rows and an
+LSTM, and JAX adds them up afterwards. Over a batch axis, the products of the
+backward add them up themselves.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.extend.core import find_top_trace
+
+Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
+
+
+def over_batch(
+  run: Run, start: int, params: Any, state: Any, x: jax.Array, extras: Any
+) -> tuple[Any, Any]:
+  """Return `run(params, state, x, extras)`; an axis of `vmap` is a batch axis.
+
+  This is so where `vmap` maps x and none of the weights, and is the innermost
+  transformation: in `grad` of `vmap` of `unroll`, for example. Elsewhere, JAX
+  maps `run`.
+
+  Args:
+    run: returns (state, outputs) for any number of batch axes. The outputs are
+      an array, or (), with as many axes before the batch as x.
+    start: that number of axes: 1 for a sequence, 0 for a time step.
+    params: the weights.
+    state: a cell's state, with h [..., H].
+    x: inputs [*start, ..., D], or tokens [*start, ...].
+    extras: a tree of arrays [*start, ...], or [*start, ..., K] with axes of
+      size 1 for what is repeated.
+  """
+  if not _is_mapped(x) or any(map(_is_mapped, jax.tree.leaves(params))):
+    return run(params, state, x, extras)
+  mapped = custom_vmap(run)
+
+  @mapped.def_vmap
+  def rule(size, are_mapped, params, state, x, extras):
+    _, state_mapped, _, extras_mapped = are_mapped
+
+    def in_state(x, is_mapped):
+      return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+
+    state = jax.tree.map(in_state, state, state_mapped)
+
+    def in_extras(x, is_mapped):
+      if is_mapped:
+        return jnp.moveaxis(x, 0, start)
+      whole = x.ndim + 1 < start + state.h.ndim  # as a mask, without an axis K
+      x = jnp.expand_dims(x, start)
+      shape = [*x.shape[:start], size, *x.shape[start + 1 :]]
+      return jnp.broadcast_to(x, shape) if whole else x
+
+    x = jnp.moveaxis(x, 0, start)
+    extras = jax.tree.map(in_extras, extras, extras_mapped)
+    last, outputs = over_batch(run, start, params, state, x, extras)
+    outputs = jax.tree.map(lambda y: jnp.moveaxis(y, start, 0), outputs)
+    return (last, outputs), jax.tree.map(lambda _: True, (last, outputs))
+
+  return mapped(params, state, x, extras)
+
+
+def _is_mapped(x: Any) -> bool:
+  """Return whether `vmap` maps x, and is the innermost transformation."""
+  if not isinstance(x, _mapped_type()):
+    return False
+  innermost: Any = find_top_trace(())
+  return getattr(x, "_trace", None) is innermost
+
+
+@cache
+def _mapped_type() -> type:
+  """Return the type of an array that `vmap` maps."""
+  found: list[type] = []
+  record = jax.vmap(lambda x: found.append(type(x)))
+  jax.eval_shape(record, jax.ShapeDtypeStruct((1,), bool))
+  return found[0]

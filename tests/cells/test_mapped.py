@@ -1,0 +1,151 @@
+"""`vmap` over rows that share their weights, for sequences and steps."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from lstm_jax import Autodiff, Explicit, Step, lstm, slstm, unroll
+from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.sequence.options import FEATURES
+
+V, W = 7, 2  # how many rows `vmap` maps
+ADJOINTS = [Explicit(), Explicit(chunk=2), Explicit("recompute", 2), Step()]
+
+
+def gradient_of_vmap(inner, options, key):
+  """Return a function of an adjoint: the gradient for V · B sequences."""
+  params, state, _ = arguments(slstm, key)
+  xs = jax.random.normal(key, (T, V, B, D))
+
+  def gradient(adjoint):
+    def f(params, state, xs):
+      run = partial(unroll, slstm, params, adjoint=adjoint, **options)
+      return jax.vmap(inner(run), (None, 1), 1)(state, xs)
+
+    return jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(params, state, xs)
+
+  return gradient
+
+
+@pytest.mark.everyday(2)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.parametrize("features", ["mask", "expected zoneout", "all"])
+def test_what_all_rows_share_is_repeated(features, adjoint, key):
+  options = FEATURES[features](slstm)
+  gradient = gradient_of_vmap(lambda run: run, options, key)
+  expected = gradient(Autodiff())
+  assert worst(gradient(adjoint), expected) < 1e-12 * largest(expected)
+
+
+def largest(tree):
+  return max(1, *(float(abs(x).max()) for x in jax.tree.leaves(tree)))
+
+
+@pytest.mark.everyday(1)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_rows_of_rows_with_their_own_masks_have_the_gradient(adjoint, key):
+  params, state, _ = arguments(lstm, key)
+  tokens = jax.random.randint(key, (W, V, T, B), 0, D)
+  lengths = jax.random.randint(key, (V, B), 0, T + 1)
+  factors = jax.random.uniform(key, (W, B, H))
+
+  def gradient(adjoint):
+    def f(params, state):
+      def one(tokens, lengths, factors):
+        options = {"lengths": lengths, "state_dropout": factors}
+        return unroll(lstm, params, state, tokens, adjoint=adjoint, **options)
+
+      inner = jax.vmap(one, (0, 0, None), -1)
+      return jax.vmap(inner, (0, None, 0))(tokens, lengths, factors)
+
+    return jax.jit(jax.grad(weighed(f, key), (0, 1)))(params, state)
+
+  expected = gradient(Autodiff())
+  assert worst(gradient(adjoint), expected) < 1e-12 * largest(expected)
+
+
+def test_each_row_has_its_own_gradient(key):
+  params, state, _ = arguments(lstm, key)
+  xs = jax.random.normal(key, (V, T, D))
+  state = jax.tree.map(lambda x: x[0], state)
+  scalar = weighed(lambda params, x: unroll(lstm, params, state, x), key)
+  found = jax.vmap(jax.grad(scalar), (None, 0))(params, xs)
+  alone = [jax.grad(scalar)(params, x) for x in xs]
+  expected = jax.tree.map(lambda *rows: jnp.stack(rows), *alone)
+  assert worst(found, expected) < 1e-12
+
+
+def in_a_scan(f):
+  """Return f, called in a loop whose body closes over the arguments."""
+
+  def looped(*args):
+    body = lambda carry, _: (jax.tree.map(jnp.add, carry, f(*args)), ())  # noqa: E731
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(f, *args))
+    return lax.scan(body, zeros, length=2)[0]
+
+  return looped
+
+
+INSIDE = {
+  "jit": lambda f: lambda *args: jax.jit(lambda: f(*args))(),
+  "scan": in_a_scan,
+  "checkpoint": lambda f: lambda *args: jax.checkpoint(lambda: f(*args))(),
+  "vjp": lambda f: (
+    lambda state, xs: jax.vjp(lambda state: f(state, xs), state)[1](
+      f(state, xs)
+    )
+  ),
+}
+
+
+@pytest.mark.everyday(2)
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_transformation_inside_of_vmap_may_close_over_its_rows(inside, key):
+  gradient = gradient_of_vmap(INSIDE[inside], {}, key)
+  expected = gradient(Autodiff())
+  assert worst(gradient(Explicit()), expected) < 1e-12 * largest(expected)
+
+
+def in_steps(params, state, xs, inner):
+  def body(state, x):
+    step = inner(partial(lstm.step, params))
+    after = jax.vmap(step, (None if state is None else 0, 0))(state, x)
+    return after, after.h
+
+  return lax.scan(body, state, xs)
+
+
+def in_a_sequence(adjoint):
+  def run(params, state, xs, inner):
+    f = inner(partial(unroll, lstm, params, adjoint=adjoint))
+    return jax.vmap(f, (0, 1), (0, 1))(state, xs)
+
+  return run
+
+
+RUNS = {"steps": in_steps} | {str(a): in_a_sequence(a) for a in ADJOINTS}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_no_row_has_a_gradient_of_the_weights_in_the_program(run, key):
+  """Where `vmap` cannot see `unroll`, as in `jit`, each row has one."""
+  params, state, _ = arguments(lstm, key, batch=(V,))
+  xs = jax.random.normal(key, (T, V, D))
+
+  def program(inner):
+    f = partial(RUNS[run], inner=inner)
+    gradient = jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))
+    return gradient, gradient.lower(params, state, xs).as_text()
+
+  (found, text), (mapped, text_of_mapped) = (
+    program(lambda f: f),
+    program(jax.jit),
+  )
+  of_each = re.compile(rf"tensor<{V}x({D}|{H})x{4 * H}xf64>")
+  assert of_each.search(text_of_mapped) and not of_each.search(text)
+  args = params, state, xs
+  assert worst(found(*args), mapped(*args)) < 1e-12
