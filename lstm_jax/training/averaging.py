@@ -23,10 +23,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lstm_jax.cells.checks import check_count
-from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.precision import upcast
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.model import LanguageParams
 
@@ -80,11 +79,14 @@ def update_average(
   else:
     num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
     rate = 1 / jnp.maximum(num_averaged, 1).astype(float)
-  updated = optax.incremental_update(upcast(params), mean, rate)
-  # `where`, not a rate of 0, since 0 · NaN is NaN.
-  mean = jax.tree.map(
-    lambda a, b: jnp.where(finite, a, b), cast_like(updated, mean), mean
-  )
+
+  def updated(a, b):
+    # Not rate · b + (1 − rate) · a: 1 − 1/k is rounded, and equal weights would
+    # have an average that is off by 0.1 % after 100,000 steps.
+    moved = jnp.where(rate == 1, b, (a + rate * (b - a)).astype(a.dtype))
+    return jnp.where(finite, moved, a)  # not a rate of 0, since 0 · NaN is NaN
+
+  mean = jax.tree.map(updated, mean, upcast(params))
   return Average(mean, num_averaged)
 
 

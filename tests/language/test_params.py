@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import projected_lstm
+from lstm_jax import min_gru, projected_lstm
 from lstm_jax.language import ModelConfig, language_model
 
 V = 11
@@ -34,3 +34,17 @@ def test_all_initial_weights_have_the_dtype_of_the_configuration(
     )
     params = jax.eval_shape(language_model(config, V).init, key)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {dtype.dtype}
+
+
+def test_weights_in_bfloat16_are_those_of_float32_rounded(key):
+  """Drawn in bfloat16, they would be 128 numbers, with a mean below 0."""
+  for init_std in (None, 0.1):
+    wide, narrow = (
+      language_model(ModelConfig(min_gru, 8, 8, 1, init_std, dtype=dtype), V)
+      .init(key)
+      ._replace(layers=())
+      for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16), wide)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), narrow, rounded)
+    assert all(jax.tree.leaves(same))

@@ -90,6 +90,22 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
   assert eval_params(plain) is plain.params
 
 
+def test_the_average_of_weights_that_do_not_change_is_exact():
+  with jax.enable_x64(False):
+    params = jnp.array([0.3, 1e-8, 7.0])
+    start = start_average(init_average(params))
+
+    def update(step, average, decay=0.0):
+      return update_average(average, params, step, jnp.array(True), decay)
+
+    average = jax.lax.fori_loop(0, 999, update, start)
+    assert average.num_averaged == 1000
+    assert (average.params == params).all()
+    # Before the start, the average is the weights, whatever it was before.
+    other = init_average(jnp.full_like(params, 5.0))
+    assert (update(0, other).params == params).all()
+
+
 def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   optimizer = make_optimizer(
     OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100
