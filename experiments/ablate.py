@@ -39,10 +39,11 @@ from experiments.comparison.ablations import (
 )
 from experiments.comparison.changes import apply_change, check_changes
 from experiments.trainer import run_dir
-from experiments.trainer.config import JobConfig, TrainConfig
+from experiments.trainer.config import DataConfig, JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus, is_piped
 from experiments.trainer.data import (
   SPLITS,
+  check_text,
   read_corpus,
   read_corpus_text,
   text_sha256,
@@ -201,6 +202,7 @@ def _train(
     if result is None:
       directory = Path(config.job.run)
       check_not_extended(directory, config, advice=REPLACE_OR_KEEP)
+      check_text(config.data, sha256)
       result = train.run(config, console)
   except Diverged as error:
     if name == BASE:
@@ -209,7 +211,7 @@ def _train(
     return {"diverged": True, "environment": environment()}, None
   if result.stopped_by:
     return None, result.stopped_by
-  return _measure(result), result.signalled
+  return _measure(result, config.data, sha256), result.signalled
 
 
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
@@ -249,17 +251,18 @@ def _check_models(config: TrainConfig) -> None:
   read_teachers(setup, host_memory())
 
 
-def _measure(result: train.Result) -> dict[str, Any]:
+def _measure(
+  result: train.Result, data: DataConfig, sha256: str
+) -> dict[str, Any]:
   """Return the losses of a finished run, in nats per token.
 
   They are of the development split, if there is one, or else of the validation
   split: a choice between changes must not see the test split.
   """
   trained = load(result.directory)
-  sha256 = trained.corpus_sha256
-  data = find_corpus(result.directory, trained.config.data, sha256)
-  corpus = read_corpus(data)
-  tokens = corpus.val.tokens  # of the development split, if there is one
+  data = find_corpus(result.directory, data, sha256)
+  check_text(data, sha256)
+  tokens = read_corpus(data).val.tokens  # of the dev split, if there is one
   model, params = trained.model, trained.params
   return {
     "parameters": sum(p.size for p in jax.tree.leaves(params)),

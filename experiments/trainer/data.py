@@ -51,6 +51,14 @@ def text_sha256(text: str) -> str:
   return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def check_text(config: DataConfig, sha256: str) -> None:
+  """Raise ValueError if a corpus that was read before has another text now."""
+  if text_sha256(read_corpus_text(config.corpus)) != sha256:
+    raise ValueError(
+      f"corpus {config.corpus} has changed since this program started"
+    )
+
+
 def read_corpus_text(corpus: str) -> str:
   """Return the text of a corpus, which is a path or a name.
 

@@ -17,8 +17,8 @@ from experiments.trainer.records import replace
 from experiments.trainer.same_run import recorded_flags
 from experiments.trainer.trained import Trained, load
 from lstm_jax.language.evaluate import stateful_loss
-from tests.experiments.ablating import read_record, write_rows
-from tests.experiments.conftest import VERSE
+from tests.experiments.ablating import ROW, read_record, write_rows
+from tests.experiments.conftest import VERSE, VERSES, copy_run
 
 
 @pytest.mark.exhaustive
@@ -83,7 +83,8 @@ def test_a_run_is_measured_by_both_protocols_on_the_validation_split(
   monkeypatch.setattr(ablate.run_dir, "read_record", lambda directory: {})
   monkeypatch.setattr(ablate, "environment_of", lambda record: record)
   result = train.Result(Path(config.job.run), 47, 9.0, 12.34567)
-  assert ablate._measure(result) == {
+  sha256 = read_corpus(config.data).sha256
+  assert ablate._measure(result, config.data, sha256) == {
     "parameters": 9,
     "cold": 3.0,
     "stateful": 2.0,
@@ -216,6 +217,46 @@ def test_a_recipe_is_the_same_from_another_directory(
   ablate.run(replace(config, corpus=corpus.name), [], console)
   # One row is kept, and the recipe is not trained again.
   assert "ablations.json: 1\n" in console.file.getvalue()
+
+
+def test_a_run_whose_corpus_was_moved_is_measured_on_the_text_given_now(
+  finished_config, config, console, monkeypatch
+):
+  base = replace(config, run=f"{config.job.run}/base")
+  copy_run(finished_config, base)
+  corpus = Path(config.data.corpus)
+  moved = corpus.parent / "elsewhere" / "other name.md"
+  moved.parent.mkdir()
+  corpus.rename(moved)
+  for name in ("cold_nats", "stateful_nats"):
+    monkeypatch.setattr(ablate, name, lambda model, params, tokens: tokens)
+  (row,), _ = ablate.run(replace(config, corpus=str(moved)), [], console)
+  tokens = read_corpus(replace(config, corpus=str(moved)).data).val.tokens
+  assert row["cold"] == row["stateful"] == tokens.mean()
+
+
+def test_no_row_is_of_a_corpus_that_changes_meanwhile(
+  finished_config, config, console, monkeypatch
+):
+  """Its text has the same characters, so that nothing else would notice."""
+  corpus, trained = Path(config.data.corpus), list[str]()
+
+  def run(single, console):
+    trained.append(single.job.run)
+    corpus.write_text(VERSES[::-1], encoding="utf-8")
+    return train.Result(copy_run(finished_config, single), 47, 1.5, 3.0)
+
+  monkeypatch.setattr(train, "run", run)
+  message = f"corpus {corpus} has changed since this program started"
+  with pytest.raises(ValueError, match=message):
+    ablate.run(config, ["seed=1"], console)
+  # So does a change between two runs.
+  corpus.write_text(VERSES, encoding="utf-8")
+  monkeypatch.chdir(corpus.parent)
+  monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)
+  with pytest.raises(ValueError, match=message):
+    ablate.run(replace(config, run="again"), ["seed=1"], console)
+  assert trained == [f"{config.job.run}/base", "again/base"]
 
 
 def test_a_corpus_that_can_be_read_only_once_is_refused(config, console):

@@ -72,7 +72,7 @@ def test_after_an_interrupted_overwrite_all_old_runs_are_trained_again(
     return train.Result(directory, 47, 1.5, 3.0, stopped_by)
 
   monkeypatch.setattr(train, "run", run)
-  monkeypatch.setattr(ablate, "_measure", lambda result: ROW)
+  monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)
   ablate.run(replace(config, overwrite=True), names[1:], console)
   stopped_by = None
   ablate.run(config, names[1:], console)
@@ -176,7 +176,7 @@ def test_a_run_that_two_processes_measure_has_one_row(
   write_rows(config, "base")
   base, other = ({"change": name} | ROW for name in ("base", "seed=5"))
 
-  def measure_beside(result):
+  def measure_beside(*given):
     record = read_record(config)
     rows = [*record["rows"], other]
     record_path(config).write_text(json.dumps(record | {"rows": rows}))
@@ -265,7 +265,7 @@ def test_a_signal_after_the_last_run_stops_nothing(
     return train.Result(directory, 47, 1.5, 3.0, signalled=signal.SIGTERM)
 
   monkeypatch.setattr(train, "run", run)
-  monkeypatch.setattr(ablate, "_measure", lambda result: ROW)
+  monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)
   # Every run is sent a signal as it ends: "base" here, and "seed=1" below.
   assert ablate.run(config, ["seed=1"], console).stopped_by == signal.SIGTERM
   rows, stopped_by = ablate.run(config, ["seed=1"], console)
