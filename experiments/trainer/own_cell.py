@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax import unroll
 from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.platform import traced_for
 
 FUNCTIONS = (
   "init",
@@ -69,11 +71,16 @@ def import_cell(name: str) -> Cell:
       f"its step must return a state like the previous state, with h, got "
       f"{after} for {before}"
     )
-  try:
-    jax.eval_shape(partial(_gradient, cell, sizes), _key())
-  except Exception as error:
-    message = f"the gradient of its step raises {_in_a_line(error)}"
-    raise ValueError(message) from None
+  gradients = {"its step": _step_gradient, "a sequence": _sequence_gradient}
+  if getattr(cell, "takes_tokens", False):
+    gradients["a sequence of tokens (takes_tokens)"] = _token_gradient
+  for what, gradient in gradients.items():
+    try:
+      with traced_for("cpu"):  # else JAX would start a device to know its kind
+        jax.eval_shape(partial(gradient, cell, sizes), _key())
+    except Exception as error:
+      message = f"the gradient of {what} raises {_in_a_line(error)}"
+      raise ValueError(message) from None
   return cell
 
 
@@ -135,11 +142,29 @@ def _trace_step(
   return before, after
 
 
-def _gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:
+def _step_gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:
   """Return the gradient of the sum of h after a step, w.r.t. the weights."""
   return jax.grad(lambda *each: cell.step(*each).h.sum())(
     *_arguments(cell, sizes, key)
   )
+
+
+def _sequence_gradient(
+  cell: Any, sizes: tuple[int, int], key: jax.Array
+) -> Any:
+  """Return the gradients of the sum of hs, w.r.t. weights and inputs (T 5)."""
+  params, state, x = _arguments(cell, sizes, key)
+  xs = jnp.zeros((5, *x.shape), x.dtype)
+  return jax.grad(lambda p, xs: unroll(cell, p, state, xs)[1].sum(), (0, 1))(
+    params, xs
+  )
+
+
+def _token_gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:
+  """Return the gradient of the sum of hs, w.r.t. the weights (T 5)."""
+  params, state, x = _arguments(cell, sizes, key)
+  tokens = jnp.zeros((5, len(x)), jnp.int32)
+  return jax.grad(lambda p: unroll(cell, p, state, tokens)[1].sum())(params)
 
 
 def _arguments(

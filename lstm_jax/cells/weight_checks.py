@@ -120,13 +120,18 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
     after, gates, residuals = recur(params, state, ax)
     return x, state, after, ax, gates, residuals
 
+  def states(params):
+    return initial_state(params, ()), initial_state(params, (2,))
+
   def backward(params, batch):
     x, state, _, _, gates, residuals = forward(params, batch)
     d_state, *das = recur_backward(params, gates, residuals, upcast(state))
-    d_params = parameter_gradients(params, x, state.h, residuals, *das)[0]
-    return state, d_state, d_params
+    gradients = parameter_gradients(params, x, state.h, residuals, *das)
+    d_params, dx = gradients[:2]
+    return state, d_state, d_params, x, dx
 
   _check_forward(forward, params)
+  _check_batch_axes(states, params)
   _check_backward(backward, params)
 
 
@@ -166,6 +171,21 @@ def _check_forward(forward: Callable, params: Any) -> None:
       )
 
 
+def _check_batch_axes(states: Callable, params: Any) -> None:
+  """Raise ValueError if the zero state lacks the axes of its batch_shape.
+
+  Args:
+    states: (params) -> the zero states of batch_shape () and (2,).
+    params: the weights.
+  """
+  without, batched = _eval_shape(states, params)
+  if _shapes(batched) != [(2, *shape) for shape in _shapes(without)]:
+    raise ValueError(
+      f"initial_state must put batch_shape before the axes {_named(without)}, "
+      f"got {_named(batched)} for (2,)"
+    )
+
+
 def _check_backward(backward: Callable, params: Any) -> None:
   """Raise ValueError if a backward fails, or a gradient has another shape.
 
@@ -173,7 +193,7 @@ def _check_backward(backward: Callable, params: Any) -> None:
 
   Args:
     backward: (params, batch shape) -> (state, its cotangent, gradients of the
-      weights).
+      weights, x, its gradient or None).
     params: the weights.
   """
   error, failure = _wrong(params), None
@@ -187,13 +207,18 @@ def _check_backward(backward: Callable, params: Any) -> None:
       failure = cause
   else:
     raise ValueError(f"{error}; its backward fails: {failure}") from failure
-  state, d_state, gradients = shapes
+  state, d_state, gradients, x, dx = shapes
   _check_type(error, "recur_backward must return a state", state, d_state)
   what = "parameter_gradients must return gradients"
   _check_type(error, what, params, gradients)
   if _shapes(gradients) != _shapes(params):
     raise ValueError(
       f"{MISFIT}: {_named(params)}; their gradients have {_named(gradients)}"
+    )
+  if dx is not None and _shapes(dx) != _shapes(x):
+    raise ValueError(
+      f"{error}; parameter_gradients must return dx of x's shape, {_named(x)}, "
+      f"got {_named(dx)}"
     )
 
 

@@ -56,6 +56,18 @@ def own_cell(old, new):
       f"to have the same shape, got ({4 * H},) and ({D},).",
     ),
     (
+      "dx = da @ params.w_x.T",
+      "dx = da",
+      f"{WRONG}parameter_gradients must return dx of x's shape, [{D}], "
+      f"got [{4 * H}]",
+    ),
+    (
+      "shape = *batch_shape, len(params.b) // 4",
+      "shape = (len(params.b) // 4,)",
+      "initial_state must put batch_shape before the axes "
+      f"h [{H}], c [{H}], got h [{H}], c [{H}] for (2,)",
+    ),
+    (
       '"...d,...k->dk"',
       '"...d,...k->kd"',
       f"weights do not fit each other: {PARAMS}; their gradients have "

@@ -144,6 +144,16 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       FILE.replace("tanh_c = ", "raise NotImplementedError('later') #"),
       "the gradient of its step raises NotImplementedError: later$",
     ),
+    (
+      "one_axis",
+      FILE.replace('jnp.einsum("...d,...k->dk", x, da)', "x.T @ da"),
+      "the gradient of a sequence raises ",
+    ),
+    (
+      "no_tokens",
+      f"takes_tokens = True\n{FILE}",
+      r"the gradient of a sequence of tokens \(takes_tokens\) raises TypeError",
+    ),
     ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
   ],
 )
