@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.checks import check_inputs, check_zero_state
+from lstm_jax.cells.checks import check_inputs, check_leaves, check_zero_state
 from lstm_jax.cells.mapped import over_batch
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import as_arrays, cast_like, upcast
@@ -181,6 +181,7 @@ def one_step(
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
+    check_leaves(params=params, state=state)
     if state is not None:
       return state
     batch_shape = x.shape if is_token(x) else x.shape[:-1]
@@ -248,8 +249,7 @@ def one_step(
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
     x = jnp.asarray(x)
-    if state is None:
-      state = state_before(params, state, x, extras)
+    state = state_before(params, state, x, extras)
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras

@@ -90,6 +90,19 @@ def check_arrays(name: str, state: Any) -> None:
       raise ValueError(f"{name}.{field} must be an array, got {found}")
 
 
+def check_leaves(**trees: Any) -> None:
+  """Raise ValueError unless each leaf of trees is an array or a number.
+
+  A shape that `jax.eval_shape` returned is neither.
+  """
+  for name, tree in trees.items():
+    for path, x in jax.tree.leaves_with_path(tree):
+      is_value = hasattr(x, "dtype") or isinstance(x, float | int)
+      if isinstance(x, jax.ShapeDtypeStruct) or not is_value:
+        place, found = jax.tree_util.keystr(path), type(x).__name__
+        raise ValueError(f"{name}{place} must be an array, got {found}")
+
+
 def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
   """Raise ValueError unless an array broadcasts to a shape."""
   expected = f"{name} must broadcast to {axes_text(shape)}"

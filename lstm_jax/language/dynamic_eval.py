@@ -36,6 +36,7 @@ from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.programs import per_model
+from lstm_jax.language.readout import MAX_LOGITS
 from lstm_jax.language.tokens import check_range
 
 EPSILON = 1e-3  # ε, relative to the mean of r
@@ -159,23 +160,33 @@ def gradient_scale(
   squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)
   # The last batch is padded to the longest length, because a batch of another
-  # length would need a compiled program of its own.
-  rest = lengths.max() - lengths[-1]
+  # length would need a compiled program of its own. With many logits it is not:
+  # they are left to `model.loss`, which does not store them all, nor pads.
+  logits = int(lengths.max()) * epoch.tokens.shape[1] * len(params.bias)
+  padded = logits <= MAX_LOGITS
+  rest = lengths.max() - lengths[-1] if padded else 0
   filled = np.pad(epoch.tokens, [(0, rest), (0, 0)])
   ends = [*epoch.cuts[1:-1], epoch.cuts[-1] + rest]
   spans = zip(epoch.cuts[:-1], ends, lengths, strict=True)
   for first, last, length in spans:
     rows = filled[first : last + 1]
-    squares, state = _add_squares(model)(params, squares, state, rows, length)
+    squares, state = _add_squares(model)(
+      params, squares, state, rows, length if padded else None
+    )
   count = epoch.num_batches
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
 
 
 @per_model
 def _add_squares(model, params, squares, state, tokens, length):
-  """Add the squares of the gradient of the mean loss of `length` time steps."""
+  """Add the squares of the gradient of the mean loss of `length` time steps.
+
+  A length of None stands for all of them.
+  """
 
   def mean_nats(params, state):
+    if length is None:
+      return model.loss(params, state, tokens[:-1], tokens[1:])
     nats, state = predict(model, params, state, tokens)
     mask = (jnp.arange(len(nats)) < length).astype(nats.dtype)
     return (nats.mean(axis=1) * mask).sum() / mask.sum(), state
@@ -201,10 +212,15 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
     return theta - rate * gradient / (r + EPSILON * mean) + pull
 
   def mean_nats(params, state, tokens):
-    state, logits = model.apply(params, state, tokens[:-1])
-    nats = cross_entropy(logits, tokens[1:])
+    after, logits = model.apply(params, state, tokens[:-1])
     log_probs = jax.nn.log_softmax(logits)[:, 0] if full else None
-    return nats.mean(), ((nats[:, 0], log_probs), state)
+    if len(logits) == 1:
+      # For one time step, `apply` may compute the table W_e W_x, which no loop
+      # over changing weights can keep. `loss` does not.
+      nats, after = model.loss(params, state, tokens[:-1], tokens[1:])
+      return nats, ((nats[None], log_probs), after)
+    nats = cross_entropy(logits, tokens[1:])
+    return nats.mean(), ((nats[:, 0], log_probs), after)
 
   def body(carry, tokens):
     thetas, state = carry  # thetas upcast: bfloat16 would lose small steps

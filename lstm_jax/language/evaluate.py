@@ -28,9 +28,10 @@ from lstm_jax.language.programs import per_model
 from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
 
-CHUNK = 1000  # time steps in one call, which limits the memory of the logits
-# Logits of the windows that cold_nats evaluates at once: 32,768 tokens at V 64,
-# unless one window has more.
+CHUNK = 1000  # time steps in one call, unless they have more than MAX_LOGITS
+# Logits that one call computes: 32,768 tokens at V 64, 209 at V 10,000, unless
+# one window of cold_nats has more. With more of them, the loss of a word model
+# took two to three times as long, and hundreds of megabytes.
 MAX_LOGITS = 2**21
 
 
@@ -111,7 +112,8 @@ def _one_pass(function, model, params, tokens):
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
   state, parts = model.initial_state((1,)), []
-  for chunk in cut_windows(tokens, CHUNK):
+  length = min(CHUNK, max(1, MAX_LOGITS // len(params.bias)))
+  for chunk in cut_windows(tokens, length):
     part, state = function(model)(params, state, chunk[:, None])
     parts.append(np.asarray(part[:, 0]))
   return np.concatenate(parts)[: len(tokens) - 1]

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import affine, affine_backward
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
+from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_matrices, check_float, upcast
 from lstm_jax.language import loss as losses
 from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
@@ -69,9 +70,14 @@ def linear_cross_entropy(
     check_float("compute_dtype", compute_dtype)
   arrays = vary_alike((hs, w, b, targets))
   dtypes = compute_dtype, w.dtype, b.dtype
+  return _apply(MAX_LOGITS, dtypes, leading_sharding(hs, 0), *arrays)
+
+
+@partial(compiled, num_static=3)
+def _apply(max_logits, dtypes, sharding, *arrays):
+  del max_logits  # static, because `_chunk_size` reads it
   rule = partial(_linear_cross_entropy, dtypes)
-  scalar = leading_sharding(hs, 0)
-  return auto_sharded(rule, scalar)(*arrays)
+  return auto_sharded(rule, sharding)(*arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

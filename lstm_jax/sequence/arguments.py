@@ -14,6 +14,7 @@ from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
   check_broadcasts,
   check_inputs,
+  check_leaves,
   check_same_type,
   is_integer,
   time_major_hint,
@@ -131,6 +132,7 @@ def check_sequence(
   check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
   check_params(cell.project, params)
   check_weights(parts_of(cell), params)
+  check_leaves(params=params, state=state)
   params = as_arrays(params)
   if is_token(xs) and not getattr(cell, "takes_tokens", False):
     raise ValueError(

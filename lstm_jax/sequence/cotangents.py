@@ -36,7 +36,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, ParamsT, State, StateT
-from lstm_jax.cells.checks import check_arrays, check_same_type
+from lstm_jax.cells.checks import check_arrays, check_leaves, check_same_type
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
@@ -76,6 +76,7 @@ def state_cotangents(
       backward; xs has no time step, or does not fit the state or the weights;
       params are of another cell; or d_last does not fit the state.
   """
+  check_leaves(d_last=d_last)
   xs, d_last = jnp.asarray(xs), jax.tree.map(jnp.asarray, d_last)
   state = check_sequence(cell, params, state, xs)
   check_functions(cell, PARTS)

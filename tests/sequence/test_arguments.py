@@ -113,7 +113,9 @@ def test_lists_are_taken_as_arrays():
 
 
 @pytest.mark.parametrize("field", ["h", "c"])
-@pytest.mark.parametrize("value", [None, [0.0] * H])
+@pytest.mark.parametrize(
+  "value", [None, [0.0] * H, "0", jax.ShapeDtypeStruct((B, H), jnp.float32)]
+)
 def test_a_state_has_an_array_in_each_field(field, value):
   params = lstm.init(KEY, D, H)
   state = lstm.initial_state(params, (B,))

@@ -15,6 +15,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.cells.platform import traced_for
+from lstm_jax.language.readout import linear_cross_entropy
 from lstm_jax.sequence import state_cotangents
 from tests.compiling import count_programs
 from tests.contract import each_cell
@@ -119,3 +120,10 @@ def test_in_a_compiled_function_unroll_is_inlined():
   text = jax.jit(jax.grad(loss)).lower(params, xs).as_text()
   assert "stablehlo.while" in text
   assert "@program" not in text  # the function of `platform.compiled`
+
+
+def test_a_second_loss_of_a_readout_compiles_nothing():
+  hs, w, b = jnp.ones((T, B, H)), jnp.ones((H, 11)), jnp.ones(11)
+  targets = jnp.zeros((T, B), int)
+  for f in (linear_cross_entropy, jax.grad(linear_cross_entropy)):
+    assert compiles_once(lambda f=f: f(hs, w, b, targets))

@@ -89,13 +89,18 @@ def test_a_step_refuses_misfits_too_and_a_sequence_refuses_integers():
     ("w_x", [[0.0]], r"params\.w_x must be an array, got list"),
     ("b", [0.0], r"params\.b must be an array, got list"),
     ("w_h", "4H", r"params\.w_h must be an array, got str"),
+    # What `jax.eval_shape` returns in place of an array.
+    ("b", jax.ShapeDtypeStruct((4 * H,), jnp.float32), r"params\.b must be an"),
   ],
 )
 def test_weights_are_arrays(field, value, message):
-  params = lstm.init(KEY, D, H)._replace(**{field: value})
+  right = lstm.init(KEY, D, H)
+  params = right._replace(**{field: value})
+  state = lstm.initial_state(right, (B,))
   for call in (
     lambda: unroll(lstm, params, None, XS),
     lambda: lstm.step(params, None, XS[0]),
+    lambda: lstm.step(params, state, XS[0]),
   ):
     with pytest.raises(ValueError, match=f"^{message}"):
       call()

@@ -8,10 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.language import ModelConfig, language_model, make_batches
+from lstm_jax.language import (
+  ModelConfig,
+  dynamic_eval,
+  language_model,
+  make_batches,
+)
 from lstm_jax.language.dynamic_eval import (
   Divergence,
   DynamicEvalConfig,
+  _scan_segments,
+  dynamic_log_probs,
   dynamic_nats,
   gradient_scale,
 )
@@ -64,6 +71,37 @@ def test_dynamic_evaluation_equals_a_loop_over_its_equations(
   monkeypatch.setattr("lstm_jax.language.dynamic_eval.CHUNK", 12)
   found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, config)
   assert worst(found, expected) < 1e-12
+
+
+@pytest.mark.exhaustive
+def test_segments_of_one_token_have_equal_losses_and_distributions(
+  params, scale
+):
+  config = CONFIG._replace(segment=1)
+  found = dynamic_log_probs(MODEL, params, TOKENS, scale, config)
+  nats = dynamic_nats(MODEL, params, TOKENS, scale, config)
+  assert worst(-found[np.arange(N - 1), TOKENS[1:]], nats) < 1e-12
+
+
+def test_segments_of_one_token_use_no_table():
+  model = language_model(ModelConfig(hidden_size=8), 500)
+  weights = jax.eval_shape(model.init, jax.random.key(0))
+  carry = weights, model.initial_state((1,))
+
+  def flops(segment):
+    segments = jnp.zeros((3, segment + 1, 1), jnp.int32)
+    arguments = weights, weights, (0.1, 0.1), carry, segments
+    program = _scan_segments(model).lower(False, *arguments)
+    return program.cost_analysis()["flops"]
+
+  assert flops(1) < flops(2)
+
+
+def test_many_logits_change_no_scale(params, scale, monkeypatch):
+  monkeypatch.setattr(dynamic_eval, "MAX_LOGITS", 2 * 5 * V - 1)
+  monkeypatch.setattr(dynamic_eval, "predict", None)  # it has all logits
+  found = gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
+  assert worst(found, scale) < 1e-12
 
 
 def test_a_segment_longer_than_a_chunk_is_read_by_itself(
@@ -144,7 +182,7 @@ def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
   model = language_model(config, V)
   params = model.init(jax.random.key(0))
-  few, many = (np.tile(TOKENS[:9], n) for n in (8, 8 * 200))
+  few, many = (np.tile(TOKENS[:9], n) for n in (40, 40 * 40))
   of_few, of_many = (
     gradient_scale(model, params, make_batches(tokens, 2, 4))
     for tokens in (few, many)

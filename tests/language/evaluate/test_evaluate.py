@@ -141,6 +141,18 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
     assert worst(cold_nats(MODEL, params, TOKENS, 8), expected) < 1e-12
 
 
+def test_one_pass_reads_as_many_logits_at_once_as_cold_windows(
+  params, monkeypatch
+):
+  expected = stateful_nats(MODEL, params, TOKENS)
+  monkeypatch.setattr(evaluate, "MAX_LOGITS", 5 * V)
+  evaluate._nats(MODEL).clear_cache()
+  assert worst(stateful_nats(MODEL, params, TOKENS), expected) < 1e-12
+  read = evaluate._nats(MODEL)
+  read(params, MODEL.initial_state((1,)), TOKENS[:6, None])
+  assert read._cache_size() == 1  # it had read 5 tokens at a time
+
+
 @pytest.mark.parametrize("name", ["stateful", "dynamic"])
 def test_short_texts_of_many_lengths_share_a_program(name, params, scale):
   protocol = protocols(params, scale)[name]
