@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from experiments.trainer import run_dir
-from experiments.trainer.files import are_numbers, write_json
+from experiments.trainer.files import are_numbers, read_file, write_json
 from experiments.trainer.format import format_nats, number_table
 
 RECORD = "ablations.json"
@@ -66,7 +66,7 @@ def read_ablations(
   if not path.exists():
     return Ablations(recipe, corpus_sha256, [])
   try:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(read_file(path).decode())
     found = Ablations(
       dict(record["recipe"]),
       record["corpus_sha256"],

@@ -12,7 +12,7 @@ from experiments.comparison.plan import (
   single_run_results,
 )
 from experiments.comparison.published import UNIT
-from experiments.trainer.files import are_numbers, write_json
+from experiments.trainer.files import are_numbers, read_file, write_json
 
 RECORD = "reproduction.json"
 
@@ -71,7 +71,7 @@ def write_reproduction(
 def _read_record(path: Path, row: Row) -> dict[str, Any]:
   """Return reproduction.json, or {} if it is damaged, or not of this row."""
   try:
-    record = json.loads(path.read_text("utf-8"))
+    record = json.loads(read_file(path).decode())
     if _head(row).items() <= record.items():
       return record
   except (OSError, ValueError, AttributeError, RecursionError):

@@ -75,7 +75,8 @@ function draw() {
     "aria-label": `${quantity} over ${axis}` });
   const unit = quantity === "loss" ? `loss, nats per ${data.unit}` : quantity;
   svg.append(...drawAxes(scale, axis, unit));
-  svg.append(...all.flatMap((curve) => drawCurve(curve, scale)));
+  // One by one: no call takes as many arguments as there may be evaluations.
+  for (const c of all) for (const part of drawCurve(c, scale)) svg.append(part);
   if (right > RIGHT) {
     const ends = new Map();  // of each run: the end of its last curve shown
     for (const { k, xs, ys } of all) {

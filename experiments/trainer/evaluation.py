@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from experiments.trainer.files import read_file
 from experiments.trainer.format import format_nats, number_table, perplexity
 
 # Entries that are equal for all results in one file.
@@ -77,7 +78,7 @@ def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   results are then of another text or part, other weights or another device.
   """
   try:
-    earlier = json.loads(path.read_text("utf-8"))
+    earlier = json.loads(read_file(path).decode())
     if any(earlier[name] != record[name] for name in SAME):
       return record
     merged = earlier | record

@@ -30,6 +30,23 @@ def ensure_directory(directory: Path, advice: str = "") -> None:
     raise ValueError(f"{directory} is not a directory{advice}") from None
 
 
+def read_file(path: Path) -> bytes:
+  """Return the contents of a file of a run, which may be someone else's.
+
+  Raises:
+    ValueError: it is a pipe or a device, whose contents may never end.
+    OSError: it cannot be read.
+  """
+  if _is_special(path):
+    raise ValueError(f"{path} is not a regular file")
+  return path.read_bytes()
+
+
+def _is_special(path: Path) -> bool:
+  """Return whether a path, or what it links to, is a pipe or a device."""
+  return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
   """Write a record as JSON, atomically.
 
@@ -113,10 +130,13 @@ def naming(path: Path) -> Iterator[None]:
 def check_no_link(path: Path) -> None:
   """Raise ValueError if a file of a run is a link, which may lead anywhere.
 
-  A run that someone else has made may hold a link to a file of the user.
+  A run that someone else has made may hold a link to a file of the user, or a
+  pipe, which is refused too: nobody may ever read from it.
   """
   if path.is_symlink():
     raise ValueError(f"{path} is a link, and not a file of the run: delete it")
+  if _is_special(path):
+    raise ValueError(f"{path} is not a regular file: delete it")
 
 
 def check_output(path: Path) -> None:

@@ -16,7 +16,7 @@ from experiments.trainer.checkpoint import read_progress
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
-from experiments.trainer.files import are_numbers
+from experiments.trainer.files import are_numbers, read_file
 from experiments.trainer.named_corpora import is_downloaded, is_name
 from experiments.trainer.sweep_members import (
   Progress,
@@ -29,6 +29,7 @@ from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
 
 MOST_EPOCHS = 10**6  # of more, a page shows no ends of epochs
+MOST_LAYERS = 1_000  # of more, it shows no number of parameters either
 LONGEST = 1e13  # seconds: less than the 8.6e13 that a timedelta can hold
 # Entries of a row that are null if none of its training steps was finite.
 NULLABLE = "train_loss", "grad_norm"
@@ -187,11 +188,13 @@ def derive(history: RunHistory) -> Derived | None:
 
   Returns:
     None where the corpus is missing or has changed since the run, or the run
-    has more than MOST_EPOCHS. A named corpus that was not downloaded is
-    missing.
+    has more than MOST_EPOCHS or MOST_LAYERS, which could take hours. A named
+    corpus that was not downloaded is missing.
   """
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
   if config.batching.num_epochs > MOST_EPOCHS:
+    return None
+  if config.model.num_layers > MOST_LAYERS:
     return None
   try:
     data = find_corpus(history.directory, config.data, sha256)
@@ -230,7 +233,7 @@ def _corpus_facts(
 def _read(path: Path) -> str:
   """Return a log's text; a character still being written becomes �."""
   try:
-    return path.read_bytes().decode("utf-8", "replace")
+    return read_file(path).decode("utf-8", "replace")
   except FileNotFoundError:
     return ""
 

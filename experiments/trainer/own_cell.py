@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.trainer.files import read_file
 from lstm_jax import unroll
 from lstm_jax.cells.cell import Cell
 from lstm_jax.cells.platform import traced_for
@@ -41,9 +42,8 @@ def import_cell(name: str) -> Cell:
   """Return the module of that name, which is a cell.
 
   Raises:
-    ValueError: there is no such module, it is in a package that is the
-      directory of a run, it fails to be imported, it is not a cell, or it lacks
-      a gradient.
+    ValueError: there is no such module, it lies in the directory of a run, it
+      fails to be imported, it is not a cell, or it lacks a gradient.
   """
   if not all(part.isidentifier() for part in name.split(".")):
     raise ValueError("that is not a name of a module")
@@ -85,10 +85,12 @@ def import_cell(name: str) -> Cell:
 
 
 def _find_run(name: str) -> Path | None:
-  """Return the first package around a module that is the directory of a run.
+  """Return the first directory around a module that is that of a run.
 
-  A directory is a package without any file of its own. So a run that someone
-  else has made could bring the code with it that its config.json names.
+  It may be a package, which a directory is without any file of its own, or the
+  entry of Python's path in which the module lies, such as the current
+  directory. So a run that someone else has made could bring the code with it
+  that its config.json names.
   """
   if name in sys.modules:
     return None  # no code is run
@@ -96,8 +98,13 @@ def _find_run(name: str) -> Path | None:
   for count in range(1, len(parts) + 1):
     # Imports the packages around this one, which are no runs.
     spec = importlib.util.find_spec(".".join(parts[:count]))
-    places = spec.submodule_search_locations if spec else None
-    for place in map(Path, places or ()):
+    if spec is None:
+      return None
+    places = [*map(Path, spec.submodule_search_locations or ())]
+    if count == 1:
+      file = [Path(spec.origin)] if spec.has_location and spec.origin else []
+      places += [place.parent for place in places or file]
+    for place in places:
       if _is_run(place):
         return place
   return None
@@ -106,7 +113,7 @@ def _find_run(name: str) -> Path | None:
 def _is_run(directory: Path) -> bool:
   """Return whether a directory has a config.json that names a cell."""
   try:  # not by `run_dir`, which imports this module
-    record = json.loads((directory / "config.json").read_text("utf-8"))
+    record = json.loads(read_file(directory / "config.json").decode())
   except (OSError, ValueError, RecursionError):
     return False
   return isinstance(record, dict) and "cell" in record

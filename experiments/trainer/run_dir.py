@@ -31,7 +31,7 @@ from typing import Any
 
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
-from experiments.trainer.files import check_no_link
+from experiments.trainer.files import check_no_link, read_file
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import Config, from_record, leaves
 from lstm_jax.training import (
@@ -97,7 +97,7 @@ def read_config(directory: Path) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any] | None:
   """Return a file's object, or None; raise PermissionError if unreadable."""
   try:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(read_file(path).decode())
   except PermissionError:
     raise  # there may be a run
   except (OSError, ValueError, RecursionError):

@@ -32,6 +32,7 @@ from lstm_jax.training.checksum import (
   json_checksum,
   named_leaves,
 )
+from lstm_jax.training.durable import check_files
 
 
 class Checkpoint(NamedTuple):
@@ -192,6 +193,7 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
   with checkpoint_errors(f"the checkpoint {directory}/{step} cannot be read"):
     if not S_ISDIR(_mode(directory / str(step))):
       raise CheckpointError(f"{directory} holds no checkpoint of step {step}")
+    check_files(directory, (directory / str(step)).rglob("*"))
     options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=_single_process()
     )

@@ -7,6 +7,7 @@ it: of files that were created, renamed or deleted.
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 # The last two are one number on Linux, and two on macOS.
@@ -61,6 +62,22 @@ def check_path(directory: Path) -> None:
       "a directory of checkpoints must have none of * ? [ \\ in its path, "
       f"got {path}"
     )
+  check_files(directory)
+
+
+def check_files(directory: Path, files: Iterable[Path] = ()) -> None:
+  """Raise ValueError if a file of checkpoints is a pipe or a device.
+
+  Reading it might never end. Whatever orbax does in a directory, it first reads
+  the metadata of all its checkpoints.
+
+  Args:
+    directory: of the checkpoints; it need not exist.
+    files: others that are to be read.
+  """
+  for path in (*files, *directory.glob("*/_CHECKPOINT_METADATA")):
+    if path.exists() and not (path.is_file() or path.is_dir()):
+      raise ValueError(f"{path} is not a regular file")
 
 
 def make_directory(directory: Path) -> None:

@@ -199,3 +199,21 @@ def test_an_array_in_chunks_larger_than_itself_is_not_unpacked(tmp_path):
   message = rf"params\.a of shape \(2,\) is stored in chunks of \({10**6},\)"
   with pytest.raises(CheckpointError, match=message):
     read_params(tmp_path, 8, {"a": x})
+
+
+@pytest.mark.parametrize(
+  "place", ["8/_CHECKPOINT_METADATA", "7/params/manifest.ocdbt"]
+)
+def test_a_pipe_or_device_in_a_checkpoint_is_not_read(tmp_path, place):
+  writer, x = CheckpointWriter(tmp_path), np.ones(2)
+  for step in (7, 8):
+    writer.save(step, {"a": x}, {})
+  writer.close()
+  (tmp_path / place).unlink()
+  (tmp_path / place).symlink_to("/dev/zero")  # it would never end
+  message = f"7 cannot be read: .*{place} is not a regular file$"
+  with pytest.raises(CheckpointError, match=message):
+    read_checkpoint(tmp_path, 7)
+  if place.startswith("8"):
+    with pytest.raises(CheckpointError, match="no checkpoint can be written"):
+      CheckpointWriter(tmp_path)

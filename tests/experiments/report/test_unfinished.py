@@ -10,6 +10,7 @@ from experiments import report
 from experiments.pages import report as report_page
 from experiments.report import ReportConfig
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.data import read_corpus
 from experiments.trainer.history import (
   MOST_EPOCHS,
   RunHistory,
@@ -104,6 +105,15 @@ def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
   assert report_page._curves(early, None)["epoch_ends"] is None
   result = report_page._results(early, None)  # of a sweep's member
   assert (result["finished"], result["training time"]) == ("yes, early", "–")
+
+
+def test_the_weights_of_very_many_layers_are_not_counted(monkeypatch):
+  config = replace(TrainConfig(), num_layers=2, hidden_size=2)
+  record = {"corpus_sha256": read_corpus(config.data).sha256}
+  run = RunHistory(Path(), "", record, config, [], [], True, False)
+  assert derive(run) is not None
+  monkeypatch.setattr("experiments.trainer.history.MOST_LAYERS", 1)
+  assert derive(run) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ import threading
 import pytest
 
 from experiments.trainer import files
-from experiments.trainer.files import are_numbers, write_bytes, write_json
+from experiments.trainer.files import (
+  are_numbers,
+  check_no_link,
+  read_file,
+  write_bytes,
+  write_json,
+)
+from experiments.trainer.history import read_rows
+from experiments.trainer.run_dir import read_config
 from lstm_jax.training.durable import sync
 
 
@@ -74,6 +82,20 @@ def test_a_directory_is_an_error_that_leaves_nothing(tmp_path):
   with pytest.raises(OSError, match="taken"):
     write_bytes(tmp_path / "taken", b"text")
   assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_pipe_or_device_in_a_run_is_not_read(tmp_path):
+  pipe, link = tmp_path / "config.json", tmp_path / "metrics.jsonl"
+  os.mkfifo(pipe)
+  link.symlink_to("/dev/zero")
+  for path in (pipe, link):  # neither would end
+    with pytest.raises(ValueError, match=f"{path} is not a regular file"):
+      read_file(path)
+  assert read_config(tmp_path) is None
+  with pytest.raises(ValueError, match=f"{link} is not a regular file"):
+    read_rows(link)
+  with pytest.raises(ValueError, match="not a regular file: delete it"):
+    check_no_link(pipe)
 
 
 def test_what_no_finite_float_can_hold_is_no_number():

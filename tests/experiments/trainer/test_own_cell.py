@@ -196,3 +196,14 @@ def test_a_module_in_a_run_directory_is_not_imported(path):
       import_cell(name)
   with pytest.raises(ValueError, match="no module nowhere"):
     import_cell("nowhere.mine")
+
+
+def test_a_module_in_a_run_directory_on_the_path_is_not_imported(path):
+  """As where the current directory is a run that someone else has made."""
+  (path / "theirs").mkdir()
+  for name in ("outside", "theirs/inside"):
+    (path / f"{name}.py").write_text("raise RuntimeError")
+  (path / "config.json").write_text(json.dumps(to_record(TrainConfig())))
+  for name in ("outside", "theirs", "theirs.inside"):
+    with pytest.raises(ValueError, match=r"lies in .*, the directory of a run"):
+      import_cell(name)

@@ -111,7 +111,7 @@ def test_a_config_without_permission_is_named(successor, monkeypatch):
   def refuse(path, **options):
     raise PermissionError(13, "Permission denied", str(path))
 
-  monkeypatch.setattr(Path, "read_text", refuse)
+  monkeypatch.setattr(Path, "read_bytes", refuse)
   for read in check_is_run_or_empty, read_record:
     with pytest.raises(PermissionError, match=str(successor / "config.json")):
       read(successor)

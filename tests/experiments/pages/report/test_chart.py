@@ -207,6 +207,20 @@ def test_the_cursor_stays_while_a_point_is_drawn_at_it(opened):
   assert opened.run("return cursor === positions.length - 1")
 
 
+def test_a_run_of_very_many_evaluations_is_drawn(opened):
+  many = 130_000  # more than the arguments that a call can have
+  number = opened.run(
+    "const steps = Array.from({ length: args[0] }, (_, k) => k + 1);"
+    "data.runs[1].hidden = true;"
+    "const curve = { step: steps, value: steps, seconds: steps };"
+    "data.runs[0].curves.val_loss = curve;"
+    "draw(); const number = $('chart').querySelectorAll('circle').length;"
+    "$('chart').replaceChildren(); return number;",
+    many,
+  )
+  assert number == many
+
+
 def test_a_number_on_an_axis_is_short(opened):
   numbers = [0, 1500, 0.25, 0.004, 1e-4, 10 / 26007]
   found = opened.run("return args[0].map((v) => tickText(v))", numbers)
