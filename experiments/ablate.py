@@ -43,7 +43,7 @@ from experiments.trainer.config import DataConfig, JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus, is_piped
 from experiments.trainer.data import (
   SPLITS,
-  check_text,
+  check_unchanged,
   read_corpus,
   read_corpus_text,
   text_sha256,
@@ -200,9 +200,9 @@ def _train(
   try:
     result = _finished(config, sha256)
     if result is None:
-      directory = Path(config.job.run)
-      check_not_extended(directory, config, advice=REPLACE_OR_KEEP)
-      check_text(config.data, sha256)
+      check_not_extended(Path(config.job.run), config, advice=REPLACE_OR_KEEP)
+      text = read_corpus_text(config.data.corpus)
+      check_unchanged(config.data, text_sha256(text), sha256)
       result = train.run(config, console)
   except Diverged as error:
     if name == BASE:
@@ -261,9 +261,9 @@ def _measure(
   """
   trained = load(result.directory)
   data = find_corpus(result.directory, data, sha256)
-  check_text(data, sha256)
-  tokens = read_corpus(data).val.tokens  # of the dev split, if there is one
-  model, params = trained.model, trained.params
+  corpus = read_corpus(data)
+  check_unchanged(data, corpus.sha256, sha256)
+  tokens, model, params = corpus.val.tokens, trained.model, trained.params
   return {
     "parameters": sum(p.size for p in jax.tree.leaves(params)),
     "cold": float(cold_nats(model, params, tokens).mean()),

@@ -62,7 +62,7 @@ from experiments.comparison.tables import check_entries, tables
 from experiments.comparison.training import TrainedCell, train_cell
 from experiments.trainer.devices import share_members
 from experiments.trainer.errors import Diverged
-from experiments.trainer.files import check_no_link, write_bytes, write_json
+from experiments.trainer.files import check_regular, write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
 from experiments.trainer.locking import lock
@@ -209,7 +209,7 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   from experiments.comparison import dot_plot, plots
 
   print_tables(tables(record), console)
-  check_no_link(directory / FIGURE)
+  check_regular(directory / FIGURE)
   many = len(record["cells"]) > dot_plot.MANY
   with naming_missing(directory / RECORD):
     (dot_plot if many else plots).draw(record, directory / FIGURE)

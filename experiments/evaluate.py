@@ -22,11 +22,11 @@ nothing, and the weights of the mixture are learned from the text already read.
 --split names another split; --begin and --end select other parts of the corpus.
 --checkpoint=last evaluates the last weights of a finished run, which no loss
 has chosen. The results are saved in the run directory, in evaluation.json (of
-an ensemble, in ensemble.json of the first run). It keeps the results of other
-protocols for the same weights, part of the text and device, and loses any
-others. The table has the loss per token and per character. That of a word model
-per character includes the spelling of unknown words, to be comparable with a
-character model's. Except in cold windows, a word spelled before costs less.
+an ensemble, in ensemble.json of the first run). The file keeps the results of
+other protocols for the same weights, part of the text and device, and loses any
+others. The table has the loss per token and per character. The latter includes,
+for a word model, the spelling of unknown words, as a character model's does.
+Except in cold windows, a word spelled before costs less.
 """
 
 import functools
@@ -68,7 +68,7 @@ from experiments.trainer.evaluation import (
   merge_earlier,
 )
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
-from experiments.trainer.files import check_no_link, write_json
+from experiments.trainer.files import check_regular, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
 from experiments.trainer.trained import BEST, LAST, Trained
@@ -155,7 +155,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   trained, directory = members[0], directories[0]
   name = run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION
   path = directory / name
-  check_no_link(path)
+  check_regular(path)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
     data = find_corpus(directory, data, sha256, console)

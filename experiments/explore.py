@@ -24,7 +24,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS, default_split
 from experiments.trainer.excerpt import read_excerpt
-from experiments.trainer.files import check_no_link, check_output
+from experiments.trainer.files import check_output, check_regular
 from experiments.trainer.flags import (
   config_from_flags,
   decoded_as_utf8,
@@ -83,7 +83,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
   if not config.output:
-    check_no_link(path)
+    check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.PAGE)
   check_output(path)
   if config.text and path.resolve() == Path(config.text).resolve():

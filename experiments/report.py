@@ -21,7 +21,7 @@ from experiments.cli import launch, make_console
 from experiments.pages.packing import Page, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
-from experiments.trainer.files import check_no_link, check_output
+from experiments.trainer.files import check_output, check_regular
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from lstm_jax.language.options import option
@@ -65,7 +65,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
   if not config.output and len(directories) == 1:
-    check_no_link(path)
+    check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.REPORT)
   check_output(path)
   return write_page(path, make_page(histories), console)

@@ -34,9 +34,10 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 FULL = 2**30  # bytes; a whole run writes a fifth of it
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
-ROOT = Path(__file__).parents[1]  # of a checkout that may be read-only
+ROOT = Path(__file__).parents[1]
+WRITABLE = os.access(ROOT, os.W_OK)  # a checkout may be read-only
 # Not in a worker, which inherits it.
-if CACHE not in os.environ and os.access(ROOT, os.W_OK):
+if CACHE not in os.environ and WRITABLE:
   cache = ROOT / ".pytest_cache" / "programs"
   if sum(entry.stat().st_size for entry in cache.glob("*")) > FULL:
     shutil.rmtree(cache, ignore_errors=True)
@@ -67,7 +68,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Without a database of failed examples, nothing is written to a checkout.
-database = {} if os.access(ROOT, os.W_OK) else {"database": None}
+database = {} if WRITABLE else {"database": None}
 settings.register_profile(
   "everyday", max_examples=20, deadline=None, **database
 )

@@ -1,16 +1,10 @@
-"""Which cases of a test with `everyday(n)` run every day; read-only clones."""
+"""Which cases of a test with `everyday(n)` run every day."""
 
-import os
-import runpy
-import shutil
-import sys
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
 
-from tests import conftest
 from tests.conftest import pick, pytest_collection_modifyitems
 
 ROWS, COLUMNS = "abcd", [1, 2, 3]
@@ -63,36 +57,3 @@ def test_all_other_cases_are_exhaustive():
 
   assert len(kept(one)) == len(kept(two)) == 2
   assert kept([slow]) == [] and kept(unmarked) == unmarked
-
-
-@pytest.fixture
-def conftest_copy(tmp_path, monkeypatch):
-  """Yield a copy of conftest.py, and leave out what it sets until it is run.
-
-  It keeps its files beside the copy.
-  """
-  monkeypatch.setattr(sys, "pycache_prefix", sys.pycache_prefix)
-  for name in (conftest.CACHE, "PYTHONPYCACHEPREFIX"):
-    monkeypatch.setenv(name, "")  # so that it is restored, even if it is unset
-    monkeypatch.delenv(name)
-  (tmp_path / "tests").mkdir()
-  profile = settings.get_profile("everyday")
-  yield shutil.copy(conftest.__file__, tmp_path / "tests")
-  settings.register_profile("everyday", profile)
-  settings.load_profile("everyday")
-
-
-def test_python_may_be_told_not_to_write_bytecode(conftest_copy, monkeypatch):
-  monkeypatch.setattr(sys, "dont_write_bytecode", True)  # `python -B`
-  monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-  runpy.run_path(conftest_copy)
-  assert not sys.dont_write_bytecode
-
-
-def test_a_checkout_that_cannot_be_written_is_tested_too(
-  conftest_copy, monkeypatch
-):
-  monkeypatch.setattr(os, "access", lambda path, mode: False)
-  runpy.run_path(conftest_copy)
-  assert conftest.CACHE not in os.environ  # nothing was made in the checkout
-  assert settings.default.database is None

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.trainer.files import check_no_link, ensure_directory
+from experiments.trainer.files import check_regular, ensure_directory
 from experiments.trainer.locking import lock
 from experiments.trainer.run_dir import CONFIG
 
@@ -45,7 +45,7 @@ def open_results(
   """
   with _made(directory), lock(directory):
     for name in names:
-      check_no_link(directory / name)
+      check_regular(directory / name)
     record, *others = names
     if (directory / record).exists():
       if not overwrite:

@@ -72,18 +72,16 @@ def gae(
     discount: γ.
     lambda_: λ.
   """
-  discounts = discount * (1 - dones.astype(values.dtype))
   following = jnp.concatenate([values[1:], last_value[None]])
-  deltas = rewards + discounts * jnp.where(dones, 0, following) - values
+  deltas = rewards + discount * jnp.where(dones, 0, following) - values
 
   def body(advantage, inputs):
-    delta, discount, done = inputs
-    following = jnp.where(done, 0, advantage)
-    advantage = delta + discount * lambda_ * following
+    delta, done = inputs
+    advantage = delta + discount * lambda_ * jnp.where(done, 0, advantage)
     return advantage, advantage
 
-  zero, inputs = jnp.zeros_like(deltas[0]), (deltas, discounts, dones)
-  return jax.lax.scan(body, zero, inputs, reverse=True)[1]
+  zero = jnp.zeros_like(deltas[0])
+  return jax.lax.scan(body, zero, (deltas, dones), reverse=True)[1]
 
 
 def loss(

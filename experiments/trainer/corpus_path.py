@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.environment import REPOSITORY
-from experiments.trainer.files import check_no_link, write_bytes
+from experiments.trainer.files import check_regular, write_bytes
 from experiments.trainer.named_corpora import (
   CORPORA,
   cache_dir,
@@ -83,7 +83,7 @@ def keep(directory: Path, corpus: str, text: str) -> None:
   """Write the text of a piped corpus into the run directory, once."""
   path = directory / KEPT
   if is_piped(corpus) and not path.exists():
-    check_no_link(path)  # to a file that does not exist
+    check_regular(path)  # to a file that does not exist
     # A reader removes one byte order mark; here it must not be the text's own.
     is_marked = text.startswith("\ufeff")
     write_bytes(path, text.encode("utf-8-sig" if is_marked else "utf-8"))

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lstm_jax.training.durable import make_directory, sync
+from lstm_jax.training.durable import is_special, make_directory, sync
 
 
 def ensure_directory(directory: Path, advice: str = "") -> None:
@@ -37,14 +37,9 @@ def read_file(path: Path) -> bytes:
     ValueError: it is a pipe or a device, whose contents may never end.
     OSError: it cannot be read.
   """
-  if _is_special(path):
+  if is_special(path):
     raise ValueError(f"{path} is not a regular file")
   return path.read_bytes()
-
-
-def _is_special(path: Path) -> bool:
-  """Return whether a path, or what it links to, is a pipe or a device."""
-  return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -127,15 +122,15 @@ def naming(path: Path) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def check_no_link(path: Path) -> None:
+def check_regular(path: Path) -> None:
   """Raise ValueError if a file of a run is a link, which may lead anywhere.
 
-  A run that someone else has made may hold a link to a file of the user, or a
-  pipe, which is refused too: nobody may ever read from it.
+  A run that someone else has made may hold a link to a file of the user. A pipe
+  is refused, too: writing to it waits until another program reads.
   """
   if path.is_symlink():
     raise ValueError(f"{path} is a link, and not a file of the run: delete it")
-  if _is_special(path):
+  if is_special(path):
     raise ValueError(f"{path} is not a regular file: delete it")
 
 

@@ -28,8 +28,9 @@ from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
 
-MOST_EPOCHS = 10**6  # of more, a page shows no ends of epochs
-MOST_LAYERS = 1_000  # of more, it shows no number of parameters either
+# With more of either, a page has no ends of epochs and no number of parameters.
+MOST_EPOCHS = 10**6
+MOST_LAYERS = 1_000
 LONGEST = 1e13  # seconds: less than the 8.6e13 that a timedelta can hold
 # Entries of a row that are null if none of its training steps was finite.
 NULLABLE = "train_loss", "grad_norm"
@@ -188,8 +189,8 @@ def derive(history: RunHistory) -> Derived | None:
 
   Returns:
     None where the corpus is missing or has changed since the run, or the run
-    has more than MOST_EPOCHS or MOST_LAYERS, which could take hours. A named
-    corpus that was not downloaded is missing.
+    has more than MOST_EPOCHS or MOST_LAYERS, for which this could take hours.
+    A named corpus that was not downloaded is missing.
   """
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
   if config.batching.num_epochs > MOST_EPOCHS:

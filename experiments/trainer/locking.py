@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.trainer.files import check_no_link, naming
+from experiments.trainer.files import check_regular, naming
 
 LOCK = "lock"  # the file, in the directory
 
@@ -25,7 +25,7 @@ def lock(directory: Path) -> Iterator[None]:
   """
   path = directory / LOCK
   while True:
-    check_no_link(path)  # whose target would be overwritten
+    check_regular(path)  # whose target would be overwritten
     # Unbuffered: `write` raises the error of a full disk, and not `close`.
     file = path.open("a+b", buffering=0)
     try:

@@ -17,7 +17,7 @@ from experiments.trainer.extension import (
   extends,
 )
 from experiments.trainer.files import (
-  check_no_link,
+  check_regular,
   ensure_directory,
   write_json,
 )
@@ -152,7 +152,7 @@ def _resume_or_start(
     return OpenedRun(directory, resuming=False)
   # Directories, such as that of checkpoints, may lie on another disk.
   for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT):
-    check_no_link(directory / name)
+    check_regular(directory / name)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
   _check_kind(directory, config, record)

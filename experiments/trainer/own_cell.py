@@ -32,9 +32,10 @@ FUNCTIONS = (
   "backward",
   "step",
 )
-# D and H of the step that is traced. The `init` of a cell may refuse the first,
-# if D must be H, or H a multiple of a number of heads.
+# D and H of the step and sequences that are traced. The `init` of a cell may
+# refuse the first, if D must be H, or H a multiple of a number of heads.
 SIZES = (3, 4), (960, 960)
+NUM_STEPS = 5
 
 
 @cache
@@ -101,9 +102,9 @@ def _find_run(name: str) -> Path | None:
     if spec is None:
       return None
     places = [*map(Path, spec.submodule_search_locations or ())]
-    if count == 1:
-      file = [Path(spec.origin)] if spec.has_location and spec.origin else []
-      places += [place.parent for place in places or file]
+    if count == 1:  # also the entry of Python's path that holds it
+      files = [Path(spec.origin)] if spec.has_location and spec.origin else []
+      places += [place.parent for place in places or files]
     for place in places:
       if _is_run(place):
         return place
@@ -159,18 +160,18 @@ def _step_gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:
 def _sequence_gradient(
   cell: Any, sizes: tuple[int, int], key: jax.Array
 ) -> Any:
-  """Return the gradients of the sum of hs, w.r.t. weights and inputs (T 5)."""
+  """Return the gradients of the sum of hs, w.r.t. weights and inputs."""
   params, state, x = _arguments(cell, sizes, key)
-  xs = jnp.zeros((5, *x.shape), x.dtype)
+  xs = jnp.zeros((NUM_STEPS, *x.shape), x.dtype)
   return jax.grad(lambda p, xs: unroll(cell, p, state, xs)[1].sum(), (0, 1))(
     params, xs
   )
 
 
 def _token_gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:
-  """Return the gradient of the sum of hs, w.r.t. the weights (T 5)."""
+  """Return the gradient of the sum of hs, w.r.t. the weights."""
   params, state, x = _arguments(cell, sizes, key)
-  tokens = jnp.zeros((5, len(x)), jnp.int32)
+  tokens = jnp.zeros((NUM_STEPS, len(x)), jnp.int32)
   return jax.grad(lambda p: unroll(cell, p, state, tokens)[1].sum())(params)
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
-from experiments.trainer.files import check_no_link, read_file
+from experiments.trainer.files import check_regular, read_file
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import Config, from_record, leaves
 from lstm_jax.training import (
@@ -197,7 +197,7 @@ def check_is_run_or_empty(directory: Path) -> None:
   one whose PREVIOUS is a link: what it leads to would be moved or deleted.
   """
   _check_is_no_part(directory)
-  check_no_link(directory / PREVIOUS)
+  check_regular(directory / PREVIOUS)
   if read_config(directory) is not None:
     return
   present = [name for name in CONTENTS if (directory / name).exists()]

@@ -253,8 +253,9 @@ def one_step(
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras
-    whole = not extras  # which may have fewer axes than the state
-    return (over_batch(run, 0, *inputs) if whole else run(*inputs))[0]
+    if extras:  # they may have fewer axes than the state
+      return run(*inputs)[0]
+    return over_batch(run, 0, *inputs)[0]
 
   # Pickle finds a function by the names of its module and of the function.
   for function in (forward, backward, step):

@@ -53,10 +53,9 @@ def over_batch(
     def in_extras(x, is_mapped):
       if is_mapped:
         return jnp.moveaxis(x, 0, start)
-      whole = x.ndim + 1 < start + state.h.ndim  # as a mask, without an axis K
-      x = jnp.expand_dims(x, start)
-      shape = [*x.shape[:start], size, *x.shape[start + 1 :]]
-      return jnp.broadcast_to(x, shape) if whole else x
+      is_mask = x.ndim + 1 < start + state.h.ndim  # it has no axis K
+      shape = [*x.shape[:start], size if is_mask else 1, *x.shape[start:]]
+      return jnp.broadcast_to(jnp.expand_dims(x, start), shape)
 
     x = jnp.moveaxis(x, 0, start)
     extras = jax.tree.map(in_extras, extras, extras_mapped)

@@ -86,18 +86,16 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
   leaves, structure = jax.tree.flatten_with_path(params)
   kinds = []
   for path, x in leaves:
+    name, found = jax.tree_util.keystr(path), type(x).__name__
     if not hasattr(x, "dtype") and not isinstance(x, float | int):
-      name, found = jax.tree_util.keystr(path), type(x).__name__
       raise ValueError(f"params{name} must be an array, got {found}")
     try:
       dtype = jnp.result_type(x)
     except TypeError:  # such as PyTorch's
-      name, found = jax.tree_util.keystr(path), type(x).__name__
       raise ValueError(
         f"params{name} must be an array of NumPy or JAX, got {found}"
       ) from None
     if not jnp.issubdtype(dtype, jnp.floating):
-      name = jax.tree_util.keystr(path)
       raise ValueError(f"params{name} must be floats, got {dtype}")
     kinds.append((jnp.shape(x), dtype))
   if all(map(callable, parts)):
@@ -126,8 +124,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   def backward(params, batch):
     x, state, _, _, gates, residuals = forward(params, batch)
     d_state, *das = recur_backward(params, gates, residuals, upcast(state))
-    gradients = parameter_gradients(params, x, state.h, residuals, *das)
-    d_params, dx = gradients[:2]
+    d_params, dx = parameter_gradients(params, x, state.h, residuals, *das)
     return state, d_state, d_params, x, dx
 
   _check_forward(forward, params)

@@ -27,7 +27,7 @@ from lstm_jax.interop.tensors import (
   check_fit,
   check_no_bias,
   check_shape,
-  own_arrays,
+  copied_arrays,
 )
 
 ATTRIBUTES = "weight_ih", "weight_hh", "bias", "use_bias"  # of both cells
@@ -98,7 +98,7 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
   if not isinstance(params, (lstm.LSTMParams, gru.GRUParams)):
     raise ValueError(f"Equinox has no cell with {type(params).__name__}")
   check_fit(params)
-  params = own_arrays(params)
+  params = copied_arrays(params)
   arrays = {"weight_ih": params.w_x.T, "weight_hh": params.w_h.T}
   biases = {"bias": params.b}
   if isinstance(params, gru.GRUParams):

@@ -47,7 +47,7 @@ from lstm_jax.interop.tensors import (
   as_array,
   check_fit,
   check_shape,
-  own_arrays,
+  copied_arrays,
 )
 
 FORGET_BIAS = 1.0  # added by hk.LSTM at every time step
@@ -126,7 +126,7 @@ def to_haiku(
   """
   check_fit(params)
   if type(params) in CELL_OF_PARAMS:
-    params = own_arrays(params)
+    params = copied_arrays(params)
   if isinstance(params, lstm.LSTMParams):
     shift = jnp.zeros_like(params.b).reshape(4, -1).at[1].set(forget_bias)
     b = params.b - shift.ravel()

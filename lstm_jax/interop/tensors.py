@@ -36,8 +36,8 @@ def check_fit(params: Any) -> None:
     check_weights(parts_of(cell), params)
 
 
-def own_arrays(params: Any) -> Any:
-  """Return params of a cell, a NamedTuple, with the arrays of `as_array`."""
+def copied_arrays(params: Any) -> Any:
+  """Return a cell's params with each array read by `as_array`."""
   arrays = params._asdict().items()
   return type(params)(*(as_array(f"params.{name}", x) for name, x in arrays))
 

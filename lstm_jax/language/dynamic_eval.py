@@ -160,8 +160,8 @@ def gradient_scale(
   squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)
   # The last batch is padded to the longest length, because a batch of another
-  # length would need a compiled program of its own. With many logits it is not:
-  # they are left to `model.loss`, which does not store them all, nor pads.
+  # length would need a compiled program of its own. With many logits, the loss
+  # is that of `model.loss`, which does not store them all: it takes no padding.
   logits = int(lengths.max()) * epoch.tokens.shape[1] * len(params.bias)
   padded = logits <= MAX_LOGITS
   rest = lengths.max() - lengths[-1] if padded else 0
@@ -216,7 +216,8 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
     log_probs = jax.nn.log_softmax(logits)[:, 0] if full else None
     if len(logits) == 1:
       # For one time step, `apply` may compute the table W_e W_x, which no loop
-      # over changing weights can keep. `loss` does not.
+      # over changing weights can keep. `loss` does not, and XLA drops the
+      # logits unless `full` needs them.
       nats, after = model.loss(params, state, tokens[:-1], tokens[1:])
       return nats, ((nats[None], log_probs), after)
     nats = cross_entropy(logits, tokens[1:])

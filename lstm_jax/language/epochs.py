@@ -108,8 +108,8 @@ class BatchingConfig:
 
     Raises:
       ValueError: as `make_batches`; the seed is not an integer ≥ 0; or there
-        are more batches than an int32 can count, without those that
-        short_seq_prob adds.
+        are more batches than an int32 can count (not counting those that
+        short_seq_prob adds).
     """
     return sum(n * steps for n, steps in self.epoch_lengths(tokens, seed, gap))
 

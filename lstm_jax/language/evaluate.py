@@ -31,7 +31,7 @@ from lstm_jax.language.tokens import check_range
 CHUNK = 1000  # time steps in one call, unless they have more than MAX_LOGITS
 # Logits that one call computes: 32,768 tokens at V 64, 209 at V 10,000, unless
 # one window of cold_nats has more. With more of them, the loss of a word model
-# took two to three times as long, and hundreds of megabytes.
+# took three times as long, and 80 MB instead of 16 (V 10,000, 1,000 tokens).
 MAX_LOGITS = 2**21
 
 

@@ -68,6 +68,7 @@ def linear_cross_entropy(
   losses.check_targets(targets, (*hs.shape[:-1], w.shape[1]))
   if compute_dtype is not None:
     check_float("compute_dtype", compute_dtype)
+    compute_dtype = jnp.dtype(compute_dtype)
   arrays = vary_alike((hs, w, b, targets))
   dtypes = compute_dtype, w.dtype, b.dtype
   return _apply(MAX_LOGITS, dtypes, leading_sharding(hs, 0), *arrays)
@@ -75,7 +76,7 @@ def linear_cross_entropy(
 
 @partial(compiled, num_static=3)
 def _apply(max_logits, dtypes, sharding, *arrays):
-  del max_logits  # static, because `_chunk_size` reads it
+  del max_logits  # static: a test that changes MAX_LOGITS needs a new program
   rule = partial(_linear_cross_entropy, dtypes)
   return auto_sharded(rule, sharding)(*arrays)
 

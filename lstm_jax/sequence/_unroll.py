@@ -221,7 +221,10 @@ def unroll(
 
 
 def _run(scan, *inputs):
-  """Return (state, hs), by one program; see `_apply`."""
+  """Return (state, hs), by one program; the arguments are those of `_apply`.
+
+  Where `vmap` maps xs and no weights, its axis becomes a batch axis.
+  """
 
   def run(params, state, xs, extras):
     batch = batch_sharding((params, extras), state, xs, start=1)
@@ -229,7 +232,7 @@ def _run(scan, *inputs):
     steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
     return _apply(scan, (batch, steps), (params, state, xs), extras)
 
-  # The plan of the kernels is for these axes: JAX adds `vmap`'s to their grid.
+  # The kernels are planned for this batch. JAX maps them by another grid axis.
   return run(*inputs) if scan[0] is scan_fused else over_batch(run, 1, *inputs)
 
 

@@ -80,11 +80,13 @@ def update_average(
     num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
     rate = 1 / jnp.maximum(num_averaged, 1).astype(float)
 
-  def updated(a, b):
-    # Not rate · b + (1 − rate) · a: 1 − 1/k is rounded, and equal weights would
-    # have an average that is off by 0.1 % after 100,000 steps.
-    moved = jnp.where(rate == 1, b, (a + rate * (b - a)).astype(a.dtype))
-    return jnp.where(finite, moved, a)  # not a rate of 0, since 0 · NaN is NaN
+  def updated(mean, new):
+    # Not rate · new + (1 − rate) · mean: 1 − 1/k is rounded, and the average of
+    # equal weights would be off by 0.1 % after 100,000 steps.
+    moved = (mean + rate * (new - mean)).astype(mean.dtype)
+    moved = jnp.where(rate == 1, new, moved)  # mean + (new − mean) is rounded
+    # Not a rate of 0, since 0 · NaN is NaN.
+    return jnp.where(finite, moved, mean)
 
   mean = jax.tree.map(updated, mean, upcast(params))
   return Average(mean, num_averaged)

@@ -54,7 +54,8 @@ def check_path(directory: Path) -> None:
 
   orbax looks for the files that it has just written by a pattern that begins
   with the path: with a wildcard in the path, it may find none, or those of
-  another directory. It cannot write to a path with a backslash.
+  another directory. It cannot write to a path with a backslash. See also
+  `check_files`.
   """
   path = str(directory.absolute())
   if {*"*?[\\"} & {*path}:
@@ -76,8 +77,13 @@ def check_files(directory: Path, files: Iterable[Path] = ()) -> None:
     files: others that are to be read.
   """
   for path in (*files, *directory.glob("*/_CHECKPOINT_METADATA")):
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_special(path):
       raise ValueError(f"{path} is not a regular file")
+
+
+def is_special(path: Path) -> bool:
+  """Return whether a path, or what it links to, is a pipe or a device."""
+  return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def make_directory(directory: Path) -> None:

@@ -83,7 +83,9 @@ def in_a_scan(f):
   """Return f, called in a loop whose body closes over the arguments."""
 
   def looped(*args):
-    body = lambda carry, _: (jax.tree.map(jnp.add, carry, f(*args)), ())  # noqa: E731
+    def body(carry, _):
+      return jax.tree.map(jnp.add, carry, f(*args)), ()
+
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(f, *args))
     return lax.scan(body, zeros, length=2)[0]
 

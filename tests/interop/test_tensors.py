@@ -12,7 +12,7 @@ from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.interop.equinox import from_equinox
 from lstm_jax.interop.haiku import from_haiku, to_haiku
 from lstm_jax.interop.keras import from_keras, to_keras
-from lstm_jax.interop.tensors import as_array, own_arrays
+from lstm_jax.interop.tensors import as_array, copied_arrays
 from lstm_jax.interop.torch import from_torch, to_torch
 from tests.draws import D, H, worst
 
@@ -162,7 +162,7 @@ def test_memory_overwritten_while_the_device_is_busy_is_not_read(
 
 def test_arrays_have_memory_of_their_own():
   assert not np.shares_memory(as_array("b", BIAS), BIAS)
-  params = own_arrays(lstm.LSTMParams(W_X, W_H, BIAS))
+  params = copied_arrays(lstm.LSTMParams(W_X, W_H, BIAS))
   assert not np.shares_memory(params.w_x, W_X)
 
 

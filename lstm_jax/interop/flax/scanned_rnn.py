@@ -15,10 +15,9 @@ can be restored. Those of gru are named GRUCell_0. Where `initialize_carry` of a
 class makes a cell, too, as in PureJaxRL, the checkpoint has GRUCell_1: `apply`
 takes either name, and `init` makes GRUCell_0, with other initial values than
 those of GRUCell_1, since Flax draws by name. The weights of any other cell are
-one parameter, "cell", which holds what the cell's `init` returns. H is read
-from the carry: the size of a vector c or else of h, whichever is the first with
-which the cell's zero state has the shapes of the carry. (A projected h is
-smaller than H.)
+one parameter, "cell", which holds what the cell's `init` returns. H is the size
+of the carry's vector c, if the cell's zero state for that H has the shapes of
+the carry; else the size of h. (A projected h is smaller than H.)
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -177,7 +176,7 @@ def _state_and_size(cell: Cell, carry: Any) -> tuple[Any, int]:
 
 
 def _size_of_carry(carry: Any) -> int:
-  """Return what is likely to be H: a cell's `init` may refuse other sizes."""
+  """Return a first guess of H, for an `init` that may refuse other sizes."""
   arrays = jax.tree.leaves((_may_have_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)

@@ -15,7 +15,7 @@ from lstm_jax.interop.tensors import (
   CELL_OF_PARAMS,
   as_array,
   check_fit,
-  own_arrays,
+  copied_arrays,
 )
 
 # The gates of each cell, and its layers that have a bias, by their linen names.
@@ -133,7 +133,7 @@ def to_linen(params: Params) -> dict[str, Any]:
     ValueError: params are of another cell, or do not fit each other.
   """
   cell = _check_kind(params)
-  params = own_arrays(params)
+  params = copied_arrays(params)
   count = max(params.b.ndim - 1, 0)  # of leading axes
   if len({x.shape[:count] for x in params}) > 1:
     shapes = ", ".join(f"{k} {x.shape}" for k, x in params._asdict().items())
@@ -208,7 +208,7 @@ def to_nnx(params: Params, module: Any) -> None:
   name = type(module).__name__
   if _check_kind(params) is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
-  params = own_arrays(params)
+  params = copied_arrays(params)
   if cell is gru and params.b_n.any():
     raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
   weights: list[tuple[Any, jax.Array]] = []

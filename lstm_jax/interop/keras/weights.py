@@ -60,7 +60,7 @@ from lstm_jax.interop.tensors import (
   check_fit,
   check_no_bias,
   check_shape,
-  own_arrays,
+  copied_arrays,
 )
 from lstm_jax.sequence.bidirectional import Directions
 
@@ -170,7 +170,7 @@ def to_keras(
       f"got {type(params).__name__}"
     )
   check_fit(params)
-  params = own_arrays(params)
+  params = copied_arrays(params)
   w_x, w_h, b = (np.array(leaf) for leaf in params[:3])
   if isinstance(params, gru.GRUParams):
     b_n = np.array(params.b_n)

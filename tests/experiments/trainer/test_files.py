@@ -10,7 +10,7 @@ import pytest
 from experiments.trainer import files
 from experiments.trainer.files import (
   are_numbers,
-  check_no_link,
+  check_regular,
   read_file,
   write_bytes,
   write_json,
@@ -95,7 +95,7 @@ def test_a_pipe_or_device_in_a_run_is_not_read(tmp_path):
   with pytest.raises(ValueError, match=f"{link} is not a regular file"):
     read_rows(link)
   with pytest.raises(ValueError, match="not a regular file: delete it"):
-    check_no_link(pipe)
+    check_regular(pipe)
 
 
 def test_what_no_finite_float_can_hold_is_no_number():
