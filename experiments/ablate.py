@@ -90,9 +90,9 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       tokens, equals another change, or can have no directory of its own; --run
       is not given or is a run, holds another recipe's or corpus's results, or
       with --overwrite, those of changes that are not given; the corpus is a
-      pipe; or as in `train.run`: for the corpus, the configurations and the
-      models to read, before the first run; for a run's directory and the
-      memory, when that run is reached.
+      pipe, or changes meanwhile; or as in `train.run`: for the corpus, the
+      configurations and the models to read, before the first run; for a run's
+      directory and the memory, when that run is reached.
     Diverged: the recipe itself diverges.
   """
   job = config.job

@@ -61,7 +61,7 @@ def describe_cells(
   for name, cell in models.items():
     losses: dict[float, float] = {}  # of each rate that was tried
     learning_rate: float | None = config.learning_rate[0]
-    chosen = f"learning rate {learning_rate:g} (the only one given)"
+    chosen = f"learning rate {learning_rate} (the only one given)"
     if trial:
       try_rates = partial(try_learning_rates, cell, trial, config, trial_key)
       try:
@@ -70,8 +70,8 @@ def describe_cells(
         learning_rate, chosen = None, "diverged at each learning rate given"
       else:
         learning_rate = min(losses, key=losses.__getitem__)
-        trials = [f"loss {loss:.3f} at {r:g}" for r, loss in losses.items()]
-        chosen = f"learning rate {learning_rate:g} ({', '.join(trials)})"
+        trials = [f"loss {loss:.3f} at {r}" for r, loss in losses.items()]
+        chosen = f"learning rate {learning_rate} ({', '.join(trials)})"
     console.print(
       f"{name:{width}}  H {cell.hidden_size}, "
       f"{cell.num_parameters:,} parameters, "

@@ -80,7 +80,7 @@ def gae(
     advantage = delta + discount * lambda_ * jnp.where(done, 0, advantage)
     return advantage, advantage
 
-  zero = jnp.zeros_like(deltas[0])
+  zero = jnp.zeros_like(last_value, deltas.dtype)
   return jax.lax.scan(body, zero, (deltas, dones), reverse=True)[1]
 
 

@@ -64,7 +64,8 @@ def import_cell(name: str) -> Cell:
     raise ValueError(f"it has no function {', '.join(missing)}")
   sizes = _sizes(cell)
   try:
-    before, after = _trace_step(cell, sizes)
+    with traced_for("cpu"):  # else JAX would start a device to know its kind
+      before, after = _trace_step(cell, sizes)
   except Exception as error:
     raise ValueError(f"its step raises {_in_a_line(error)}") from None
   if before != after or "h" not in before:
@@ -77,7 +78,7 @@ def import_cell(name: str) -> Cell:
     gradients["a sequence of tokens (takes_tokens)"] = _token_gradient
   for what, gradient in gradients.items():
     try:
-      with traced_for("cpu"):  # else JAX would start a device to know its kind
+      with traced_for("cpu"):
         jax.eval_shape(partial(gradient, cell, sizes), _key())
     except Exception as error:
       message = f"the gradient of {what} raises {_in_a_line(error)}"
@@ -90,8 +91,8 @@ def _find_run(name: str) -> Path | None:
 
   It may be a package, which a directory is without any file of its own, or the
   entry of Python's path in which the module lies, such as the current
-  directory. So a run that someone else has made could bring the code with it
-  that its config.json names.
+  directory, or one around it. So a run that someone else has made could bring
+  the code with it that its config.json names.
   """
   if name in sys.modules:
     return None  # no code is run
@@ -102,9 +103,9 @@ def _find_run(name: str) -> Path | None:
     if spec is None:
       return None
     places = [*map(Path, spec.submodule_search_locations or ())]
-    if count == 1:  # also the entry of Python's path that holds it
+    if count == 1:  # also the entry of Python's path, and those around it
       files = [Path(spec.origin)] if spec.has_location and spec.origin else []
-      places += [place.parent for place in places or files]
+      places += [p for place in places or files for p in place.parents]
     for place in places:
       if _is_run(place):
         return place

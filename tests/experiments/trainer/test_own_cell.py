@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
@@ -196,6 +197,15 @@ def test_a_module_in_a_run_directory_is_not_imported(path):
       import_cell(name)
   with pytest.raises(ValueError, match="no module nowhere"):
     import_cell("nowhere.mine")
+
+
+def test_no_device_is_started(path, monkeypatch):
+  def start():
+    raise RuntimeError("a device is started")
+
+  monkeypatch.setattr(jax, "default_backend", start)
+  (path / "of_lstm.py").write_text(TWIN)
+  import_cell("of_lstm")
 
 
 def test_a_module_in_a_run_directory_on_the_path_is_not_imported(path):
