@@ -177,7 +177,7 @@ def one_step(
   def state_before(
     params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
   ) -> StateT:
-    """Check the weights; return the state, with zeros in place of None."""
+    """Check weights and state; return the state, zeros in place of None."""
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)

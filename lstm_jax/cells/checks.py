@@ -97,10 +97,20 @@ def check_leaves(**trees: Any) -> None:
   """
   for name, tree in trees.items():
     for path, x in jax.tree.leaves_with_path(tree):
-      is_value = hasattr(x, "dtype") or isinstance(x, float | int)
-      if isinstance(x, jax.ShapeDtypeStruct) or not is_value:
+      if not _is_value(x):
         place, found = jax.tree_util.keystr(path), type(x).__name__
-        raise ValueError(f"{name}{place} must be an array, got {found}")
+        kind = "an array" if path else "a NamedTuple of arrays"
+        raise ValueError(f"{name}{place} must be {kind}, got {found}")
+
+
+def _is_value(x: Any) -> bool:
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return False
+  try:
+    jnp.result_type(x)
+  except TypeError:  # such as PyTorch's
+    return False
+  return hasattr(x, "dtype") or isinstance(x, float | int)
 
 
 def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:

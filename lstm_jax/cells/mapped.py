@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.extend.core import find_top_trace
+from jax.extend.core import find_top_trace, jaxpr_as_fun
 
 Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
 
@@ -25,7 +25,9 @@ def over_batch(
 
   This is so where `vmap` maps x and none of the weights, and is the innermost
   transformation: in `grad` of `vmap` of `unroll`, for example. Elsewhere, JAX
-  maps `run`.
+  maps `run`; so it does where `vmap` has an axis name, which a cell may use,
+  where a cell closes over a value that `vmap` maps, and where the state has a
+  number, which may be one for all rows.
 
   Args:
     run: returns (state, outputs) for any number of batch axes. The outputs are
@@ -37,9 +39,19 @@ def over_batch(
     extras: a tree of arrays [*start, ...], or [*start, ..., K] with axes of
       size 1 for what is repeated.
   """
+  inputs = params, state, x, extras
   if not _is_mapped(x) or any(map(_is_mapped, jax.tree.leaves(params))):
-    return run(params, state, x, extras)
-  mapped = custom_vmap(run)
+    return run(*inputs)
+  if not all(map(jnp.ndim, jax.tree.leaves(state))):
+    return run(*inputs)
+  closed, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
+  if any(map(_is_mapped, closed.consts)):
+    return run(*inputs)
+
+  @custom_vmap
+  def mapped(*inputs):  # `run`, which need not be traced again
+    outputs = jaxpr_as_fun(closed)(*jax.tree.leaves(inputs))
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
   @mapped.def_vmap
   def rule(size, are_mapped, params, state, x, extras):
@@ -63,21 +75,30 @@ def over_batch(
     outputs = jax.tree.map(lambda y: jnp.moveaxis(y, start, 0), outputs)
     return (last, outputs), jax.tree.map(lambda _: True, (last, outputs))
 
-  return mapped(params, state, x, extras)
+  return mapped(*inputs)
 
 
 def _is_mapped(x: Any) -> bool:
-  """Return whether `vmap` maps x, and is the innermost transformation."""
-  if not isinstance(x, _mapped_type()):
+  """Return whether `vmap` maps x, has no axis name and is innermost."""
+  kind, no_name = _unnamed()
+  if not isinstance(x, kind) or getattr(x, "batch_dim", None) is None:
     return False
   innermost: Any = find_top_trace(())
-  return getattr(x, "_trace", None) is innermost
+  if _axis_name(innermost) is not no_name:
+    return False
+  # Each `vmap` has a tag; within a custom VJP, its trace may be another one.
+  trace = getattr(x, "_trace", None)
+  return getattr(trace, "tag", None) is getattr(innermost, "tag", x)
 
 
 @cache
-def _mapped_type() -> type:
-  """Return the type of an array that `vmap` maps."""
-  found: list[type] = []
-  record = jax.vmap(lambda x: found.append(type(x)))
+def _unnamed() -> tuple[type, Any]:
+  """Return the type of a mapped array, and the name of an axis without one."""
+  found: list[tuple[type, Any]] = []
+  record = jax.vmap(lambda x: found.append((type(x), _axis_name(x._trace))))
   jax.eval_shape(record, jax.ShapeDtypeStruct((1,), bool))
   return found[0]
+
+
+def _axis_name(trace: Any) -> Any:
+  return getattr(getattr(trace, "axis_data", None), "name", trace)

@@ -176,7 +176,9 @@ def _check_batch_axes(states: Callable, params: Any) -> None:
     params: the weights.
   """
   without, batched = _eval_shape(states, params)
-  if _shapes(batched) != [(2, *shape) for shape in _shapes(without)]:
+  pairs = [*zip(_shapes(without), _shapes(batched), strict=True)]
+  # A number, such as a counter, may be one for the whole batch.
+  if any(found != (2, *shape) and (shape or found) for shape, found in pairs):
     raise ValueError(
       f"initial_state must put batch_shape before the axes {_named(without)}, "
       f"got {_named(batched)} for (2,)"

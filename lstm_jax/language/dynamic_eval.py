@@ -212,16 +212,19 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
     return theta - rate * gradient / (r + EPSILON * mean) + pull
 
   def mean_nats(params, state, tokens):
-    after, logits = model.apply(params, state, tokens[:-1])
-    log_probs = jax.nn.log_softmax(logits)[:, 0] if full else None
-    if len(logits) == 1:
+    if len(tokens) == 2:
       # For one time step, `apply` may compute the table W_e W_x, which no loop
-      # over changing weights can keep. `loss` does not, and XLA drops the
-      # logits unless `full` needs them.
+      # over changing weights can keep. Neither `loss` does, nor two time steps,
+      # which XLA leaves out unless `full` needs their logits.
       nats, after = model.loss(params, state, tokens[:-1], tokens[1:])
-      return nats, ((nats[None], log_probs), after)
-    nats = cross_entropy(logits, tokens[1:])
-    return nats.mean(), ((nats[:, 0], log_probs), after)
+      logits = model.apply(params, state, tokens)[1][:-1]
+      nats_of_each = nats[None]
+    else:
+      after, logits = model.apply(params, state, tokens[:-1])
+      nats_of_each = cross_entropy(logits, tokens[1:])[:, 0]
+      nats = nats_of_each.mean()
+    log_probs = jax.nn.log_softmax(logits)[:, 0] if full else None
+    return nats, ((nats_of_each, log_probs), after)
 
   def body(carry, tokens):
     thetas, state = carry  # thetas upcast: bfloat16 would lose small steps

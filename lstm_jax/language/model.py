@@ -128,11 +128,11 @@ def language_model(
     regularizers: dropout and penalties of `training_loss`; None for none.
     adjoint: how the cells' gradient is computed, as in `unroll`; `Autodiff`
       leaves the embedding, the readout and the loss to JAX as well.
-    groups: number of groups of neighbouring sequences, a divisor of B: where
-      devices share the batch, their number. Except with `Autodiff`, the
-      readout's gradient is summed in each group first, so that devices exchange
-      it once (`grouped_linear_cross_entropy`). The number of tokens in one
-      group decides whether the table W_e W_x is used (`reads_table`).
+    groups: number of groups of neighbouring sequences: where devices share the
+      batch, their number. Except with `Autodiff`, and where it is no divisor of
+      B, the readout's gradient is summed in each group first, so that devices
+      exchange it once (`grouped_linear_cross_entropy`). The number of tokens in
+      one group decides whether the table W_e W_x is used (`reads_table`).
 
   Raises:
     ValueError: vocabulary_size or groups is not an integer ≥ 1.
@@ -235,7 +235,7 @@ def _language_model(
     readout: tuple[jax.Array, jax.Array], hs: jax.Array, targets: jax.Array
   ) -> jax.Array:
     targets = jnp.asarray(targets)
-    if explicit and groups > 1:
+    if explicit and groups > 1 and hs.ndim > 2 and not hs.shape[1] % groups:
       return grouped_linear_cross_entropy(
         hs, *readout, targets, groups, compute_dtype
       )

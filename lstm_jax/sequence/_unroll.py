@@ -232,8 +232,11 @@ def _run(scan, *inputs):
     steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
     return _apply(scan, (batch, steps), (params, state, xs), extras)
 
-  # The kernels are planned for this batch. JAX maps them by another grid axis.
-  return run(*inputs) if scan[0] is scan_fused else over_batch(run, 1, *inputs)
+  # The kernels are planned for this batch: JAX maps them by another grid axis.
+  # With `Autodiff`, JAX maps the scan before it differentiates it.
+  if scan[0] is scan_fused or isinstance(scan[-1], Autodiff):
+    return run(*inputs)
+  return over_batch(run, 1, *inputs)
 
 
 @partial(compiled, num_static=2)

@@ -82,7 +82,7 @@ def update_average(
 
   def updated(mean, new):
     # Not rate · new + (1 − rate) · mean: 1 − 1/k is rounded, and the average of
-    # equal weights would be off by 0.1 % after 100,000 steps.
+    # equal weights would be off by up to 0.1 % after 100,000 steps.
     moved = (mean + rate * (new - mean)).astype(mean.dtype)
     moved = jnp.where(rate == 1, new, moved)  # mean + (new − mean) is rounded
     # Not a rate of 0, since 0 · NaN is NaN.

@@ -2,13 +2,14 @@
 
 import re
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from lstm_jax import Autodiff, Explicit, Step, lstm, slstm, unroll
+from lstm_jax import Autodiff, Explicit, Step, gru, lstm, slstm, unroll
 from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.sequence.options import FEATURES
 
@@ -108,6 +109,83 @@ INSIDE = {
 @pytest.mark.parametrize("inside", INSIDE)
 def test_a_transformation_inside_of_vmap_may_close_over_its_rows(inside, key):
   gradient = gradient_of_vmap(INSIDE[inside], {}, key)
+  expected = gradient(Autodiff())
+  assert worst(gradient(Explicit()), expected) < 1e-12 * largest(expected)
+
+
+class Variant(NamedTuple):
+  """A GRU with other functions, of outputs alone."""
+
+  functions: dict
+
+  def __getattr__(self, name):
+    return self.functions.get(name) or getattr(gru, name)
+
+  def __hash__(self):
+    return id(self.functions)
+
+
+def scaled(scale):
+  """Return a cell whose pre-activations are multiplied by scale()."""
+
+  def recur(params, state, ax, *extras):
+    return gru.recur(params, state, scale() * ax, *extras)
+
+  return Variant({"recur": recur})
+
+
+def test_a_cell_may_name_the_axis_or_close_over_mapped_values(key):
+  params, state, _ = arguments(gru, key, batch=())
+  xs, scales = jax.random.normal(key, (V, T, D)), jnp.arange(1.0, V + 1)
+
+  def run(cell, x):
+    return unroll(cell, params, state, x)[1]
+
+  pairs = zip(scales, xs, strict=True)
+  expected = jnp.stack([run(scaled(lambda s=s: s), x) for s, x in pairs])
+  closing = jax.vmap(lambda s, x: run(scaled(lambda: s), x))(scales, xs)
+  naming = scaled(lambda: scales[lax.axis_index("rows")])
+  named = jax.vmap(partial(run, naming), axis_name="rows")(xs)
+  assert worst(closing, expected) < 1e-12
+  assert worst(named, expected) < 1e-12
+
+
+class Counted(NamedTuple):
+  h: jax.Array
+  steps: jax.Array  # [], one number for all rows
+
+
+def test_a_state_may_hold_a_number_for_all_rows(key):
+  def initial_state(params, batch_shape=()):
+    zero = gru.initial_state(params, batch_shape)
+    return Counted(zero.h, jnp.zeros((), zero.h.dtype))
+
+  def recur(params, state, ax, *extras):
+    ax = ax * 0.5**state.steps
+    after, *saved = gru.recur(params, type(zero)(state.h), ax, *extras)
+    return Counted(after.h, state.steps + 1), *saved
+
+  def recur_backward(params, gates, residuals, d_state, *extras):
+    before = type(zero)(d_state.h)
+    d_before, *das = gru.recur_backward(params, gates, residuals, before)
+    return Counted(d_before.h, jnp.zeros_like(d_state.steps)), *das
+
+  params, zero, _ = arguments(gru, key, batch=())
+  functions = (initial_state, recur, recur_backward)
+  cell = Variant({f.__name__: f for f in functions})
+  xs = jax.random.normal(key, (V, T, D))
+  run = lambda x: unroll(cell, params, None, x)[1]  # noqa: E731
+  assert worst(jax.vmap(run)(xs), jnp.stack([run(x) for x in xs])) < 1e-12
+
+
+def test_weights_of_each_row_have_the_gradient_of_autodiff(key):
+  many = [arguments(gru, k) for k in jax.random.split(key, V)]
+  args = jax.tree.map(lambda *rows: jnp.stack(rows), *many)
+
+  def gradient(adjoint):
+    f = jax.vmap(partial(unroll, gru, adjoint=adjoint))
+    return jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(*args)
+
   expected = gradient(Autodiff())
   assert worst(gradient(Explicit()), expected) < 1e-12 * largest(expected)
 

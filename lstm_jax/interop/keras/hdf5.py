@@ -203,7 +203,7 @@ def cell_arrays(
 def _values(data: Any) -> np.ndarray:
   """Return the values of a dataset; Keras marks bfloat16 by an attribute."""
   x = np.asarray(data[()])
-  x.setflags(write=False)  # so that `as_array` does not copy it
+  x.setflags(write=False)  # so that `as_array` does not copy floats
   if _text(data, "dtype") != "bfloat16":
     return x
   # Stored as two bytes without a type (kind V), or as floats of another dtype.

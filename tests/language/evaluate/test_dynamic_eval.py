@@ -83,7 +83,8 @@ def test_segments_of_one_token_have_equal_losses_and_distributions(
   assert worst(-found[np.arange(N - 1), TOKENS[1:]], nats) < 1e-12
 
 
-def test_segments_of_one_token_use_no_table():
+@pytest.mark.parametrize("full", [False, True])
+def test_segments_of_one_token_use_no_table(full):
   model = language_model(ModelConfig(hidden_size=8), 500)
   weights = jax.eval_shape(model.init, jax.random.key(0))
   carry = weights, model.initial_state((1,))
@@ -91,7 +92,7 @@ def test_segments_of_one_token_use_no_table():
   def flops(segment):
     segments = jnp.zeros((3, segment + 1, 1), jnp.int32)
     arguments = weights, weights, (0.1, 0.1), carry, segments
-    program = _scan_segments(model).lower(False, *arguments)
+    program = _scan_segments(model).lower(full, *arguments)
     return program.cost_analysis()["flops"]
 
   assert flops(1) < flops(2)
