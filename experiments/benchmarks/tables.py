@@ -13,7 +13,7 @@ from experiments.trainer.files import check_numbers
 from experiments.trainer.format import number_table
 
 Row = dict[str, Any]  # the case, the peer, and its results
-RESULTS = (  # keys of a row that are results; the others name case and peer
+RESULTS = (  # keys that are not in a row's name; the others name case and peer
   "median_ms",
   "quartiles_ms",
   "ratio_to_ours",
@@ -95,7 +95,7 @@ def case_table(rows: list[Row]) -> Table:
 
 
 def _case_title(row: Row) -> str:
-  """Return the title of a row's case: part, cell, dtype and named sizes."""
+  """Return the title of a row's case: part, cell, dtype; the rest is named."""
   return ", ".join(
     str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
     for k, v in row.items()

@@ -33,10 +33,10 @@ def read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
 def read_together(
   path: Path, row: Row, jobs: Sequence[Job]
 ) -> dict[str, float]:
-  """Return reproduction.json's losses of the seeds together, by protocol.
+  """Return reproduction.json's losses of the seeds' ensemble, by protocol.
 
-  These losses are of the runs beside the file: `experiments.reproduce` deletes
-  them before it trains such a run again. Return {} if a protocol of the
+  They are of the runs beside the file: `experiments.reproduce` deletes these
+  losses before it trains one of the runs again. Return {} if a protocol of the
   ensembles is missing.
   """
   results = ensemble_results(row, jobs)
@@ -60,8 +60,8 @@ def write_reproduction(
     path: reproduction.json.
     row: the row of the board.
     done: the entry of each seed.
-    together: the losses of the seeds together, by protocol; {} for none.
-    rows: of the table.
+    together: the losses of the seeds' ensemble, by protocol; {} for none.
+    rows: of the printed table.
   """
   seeds = {str(seed): done[seed] for seed in sorted(done)}
   found = {"seeds": seeds, "together": together, "results": rows}

@@ -58,7 +58,7 @@ from lstm_jax.sequence.stack import unroll_stack
 # A vocabulary of up to this size uses the table W_e W_x for a single time step
 # of `apply`: in sampling, XLA moves the table out of the loop. Without it,
 # sampling 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
-# Several time steps, and losses, use it only if they have V tokens: in dynamic
+# Several time steps, and losses, use it only for at least V tokens: in dynamic
 # evaluation, whose weights change every 20 tokens, tables of 1,000 rows took
 # half of the time, and in a training step of one token two thirds.
 TABLE_ROWS = 1024

@@ -221,9 +221,11 @@ def unroll(
 
 
 def _run(scan, *inputs):
-  """Return (state, hs), by one program; the arguments are those of `_apply`.
+  """Return (state, hs); where `vmap` maps xs alone, its axis is a batch axis.
 
-  Where `vmap` maps xs and no weights, its axis becomes a batch axis.
+  Args:
+    scan: a function and its static arguments.
+    *inputs: params, state, xs and extras; see `_apply`.
   """
 
   def run(params, state, xs, extras):

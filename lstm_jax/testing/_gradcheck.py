@@ -60,7 +60,7 @@ def gradcheck(
   Args:
     explicit: x -> pytree of float arrays, with the gradient under test.
     autodiff: the same function, whose gradient JAX derives.
-    x: a pytree of float arrays of one dtype. The default tolerances of
+    x: a pytree of float arrays. The default tolerances of
       `Report.passes` need float64.
     key: a PRNG key for cotangents, coordinates and directions.
     max_coordinates: the largest number of coordinates of a tensor for which
@@ -212,7 +212,7 @@ def _units(draw, tensors, count, flat):
 
 
 def _evaluate(f, xs, size):
-  """Return f of every row of xs, in batches; x has `size` elements."""
+  """Return f of each row of xs, in batches; `size` is that of gradcheck's x."""
   batch = max(1, min(BATCH, LARGEST // max(1, size)))
   batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=batch))
   return np.asarray(batched(jnp.asarray(xs))) if len(xs) else np.zeros(0)

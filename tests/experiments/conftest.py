@@ -116,7 +116,10 @@ def edit_config(directory, **changes):
 
 @pytest.fixture
 def word_config(config):
-  """Return `config` for a word model, with words at its end that occur once."""
+  """Return `config` for a word model.
+
+  The last two lines of its corpus have words that occur only there.
+  """
   with open(config.data.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
   return replace(config, tokenizer="word", learning_rate=0.03)

@@ -230,7 +230,8 @@ def test_updates_of_16_bits_are_those_of_float32_rounded(optimizer, dtype):
   config = OptimizerConfig(optimizer=optimizer, warmup_steps=0)
   rule = make_optimizer(config, 9)
   params = jnp.array([[1.1, -2.3], [0.7, 1.9], [3.1, 0.3]], dtype)
-  # The square of 1e-5 is 0 in float16; an unused row has no gradient at all.
+  # Neither a square that is 0 in float16, that of 1e-5, nor a gradient of 0, as
+  # of an embedding that no token used, may lead to a division by 0.
   gradient = jnp.array([[0, 0], [1e-5, 1e-3], [0.1, 0.2]], dtype)
 
   def update(dtype):
@@ -250,7 +251,8 @@ def test_the_norm_of_a_float16_gradient_is_a_float32():
   large = jnp.full(10_000, 100.0, jnp.float16)  # a sum of squares of 1e8
   nothing = jnp.zeros(1, jnp.float16)
   tree = LanguageParams(large, (), None, nothing)
-  assert part_norms(tree)["embedding"] == 1e4
+  norm = part_norms(tree)["embedding"]
+  assert norm == 1e4 and norm.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("readout", "norm"), [(3 * np.eye(1), 5), (None, 4)])

@@ -18,7 +18,7 @@ from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 
 # Why a kernel is left out, or a case that needs its kernels is skipped.
-ENDED = "a case with its kernel has crashed or hung"
+ENDED = "a case with a kernel of this kind has crashed or hung"
 Programs = dict[str, Any]  # compiled programs by name
 
 
@@ -119,7 +119,7 @@ class LayerCase:
 class KernelCase(LayerCase):
   """A case of one layer's kernel, if there is one for its sizes."""
 
-  dtype: str
+  dtype: str  # of the products' operands; the weights are float32
 
   @property
   def name(self) -> str:

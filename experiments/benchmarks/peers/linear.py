@@ -4,7 +4,7 @@ Our `unroll` of a minimal GRU, a minimal LSTM and a linear recurrent unit is
 compared with the same equations as a user of JAX writes them: after one matrix
 product for the inputs of all time steps, a `lax.scan` or a
 `lax.associative_scan` over time, which JAX differentiates. "scan of steps" is
-`unroll` with `Autodiff()`: a scan of the cell's step.
+`unroll` with `Autodiff()`: a scan of whole time steps, with their products.
 """
 
 from collections.abc import Callable

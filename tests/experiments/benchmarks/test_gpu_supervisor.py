@@ -72,7 +72,9 @@ def test_after_a_case_that_ends_a_worker_the_others_run(does, why, supervisor):
   results = dict(found)
   assert results["bad"].failures == [f"bad: {why}"]
   assert supervisor.left_out == A
-  skipped = {"of the same": "a case with its kernel has crashed or hung"}
+  skipped = {
+    "of the same": "a case with a kernel of this kind has crashed or hung"
+  }
   assert results["of the same"].skipped == skipped
   # A case is skipped at once where its kernel is left out: before others run.
   assert names(found) == ["first", "bad", "of the same", "of another kernel"]
@@ -221,7 +223,7 @@ class Clocked(InProcess):
 
   def send(self, cases, left_out):
     super().send(cases, left_out)
-    type(self).now += 10.0
+    Clocked.now += 10.0
 
 
 @pytest.fixture
@@ -232,7 +234,7 @@ def clocked():
 
 def test_cases_that_would_end_too_late_are_skipped_by_name(clocked):
   cases = [Fake(f"{k}") for k in range(8)]
-  section = Section("fakes", cases, until=35.0, together=2, limit=1.0)
+  section = Section("fakes", cases, until=35.0, together=2)
   found = list(clocked.run(section))
   # Two at 0, at 10 and at 20 s; at 30 s two more would take until 40.
   assert names((case.name, None) for case, _ in found) == [*"01234567"]
@@ -259,7 +261,7 @@ def test_the_start_of_a_worker_does_not_count_for_a_batch():
   Clocked.now = 0.0
   supervisor = Supervisor(Slow, 100.0, lambda: Clocked.now)
   cases = [Fake(f"{k}") for k in range(3)]
-  section = Section("fakes", cases, until=85.0, limit=1.0)
+  section = Section("fakes", cases, until=85.0)
   # One case each at 50, 60 and 70 s. If the first batch counted as 60 s, with
   # the start of its worker, no other would fit.
   assert [bool(r.rows) for _, r in supervisor.run(section)] == [True] * 3

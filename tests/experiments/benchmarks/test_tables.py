@@ -44,7 +44,7 @@ def test_a_peer_has_its_ratio_and_the_share_of_the_matrix_products():
   ]
 
 
-def test_a_time_of_a_second_or_more_has_no_exponent():
+def test_a_time_of_1000_or_more_has_no_exponent():
   row = {"median_ms": 0.1234, "quartiles_ms": [999.4, 999.6]}
   assert cells(row, {"median_ms": 1234.5}) == [
     ("ms", "0.123", "1,234"),

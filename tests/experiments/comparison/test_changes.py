@@ -16,6 +16,7 @@ def test_a_change_of_a_repeated_flag_is_one_value_or_none():
 
 
 def test_the_number_of_devices_makes_no_change_of_a_recipe(tmp_path):
+  """A resumed run keeps its own number, which may differ from the base's."""
   corpus = tmp_path / "corpus.txt"
   corpus.write_text("abc\n" * 500)
   base = replace(TrainConfig(), corpus=str(corpus), batch_size=2, seq_len=4)

@@ -11,7 +11,10 @@ from experiments.trainer.run_dir import JOB_FLAGS
 
 @pytest.fixture
 def recipe(config, tmp_path, monkeypatch):
-  """Write the recipe of ROW, the flags of `config`; return the options."""
+  """Write the flags of `config` as the recipe of `rows.ROW`.
+
+  Return the options of `reproduce` that train and evaluate its seed 0.
+  """
   default = to_record(TrainConfig())
   lines = [
     f"--{name}={value}"

@@ -173,7 +173,7 @@ def test_a_flag_has_the_default_help_and_bounds_of_its_field(
 def outside(bounds, low, high):
   """Return a number below an interval, and one above if `high` < LARGEST."""
   values = [low if bounds.startswith("(") else low - 1]
-  if high < LARGEST:
+  if high < LARGEST:  # `:g` writes a larger one as no integer
     values.append(high if bounds.endswith(")") else high + 1)
   return values
 
