@@ -4,8 +4,8 @@
 
 writes explore.html into the run directory, one file that a browser opens from
 the disk. It shows a text colored by the state or gate of any unit, the
-distribution of the next token at the cursor, the units sorted by the feature of
-the text that they track, and how far back the gradient of each prediction
+distribution of the next token at the cursor, the units sorted by how well they
+track a feature of the text, and how far back the gradient of each prediction
 reaches. The text is the beginning of the run's development split, or else of
 its test split, or else of its validation split. --text names a file whose
 beginning is shown instead; --prompt is a text to show instead. The page also
@@ -50,8 +50,8 @@ class ExploreConfig:
     5000,
     "At most this many tokens (characters, or words) of the text are shown. "
     "Each token takes about a byte of the page for each signal of each unit "
-    "(an LSTM has six signals), and some 200 bytes for each layer; each weight "
-    "takes a byte.",
+    "(an LSTM has six signals), and 96 for each part of a layer's state, such "
+    "as h; each weight takes a byte.",
     bounds="[2, inf)",
   )
   output: str = option(

@@ -14,7 +14,12 @@ shows which gradients are wrong, and the exit status is 1.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+  AbstractContextManager,
+  ExitStack,
+  contextmanager,
+  nullcontext,
+)
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -32,6 +37,7 @@ from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.data import read_corpus_text
 from experiments.trainer.format import number_table, print_table
 from lstm_jax.cells import RELU, affine
+from lstm_jax.cells.platform import clear_programs
 from lstm_jax.language import (
   CharTokenizer,
   ModelConfig,
@@ -192,14 +198,17 @@ def planted_model(name: str, module: ModuleType) -> Iterator[None]:
   The readout has the gradient of the loss and of its product; `linear` reads
   the embedding, for the table of the lowest layer or for tokens.
   """
-  if name == "loss":
-    with mock.patch.object(readout, "losses", module):
-      yield
-    return
-  with (
-    mock.patch.object(model, "linear", module.linear),
-    mock.patch.object(readout, "affine_backward", module.affine_backward),
-  ):
+  patches = [mock.patch.object(readout, "losses", module)]
+  if name == "affine":
+    patches = [
+      mock.patch.object(model, "linear", module.linear),
+      mock.patch.object(readout, "affine_backward", module.affine_backward),
+    ]
+  with ExitStack() as stack:
+    stack.callback(clear_programs)  # those of the planted code
+    for patch in patches:
+      stack.enter_context(patch)
+    clear_programs()
     yield
 
 

@@ -1,4 +1,4 @@
-"""The cell and the objective of docs/gradbench.md, in files of their own."""
+"""The cell and the objective of docs/gradbench.md, and its timing program."""
 
 import importlib
 from functools import partial
@@ -28,7 +28,7 @@ def module(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data():
-  """main_params, extra_params, state and sequence, as GradBench draws them."""
+  """Parameters and state as GradBench draws them; a sequence of random bits."""
   draw = np.random.default_rng(0)
   shapes = (2 * LAYERS, 4 * H), (3, H), (2 * LAYERS, H)
   sequence = draw.integers(0, 2, (T, H)).astype(float)
@@ -93,6 +93,7 @@ def test_loss_and_gradient_are_those_of_the_published_equations(
 def test_no_planted_error_passes(module, data):
   expected = jax.jit(module.jacobian)(*data)
   planted = terms(module)
+  # A variable that is assigned twice is two terms: da_f#1 and da_f#2.
   names = {term.partition("#")[0] for term in planted}
   assert {"dc_sum", "da_f", "da_i", "da_o", "da_g", "dh", "dc", "dw"} <= names
   for term in planted:

@@ -84,9 +84,9 @@ def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
 
 
 def _with_job(config: TrainConfig, base: TrainConfig) -> TrainConfig:
-  """Return a configuration with the job flags of the base, which train nothing.
+  """Return a configuration with the job flags of the base.
 
-  `share_batches` may give them different numbers of devices: a resumed run
-  keeps the number on which it began.
+  They do not change what is trained. `share_batches` may give the two different
+  numbers of devices: a resumed run keeps the number on which it began.
   """
   return dataclasses.replace(config, job=base.job)

@@ -42,8 +42,8 @@ def check_entries(record: Record) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
   The lists must have the lengths that the configuration gives them; the losses
-  by context, the length of their row's `lengths`. A value that is not a number
-  is found here if the figure of `plots` would fail on it, and `tables` not.
+  by context, the length of their row's `lengths`. Values that are not numbers
+  are refused here where `tables` would accept them, but `plots` would fail.
   """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1
@@ -158,7 +158,7 @@ def _recall(record: Record) -> str:
     rows.append(
       [
         f"{cell}, H {size}, {parameters:,} parameters",
-        bias,
+        bias,  # "usual" or "chrono"
         *(f"{mean:.2f}" for mean in means.values()),
         str(longest(means) or "none"),
       ]

@@ -24,7 +24,8 @@ function shape(tag, attributes, text = "") {
   return element;
 }
 
-// Returns round numbers that divide an interval into two to five parts.
+// Returns the round numbers in an interval: multiples of a step that is a fifth to
+// a half of its length.
 function ticks(low, high) {
   const rough = (high - low || 1) / 5, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((f) => f * power >= rough);
@@ -62,7 +63,7 @@ function smoothed(values, smoothing) {
 }
 
 // Returns the scale of curves {xs, ys}, or null if no point is to be shown.
-// `from` is the share of the horizontal axis, from the left, that is left out.
+// Points with x below `from` times the last x are left out.
 // `logarithmic` is { x, y }: whether each axis is logarithmic, and leaves out what
 // is not positive. `width`, and the margin `right`, are in pixels.
 function makeScale(curves, from, logarithmic, width, right) {
@@ -84,7 +85,7 @@ function makeScale(curves, from, logarithmic, width, right) {
   if (!Number.isFinite(bottom)) return null;
   const ofX = logarithmic.x ? Math.log : (v) => v;
   const ofY = logarithmic.y ? Math.log : (v) => v;
-  // A range as small as the rounding of a sum is none.
+  // Smoothing may round equal values differently: a range that small counts as 0.
   const range = ofY(top) - ofY(bottom), size = Math.abs(ofY(top));
   const margin = 0.04 * (range > 1e-10 * size ? range : size || 1);
   const length = ofX(high) - ofX(low) || 1, pixels = width - LEFT - right;
@@ -124,7 +125,7 @@ function narrowText(v, step) {
     : v.toExponential().replace("e+", "e");
 }
 
-// Returns the least distance above 0 of two neighbours among ticks, or 1.
+// Returns the least distance above 0 of two neighbouring ticks, at most 1.
 const leastStep = (values) =>
   Math.min(1, ...values.slice(1).map((v, i) => v - values[i]).filter((d) => d > 0));
 

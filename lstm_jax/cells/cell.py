@@ -32,7 +32,7 @@ from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import check_params, check_weights
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H], for G gates of H units
-State = Any  # a NamedTuple with at least h [..., H], the output
+State = Any  # a NamedTuple with at least h, the output, [..., H] or [..., P]
 Residuals = Any  # a tree of arrays [..., any size], such as ()
 ParamsT = TypeVar("ParamsT")  # params type of one cell
 StateT = TypeVar("StateT")  # state type of one cell
@@ -272,7 +272,7 @@ def cell_name(cell: Cell) -> str:
 
 
 def output_size(cell: Cell, params: Params) -> int:
-  """Return H, the size of the cell's output."""
+  """Return the size of the output h: H, or P where it is projected."""
   state = jax.eval_shape(lambda: cell.initial_state(params, ()))
   check_zero_state(state)
   return state.h.shape[-1]
@@ -284,7 +284,7 @@ def zero_state(
   """Return the float32 zero state of a cell of H units, without its weights.
 
   None are drawn, though a cell may compute the state from them. They are those
-  of a layer with inputs of the size of h: a cell may need this.
+  of a layer with H inputs, since a cell of your own may need D = H.
   """
 
   def state(key):

@@ -134,7 +134,7 @@ class CheckpointWriter:
     for name, tree in trees.items():
       # A tree such as (EmptyState(),) has no array either, but orbax saves it.
       if not jax.tree.leaves(tree) and not tree:
-        raise ValueError(f"{name} must have at least one array, got {tree!r}")
+        raise ValueError(f"{name} must not be an empty tree, got {tree!r}")
     # Copies, because training steps donate the arrays.
     trees = jax.tree_util.tree_map_with_path(_copied, trees)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}

@@ -1,4 +1,4 @@
-"""The sizes that the kernels take, on any machine."""
+"""The sizes that the kernels take; these tests run on any machine."""
 
 import jax.numpy as jnp
 

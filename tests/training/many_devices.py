@@ -211,7 +211,7 @@ def shared_members():
     if mesh:
       leaf = state.params.readout
       assert {piece.data.shape[0] for piece in leaf.addressable_shards} == {2}
-      assert compiled._cache_size() == 1
+      assert compiled._cache_size() == 1  # new carries are placed first
       state = on_one_device(state)
     found.append((np.array(losses), jax.tree.map(np.asarray, state)))
   (one, weights), (four, shared) = found
@@ -221,8 +221,8 @@ def shared_members():
 
 def sent_for_words(mesh, groups):
   """Return what an update of WORDS sends, its readout in chunks of time."""
-  # A chunk of the readout is one time step, and no table W_e W_x is used where
-  # there are more words than tokens in a group.
+  # A chunk of the readout is one time step. With 8 groups, no table W_e W_x is
+  # used: a group has fewer tokens than there are words.
   with mock.patch.object(readout, "MAX_LOGITS", LARGE * B // groups):
     train_step, recorded, state = start(WORDS, mesh, groups)
     train_step(state, *EPOCH.batch(0), jax.random.key(NOISE_SEED))

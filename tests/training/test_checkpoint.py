@@ -214,7 +214,7 @@ def test_arguments_that_cannot_be_saved_are_refused(tmp_path):
     (1, {"a": x}, None, "description must be a dictionary, got NoneType"),
     (1, {"a": x}, {"b": {2: 3, "2": 4}}, "keys of a .* must differ, got 2, 2$"),
     (1, {"a.b": x, "a": {"b": x}}, {}, "two arrays have the name params.a.b"),
-    (1, {}, {}, "^params must have at least one array, got {}$"),
+    (1, {}, {}, "^params must not be an empty tree, got {}$"),
     (1, {"a": x[:0]}, {}, r"^params\.a must have .*, got shape \(0,\)$"),
     *(
       (1, {"a": leaf}, {}, rf"^params\.a must hold numbers of .*, got {kind}$")
@@ -231,9 +231,7 @@ def test_arguments_that_cannot_be_saved_are_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
       writer.save(step, tree, description)
   for empty in ({}, ()):
-    message = (
-      f"^state must have at least one array, got {re.escape(str(empty))}$"
-    )
+    message = f"^state must not be an empty tree, got {re.escape(str(empty))}$"
     with pytest.raises(ValueError, match=message):
       writer.save(1, {"a": x}, {}, state=empty)
   for wrong in (-1, 1.0, "1", True):

@@ -2,8 +2,8 @@
 
 Before it is timed, each library must compute the same outputs and gradients as
 our scan in float32, to 5 % with products in bfloat16 and to 1 % with products
-in float32, which a GPU may compute in TF32. On a GPU, `peers.models` and
-`peers.proof` allow the same errors.
+in float32, which a GPU may compute in TF32. On a GPU, `benchmarks.peers.models`
+and `benchmarks.peers.proof` allow the same errors.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Peers, and the check that each computes what ours does before it is timed."""
+"""Peers, and the check that a peer computes what ours does."""
 
 import importlib.util
 import re
@@ -15,7 +15,7 @@ class Unsupported(Exception):
 
 
 class Peer(NamedTuple):
-  """A program to time; its maker checks the results that must equal ours."""
+  """A program to time; where results must equal ours, its maker checks them."""
 
   run: Callable[[], Any]  # returns when the result is ready
   compile_s: float | None = None  # seconds to compile; None if not measured

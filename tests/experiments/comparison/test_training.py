@@ -121,7 +121,7 @@ def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
     training, "time", SimpleNamespace(monotonic=lambda: clock[0])
   )
   corpus = SimpleNamespace(val=None)
-  metrics = Metrics([1, 1, 4], 0, [24, 24], {})
+  metrics = Metrics([1, 3], 0, [24, 24], {})
   monkeypatch.setattr(training, "_sample", lambda *args: {})
   recorder = training._Recorder(
     cell, corpus, None, 5, lambda *values: progress.append(values)
@@ -178,7 +178,10 @@ def test_an_ensemble_has_the_schedule_of_its_steps_and_a_rate_for_each_member(
 
 
 def test_the_schedule_is_as_long_as_the_training(comparison, key, monkeypatch):
-  """Not as `comparison.num_steps`: in equal time a cell takes more or fewer."""
+  """Not `comparison.num_steps`, which are the LSTM's.
+
+  With `equal_time`, another cell makes as many steps as fit into its time.
+  """
   made, corpus = [], SimpleNamespace(val=None, batches="batches")
 
   def make_ensemble(model, config, num_steps, keys, rates):

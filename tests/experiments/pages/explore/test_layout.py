@@ -72,16 +72,17 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   actual = "return document.querySelector('#next .actual b').innerText"
   assert chromium.run(actual) == "↵"
 
-  units = (
-    "return [...document.querySelectorAll('.unit')].map(({ innerText }) =>"
+  names = (  # what the page calls a token
+    "return [...document.querySelectorAll('.unit')].map((e) => e.innerText)"
   )
-  assert set(chromium.run(f"{units} innerText)")) == {"word"}
+  assert set(chromium.run(names)) == {"word"}
   # A feature that is the same throughout has no order of the units.
   features, constant, disabled = chromium.run(
     "const options = [...$('order').options].filter((o) => o.disabled);"
     "return [data.features.length, data.constant, options.map((o) => o.text)]"
   )
   assert disabled == [f"{name} (the same throughout)" for name in constant]
+  # O, the previous order, wraps from 0 to the last that is not disabled.
   chromium.run("$('order').value = 0; textBox.focus()")
   chromium.press("O")
   assert disabled and chromium.run("return order") == features
@@ -140,7 +141,7 @@ def test_a_page_of_words_opens_with_its_cursor_in_view(
       "return [lineOf[cursor] * LINE, textBox.scrollTop, textBox.clientHeight]"
     )
     assert height < line  # from the top, it would be out of sight
-    assert top <= line and line + 26 <= top + height
+    assert top <= line and line + 26 <= top + height  # LINE is 26
 
 
 @pytest.mark.exhaustive

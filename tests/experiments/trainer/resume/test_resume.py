@@ -45,7 +45,7 @@ AVERAGES = {
 def check_stops(steps, changes, config, console):
   """Check that a run stopped at these steps ends as one that was not.
 
-  The last batch of an epoch is shorter than the others.
+  Without short_seq_prob, the last batch of an epoch is shorter than the others.
   """
   Path(config.data.corpus).write_text(VERSE * 20)
   # With fewer epochs, the late_batch_size of NOISE would have no effect.
@@ -95,9 +95,9 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 ):
   """Before the first evaluation, at one, between two, in the last epoch.
 
-  With AVERAGES, an evaluation at step 6 comes first. With NOISE, the last epoch
-  has another batch size. At step 103 there are training steps that no row of
-  metrics.jsonl holds yet.
+  Step 10 is always evaluated (EARLY_STEPS). With AVERAGES, so is step 6. With
+  NOISE, the last epoch has another batch size. After each stop but that at step
+  10, there are training steps that no row of metrics.jsonl holds yet.
   """
   whole = check_stops([7, 10, 33, 103], changes, config, console)
   if changes is AVERAGES:
@@ -157,6 +157,7 @@ def test_the_count_of_skipped_steps_is_resumed(config, console):
       stop_at(step, again, console)
     train.run(again, console)
   assert outcome(Path(again.job.run)) == outcome(whole)
+  # The last row is of an evaluation; the one before it has the count.
   assert outcome(whole)["rows"][-2]["skipped"] == 3
 
 
