@@ -14,12 +14,7 @@ shows which gradients are wrong, and the exit status is 1.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import (
-  AbstractContextManager,
-  ExitStack,
-  contextmanager,
-  nullcontext,
-)
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -244,7 +239,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
   """
   vocabulary_size, batch = first_batch(read_corpus_text(corpus))
   cells = dict(CELLS)
-  context: AbstractContextManager = nullcontext()
+  context: AbstractContextManager = ExitStack()
   if planted:
     name, _, term = planted.partition(".")
     if planted not in plantable_terms():
