@@ -1,6 +1,5 @@
 """The results of an ablation, in ablations.json, and their table."""
 
-import json
 import os
 from collections.abc import Container, Mapping
 from datetime import datetime
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from experiments.trainer import run_dir
-from experiments.trainer.files import are_numbers, read_file, write_json
+from experiments.trainer.files import are_numbers, read_json, write_json
 from experiments.trainer.format import format_nats, number_table
 
 RECORD = "ablations.json"
@@ -66,7 +65,7 @@ def read_ablations(
   if not path.exists():
     return Ablations(recipe, corpus_sha256, [])
   try:
-    record = json.loads(read_file(path).decode())
+    record = read_json(path)
     found = Ablations(
       dict(record["recipe"]),
       record["corpus_sha256"],

@@ -1,6 +1,5 @@
 """The results of a reproduction, in reproduction.json."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from experiments.comparison.plan import (
   single_run_results,
 )
 from experiments.comparison.published import UNIT
-from experiments.trainer.files import are_numbers, read_file, write_json
+from experiments.trainer.files import are_numbers, read_json, write_json
 
 RECORD = "reproduction.json"
 
@@ -71,7 +70,7 @@ def write_reproduction(
 def _read_record(path: Path, row: Row) -> dict[str, Any]:
   """Return reproduction.json, or {} if it is damaged, or not of this row."""
   try:
-    record = json.loads(read_file(path).decode())
+    record = read_json(path)
     if _head(row).items() <= record.items():
       return record
   except (OSError, ValueError, AttributeError, RecursionError):

@@ -4,14 +4,13 @@ An evaluation measures the loss by one or more protocols, such as "stateful" or
 "dynamic": `experiments.evaluate` describes them.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from experiments.trainer.files import read_file
+from experiments.trainer.files import read_json
 from experiments.trainer.format import format_nats, number_table, perplexity
 
 # Entries that are equal for all results in one file.
@@ -78,7 +77,7 @@ def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   results are then of another text or part, other weights or another device.
   """
   try:
-    earlier = json.loads(read_file(path).decode())
+    earlier = read_json(path)
     if any(earlier[name] != record[name] for name in SAME):
       return record
     merged = earlier | record

@@ -42,6 +42,17 @@ def read_file(path: Path) -> bytes:
   return path.read_bytes()
 
 
+def read_json(path: Path) -> Any:
+  """Return the JSON value of a file of a run.
+
+  Raises:
+    ValueError: as `read_file`, or it is not JSON in UTF-8.
+    RecursionError: it is nested too deeply.
+    OSError: it cannot be read.
+  """
+  return json.loads(read_file(path).decode())
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
   """Write a record as JSON, atomically.
 

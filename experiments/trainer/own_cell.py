@@ -7,7 +7,6 @@ again on Python's path when its run is resumed, sampled or evaluated.
 
 import importlib
 import importlib.util
-import json
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.trainer.files import read_file
+from experiments.trainer.files import read_json
 from lstm_jax import unroll
 from lstm_jax.cells.cell import Cell
 from lstm_jax.cells.platform import traced_for
@@ -115,7 +114,7 @@ def _find_run(name: str) -> Path | None:
 def _is_run(directory: Path) -> bool:
   """Return whether a directory has a config.json that names a cell."""
   try:  # not by `run_dir`, which imports this module
-    record = json.loads(read_file(directory / "config.json").decode())
+    record = read_json(directory / "config.json")
   except (OSError, ValueError, RecursionError):
     return False
   return isinstance(record, dict) and "cell" in record

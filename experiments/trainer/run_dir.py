@@ -22,7 +22,6 @@ newest checkpoint that holds a train state; without any checkpoint it starts
 again.
 """
 
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -31,7 +30,7 @@ from typing import Any
 
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
-from experiments.trainer.files import check_regular, read_file
+from experiments.trainer.files import check_regular, read_json
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import Config, from_record, leaves
 from lstm_jax.training import (
@@ -97,7 +96,7 @@ def read_config(directory: Path) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any] | None:
   """Return a file's object, or None; raise PermissionError if unreadable."""
   try:
-    record = json.loads(read_file(path).decode())
+    record = read_json(path)
   except PermissionError:
     raise  # there may be a run
   except (OSError, ValueError, RecursionError):
