@@ -25,6 +25,8 @@ function drawToken(context, t, y, palette, level) {
 }
 
 function drawText() {
+  // Zoom may change the ratio of pixels and leave the box as it was.
+  resize(textCanvas, textBox.clientWidth, textBox.clientHeight);
   const context = clear(textCanvas), top = textBox.scrollTop;
   const first = Math.max(0, Math.floor(top / LINE));
   const last = Math.min(starts.length,

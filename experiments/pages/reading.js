@@ -8,6 +8,7 @@ const SURPRISING = Math.log(100);  // nats of a probability of 1 %
 // The most suggestions; and of a model of characters, the most tokens of each,
 // and the least probability of the first token of each after the first one.
 const SUGGESTIONS = 3, LONGEST_SUGGESTION = 24;
+const CANDIDATES = 50;  // likeliest words, from which suggestions are taken
 const LEAST = 0.02;
 // Accents and vowel signs belong to a word, the marks after an emoji do not.
 const IN_WORD = /(?![\uFE00-\uFE0F])[\p{L}\p{Mn}\p{Mc}\p{N}'’-]/u;
@@ -32,6 +33,7 @@ class Reading {
       const modified = event.shiftKey || event.ctrlKey || event.altKey
         || event.metaKey;
       if (event.key !== "ArrowRight" || modified || !this.atEnd) return;
+      if (event.isComposing) return;  // the key moves within the composition
       if (this.suggestions.length) this.take(this.suggestions[0]);
     });
     document.addEventListener("selectionchange", () => {
@@ -212,21 +214,26 @@ class Reading {
     const partial = last.to === text.length && /[\p{L}\p{N}]/u.test(typed);
     track.logitsAfter(track.length - (partial ? 2 : 1), this.y);
     softmax(this.y, 1, this.p, tokens.unknown);
-    const fits = (token) => {
-      const symbol = this.data.symbols[token];
-      return !partial || (symbol.startsWith(typed) && symbol !== typed);
+    // The piece of a token, without the space by which its symbol may begin.
+    const pieceOf = (token) => this.data.symbols[token].replace(/^ /, "");
+    const fits = (piece) => piece.startsWith(typed) && piece !== typed;
+    const p = partial
+      ? this.p.map((v, token) => fits(pieceOf(token)) ? v : 0) : this.p;
+    // The last pieces of the text decide as which token the next one is read.
+    const end = text.slice((known.at(-3) ?? known[0]).from);
+    const length = tokens.encode(end).length + (partial ? 0 : 1);
+    // Returns what makes the text end with a token; undefined if nothing does,
+    // as for a comma after a space.
+    const added = (token) => {
+      const piece = pieceOf(token).slice(partial ? typed.length : 0);
+      if (piece.startsWith("\n")) return piece;
+      return [piece, " " + piece].find((more) => {
+        const items = tokens.encode(end + more);
+        return items.length === length && items.at(-1).token === token;
+      });
     };
-    const p = this.p.map((v, token) => fits(token) ? v : 0);
-    if (partial) {
-      return largestOf(p, SUGGESTIONS).filter((token) => p[token])
-        .map((token) => this.data.symbols[token].slice(typed.length));
-    }
-    return largestOf(p, SUGGESTIONS).map((token) => {
-      const spell = tokens.spell();
-      for (const before of track.tokens) spell(before);
-      const piece = spell(token);
-      return text.endsWith(" ") ? piece.replace(/^ /, "") : piece;
-    });
+    return largestOf(p, CANDIDATES).filter((token) => p[token]).map(added)
+      .filter((more) => more !== undefined).slice(0, SUGGESTIONS);
   }
 
   suggest(found) {

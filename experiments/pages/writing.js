@@ -92,8 +92,7 @@ class Writing {
   // Adds the text of a token. Each line is an element of its own, so that the
   // browser only lays out the last line anew.
   append(text, given) {
-    const isBreak = text.startsWith("\n"), span = spanOf(isBreak ? "" : text);
-    span.classList.toggle("break", isBreak);
+    const isBreak = text.startsWith("\n"), span = spanOf(isBreak ? "\n" : text);
     span.classList.toggle("given", given);
     this.line.append(span);
     this.spans.push(span);

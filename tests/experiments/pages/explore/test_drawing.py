@@ -192,3 +192,14 @@ def test_the_path_is_to_scale(opened, calls, explored_page):
     logs = np.maximum(np.log10(norms[backs]), low)
     np.testing.assert_allclose(points[:, 0], x_of(backs))
     np.testing.assert_allclose(points[:, 1], y_of(logs))
+
+
+def test_the_text_keeps_its_size_where_zoom_changes_only_the_ratio(opened):
+  """The box, as wide and high as it may be, does not change with the zoom."""
+  drawn = opened.run("""
+    Object.defineProperty(window, "devicePixelRatio", { value: 1.5 });
+    drawText();
+    const { a } = textCanvas.getContext("2d").getTransform();
+    return [a, textCanvas.width / textBox.clientWidth];
+  """)
+  assert drawn == [1.5, 1.5]

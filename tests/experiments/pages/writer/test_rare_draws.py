@@ -40,3 +40,28 @@ def test_a_word_that_is_suggested_is_known_and_has_its_space(
     return [$("own").value, suggestions];
   """)
   assert text == "Thou art, more" and "<unk>" not in "".join(suggestions)
+
+
+def test_a_mark_is_suggested_only_where_no_space_stands_before_it(
+  chromium, make_page
+):
+  """After a space, the page would read another token than the mark."""
+  chromium.open(make_page("words")[1])
+  found = chromium.run(
+    """
+    writing.pause();
+    model.bias[data.symbols.indexOf("?")] = 99;
+    reading.track.clear(), reading.items = [];  // reads the text anew
+    const found = [];
+    for (const text of args[0]) {
+      $("own").value = text;
+      await reading.read();
+      found.push(reading.suggestions.map((more) => [more,
+        data.symbols[reading.tokens.encode(text + more).at(-1).token]]));
+    }
+    return found;
+    """,
+    ["Lord:", "Lord: "],
+  )
+  assert found[0][0] == ["?", "?"] and len(found[1]) == 3
+  assert all(more == symbol for more, symbol in found[1])

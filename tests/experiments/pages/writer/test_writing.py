@@ -209,3 +209,17 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened):
   assert opened.run("return document.title") == "A model that writes"
   assert HOSTILE in opened.run("return $('own').value")
   assert HOSTILE in opened.run("return $('marked').textContent")
+
+
+def test_the_empty_lines_of_the_text_are_copied(opened):
+  copied = opened.run(
+    """
+    writing.pause();
+    $("prompt").value = args[0], $("seed").value = 1, writing.restart();
+    while (writing.given.length) writing.advance();
+    getSelection().selectAllChildren($("text"));
+    return `${getSelection()}`;
+  """,
+    "Thou\n\nart\n\n\nmore",
+  )
+  assert copied == "Thou\n\nart\n\n\nmore"
