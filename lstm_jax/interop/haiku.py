@@ -60,7 +60,9 @@ def from_haiku(
 ) -> tuple[Cell[Any, Any], Params]:
   """Return our cell and the params of a Haiku core.
 
-  Without `jax_enable_x64`, float64 becomes float32.
+  Without `jax_enable_x64`, float64 becomes float32. The 1 is added to an LSTM's
+  forget bias in the dtype of the weights, which rounds small biases: in
+  bfloat16 by up to 0.004. Convert narrow weights to float32 to keep them.
 
   Args:
     weights: the parameters of a transformed function with an hk.LSTM, hk.GRU or

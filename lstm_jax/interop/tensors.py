@@ -106,7 +106,7 @@ def as_array(name: str, x: Any) -> Array:
 
   Raises:
     ValueError: x has no values, is quantised, is not an array, or holds no
-      floats of at most 64 bits.
+      floats of 16 to 64 bits.
   """
   if hasattr(x, "detach"):
     x = _tensor_as_array(name, x)
@@ -123,10 +123,8 @@ def as_array(name: str, x: Any) -> Array:
       x = x.astype(x.dtype.newbyteorder("="))
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must hold floats, got {x.dtype}")
-  if x.dtype.itemsize > 8:  # such as NumPy's longdouble
-    raise ValueError(
-      f"{name} must hold floats of at most 64 bits, got {x.dtype}"
-    )
+  if not 2 <= x.dtype.itemsize <= 8:  # such as float8, NumPy's longdouble
+    raise ValueError(f"{name} must hold floats of 16 to 64 bits, got {x.dtype}")
   if isinstance(x, jax.Array) or (x.flags.owndata and not x.flags.writeable):
     return x
   return np.array(x)

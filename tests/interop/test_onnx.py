@@ -108,6 +108,23 @@ def test_a_missing_bias_and_state_are_zero(dtype, key):
   assert worst(found, expected) == 0
 
 
+@pytest.mark.parametrize("cell", [peephole_lstm, gru])
+def test_gradients_reach_the_arrays_of_a_node(cell, key):
+  like = jax.eval_shape(lambda: cell.init(key, D, H))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), like)
+  node, tensors = interop.to_onnx(cell, params)
+  arrays = {t.name: onnx.numpy_helper.to_array(t) for t in tensors}
+
+  def half_square(arrays):
+    leaves = jax.tree.leaves(interop.from_onnx(node, arrays).params)
+    return sum(jnp.vdot(leaf, leaf) for leaf in leaves) / 2
+
+  found = jax.jit(jax.grad(half_square))(arrays)
+  del arrays["B"]  # whose halves have equal gradients, as they are added
+  assert worst({name: found[name] for name in arrays}, arrays) == 0
+
+
 def test_rows_of_length_zero_keep_their_state(key):
   params = layer_weights(gru, key, True)
   names = {k: k for k in ("X", "sequence_lens", "initial_h")}

@@ -153,6 +153,8 @@ def test_inputs_that_do_not_fit_are_refused(key):
     r"initial_h must be float32 .*, got float64", initial_h=state.astype(float)
   )
   refused(r"initial_c \('initial_c'\) is missing, got X, in", initial_c=None)
+  refused(r"X \('X'\) must be an array of numbers, got str", X="ones")
+  refused(r"initial_h .* an array of numbers, got list", initial_h=[None])
   expected = "inputs must be among X, sequence_lens, initial_h, initial_c, got"
   refused(f"{expected} 'intial_h'", intial_h=state)  # a misspelt name
   refused(f"{expected} 'W'", W=np.zeros((1, 24, D), np.float32))

@@ -1,5 +1,8 @@
 """Files of ONNX that are refused, and by which message."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 
@@ -112,3 +115,44 @@ def test_a_constant_that_is_not_dense_is_refused(key, tmp_path):
   message = "'encoder': 'state' must be a dense tensor if it is a constant"
   with pytest.raises(ValueError, match=message):
     interop.load(tmp_path / "layer.onnx")
+
+
+def test_text_that_is_not_utf_8_is_refused(key, tmp_path):
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params)
+  node.attribute.append(onnx.helper.make_attribute("speed", 1))
+  path = tmp_path / "layer.onnx"
+  save(path, node, tensors=tensors)
+  path.write_bytes(path.read_bytes().replace(b"speed", b"sp\xff\xfed"))
+  message = r"layer\.onnx is not a valid ONNX file: 'utf-8' codec can't decode"
+  with pytest.raises(ValueError, match=message):
+    interop.load(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names must be Unicode")
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path):
+  path = os.fsencode(tmp_path) + b"/layer\xff.onnx"
+  with open(path, "wb"):
+    pass
+  with pytest.raises(ValueError, match=r"path must be UTF-8, .*'$"):
+    interop.load(os.fsdecode(path))
+
+
+def test_operators_of_other_domains_are_not_constants(key, tmp_path):
+  """They compute something else, whatever their names."""
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, name="encoder")
+  w, *others = tensors
+  path = tmp_path / "layer.onnx"
+  copy = onnx.helper.make_node("Identity", ["R"], ["W"], domain="other")
+  constant = onnx.helper.make_node("Constant", [], ["W"], value=w)
+  constant.domain = "other"
+  for first in (copy, constant):
+    graph = onnx.helper.make_graph([first, node], "layer", [], [], others)
+    xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
+    graph.initializer.append(xs)
+    model = onnx_models.opset_model(graph)
+    model.opset_import.append(onnx.helper.make_opsetid("other", 1))
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=r"W is missing: .* no tensor 'W'"):
+      interop.load(path)

@@ -106,13 +106,24 @@ def test_arrays_of_the_other_byte_order_are_read(library):
   assert worst(read(swapped)[-1], read(weights)[-1]) == 0
 
 
-@pytest.mark.skipif(
-  np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here"
+@pytest.mark.parametrize(
+  "dtype",
+  [
+    jnp.float4_e2m1fn,
+    jnp.float8_e4m3fn,
+    pytest.param(
+      np.longdouble,
+      marks=pytest.mark.skipif(
+        np.dtype(np.longdouble).itemsize == 8,
+        reason="longdouble is float64 here",
+      ),
+    ),
+  ],
 )
-def test_floats_of_more_than_64_bits_are_refused():
-  weights = [W_X, W_H, BIAS.astype(np.longdouble)]
+def test_floats_of_less_than_16_or_more_than_64_bits_are_refused(dtype):
+  weights = [W_X, W_H, BIAS.astype(dtype)]
   with pytest.raises(
-    ValueError, match=r"^bias must hold floats of at most 64 bits, got float"
+    ValueError, match=r"^bias must hold floats of 16 to 64 bits, got float"
   ):
     from_keras(weights)
 

@@ -53,6 +53,7 @@ TYPES = {  # of the attributes, in ONNX's words
   "layout": "INT",
   "linear_before_reset": "INT",
 }
+DOMAINS = "", "ai.onnx"  # two names of that of ONNX's own operators
 NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
@@ -74,7 +75,7 @@ class Attributes(NamedTuple):
 
 def is_recurrent(node: Any) -> bool:
   """Return whether an onnx.NodeProto is one of ONNX's LSTM, GRU and RNN."""
-  return node.op_type in INPUTS and node.domain in ("", "ai.onnx")
+  return node.op_type in INPUTS and node.domain in DOMAINS
 
 
 def read_attributes(node: Any) -> Attributes:

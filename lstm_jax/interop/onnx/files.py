@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from lstm_jax.interop.onnx.attributes import INPUTS, is_recurrent
+from lstm_jax.interop.onnx.attributes import DOMAINS, INPUTS, is_recurrent
 from lstm_jax.interop.onnx.nodes import (
   Layer,
   from_onnx,
@@ -31,10 +31,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
     the name of the node's first output.
 
   Raises:
-    ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; a
-      tensor's data do not fit its shape, or external data is missing or cut
-      off; two layers have the same name, or one has none; or `from_onnx`
-      refuses a node.
+    ValueError: the path is not UTF-8; the file is not an ONNX file, or has no
+      LSTM, GRU or RNN; a tensor's data do not fit its shape, or external data
+      is missing or cut off; two layers have the same name, or one has none; or
+      `from_onnx` refuses a node.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package onnx is not installed.
   """
@@ -43,8 +43,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
   with open(path, "rb"):  # an OSError names the path; `check_model` does not
     pass
   try:
+    path.encode()
+  except UnicodeEncodeError:
+    raise ValueError(
+      f"path must be UTF-8, which the package onnx needs, got {path!r}"
+    ) from None
+  try:
     onnx.checker.check_model(path)
-  except onnx.checker.ValidationError as error:
+  # The checker's message may hold bytes of the file that are not UTF-8.
+  except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
   try:
@@ -88,6 +95,8 @@ def _constants(graph: Any) -> tuple[dict[str, Array], set[str]]:
   arrays = named_arrays(graph.initializer)
   unread = {tensor.values.name for tensor in graph.sparse_initializer}
   for node in graph.node:
+    if node.domain not in DOMAINS:  # another operator of the same name
+      continue
     if node.op_type == "Identity":
       if arrays.keys() & set(node.input):
         arrays[node.output[0]] = arrays[node.input[0]]

@@ -178,11 +178,17 @@ def _value(
   """Return the value of an input of the node, such as X.
 
   Raises:
-    ValueError: inputs do not have it.
+    ValueError: inputs do not have it, or it is no array.
   """
   name = attributes.names[key]
   if name not in inputs:
     raise ValueError(
       f"{key} ({name!r}) is missing, got {', '.join(sorted(inputs)) or 'none'}"
     )
-  return jnp.asarray(inputs[name])
+  try:
+    return jnp.asarray(inputs[name])
+  except (TypeError, ValueError):  # such as None
+    kind = type(inputs[name]).__name__
+    raise ValueError(
+      f"{key} ({name!r}) must be an array of numbers, got {kind}"
+    ) from None

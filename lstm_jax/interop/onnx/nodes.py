@@ -80,9 +80,9 @@ def from_onnx(node: Node, tensors: Tensors) -> Layer:
     node: an LSTM, GRU or RNN, of opset 14 or later.
     tensors: the values of its inputs W [directions, G·H, D], R
       [directions, G·H, H], B [directions, 2·G·H] and P [directions, 3·H], by
-      the names that the node gives them, in any float dtype; and those of
-      its other inputs that are constants. Tensors that the node does not read
-      are ignored.
+      the names that the node gives them, all in one float dtype of 16 to 64
+      bits; and those of its other inputs that are constants. Tensors that the
+      node does not read are ignored.
 
   Raises:
     ValueError: the node is of another operator, or has an attribute that no
@@ -251,21 +251,21 @@ def _check_constants(
 
 def _weights(
   attributes: Attributes, tensors: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Array]:
   """Return W, R, B and, with peepholes, P, after a check of shapes and dtypes.
 
   A missing B is 0.
   """
   count, gates = attributes.num_directions, GATES[attributes.op_type]
 
-  def read(key: str, *shape: int | None) -> np.ndarray:
+  def read(key: str, *shape: int | None) -> Array:
     name = attributes.names.get(key, "")
     if name not in tensors:
       raise ValueError(
         f"{key} is missing: there is no tensor {name!r}, got "
         f"{', '.join(sorted(tensors)) or 'none'}"
       )
-    array = np.asarray(as_array(f"{key} ({name!r})", tensors[name]))
+    array = as_array(f"{key} ({name!r})", tensors[name])
     if not has_shape(array, *shape):
       axes = shape_text(*shape)
       raise ValueError(f"{key} ({name!r}) must be {axes}, got {array.shape}")

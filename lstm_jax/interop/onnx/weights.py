@@ -31,6 +31,8 @@ Reference: the operators LSTM, GRU and RNN of ONNX's opsets 14 and 22.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells import (
@@ -44,6 +46,7 @@ from lstm_jax.cells import (
 from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.interop.onnx.activations import base_cell
+from lstm_jax.interop.tensors import Array
 
 
 class Operator(NamedTuple):
@@ -189,33 +192,35 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
   return tensors
 
 
-def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
+def from_tensors(cell: Cell, tensors: Mapping[str, Array]) -> Params:
   """Return the params of one direction, the inverse of `to_tensors`.
 
   Args:
     cell: one of `OPERATORS`, with any activations.
     tensors: W [G·H, D], R [G·H, H], B [2·G·H], and P [3·H] for
-      `peephole_lstm`, of shapes that fit each other.
+      `peephole_lstm`, of shapes that fit each other. JAX may trace them.
 
   Raises:
     ValueError: ONNX has no operator for the cell.
   """
   form = operator(cell)
   cell, _ = base_cell(cell)
+  traceable = any(isinstance(x, jax.Array) for x in tensors.values())
+  numpy: Any = jnp if traceable else np  # which keeps float64
 
-  def reordered(x: np.ndarray) -> np.ndarray:
+  def reordered(x: Array) -> Array:
     """Return [..., gates·H] in our order for ONNX's array [..., G·H]."""
-    gates = np.split(x, GATES[form.op_type], axis=-1)
-    return np.concatenate(form.from_onnx(*gates), axis=-1)
+    gates = numpy.split(x, GATES[form.op_type], axis=-1)
+    return numpy.concatenate(form.from_onnx(*gates), axis=-1)
 
-  w_b, r_b = np.split(tensors["B"], 2)
-  more: tuple[np.ndarray, ...] = ()
+  w_b, r_b = numpy.split(tensors["B"], 2)
+  more: tuple[Array, ...] = ()
   if cell is gru:  # the candidate keeps both biases
     cut = 2 * len(r_b) // 3
     more = (r_b[cut:],)
-    r_b = np.concatenate([r_b[:cut], np.zeros_like(r_b[cut:])])
+    r_b = numpy.concatenate([r_b[:cut], numpy.zeros_like(r_b[cut:])])
   elif cell is peephole_lstm:
-    i, o, f = np.split(tensors["P"], 3)
-    more = (np.concatenate([i, f, o]),)
+    i, o, f = numpy.split(tensors["P"], 3)
+    more = (numpy.concatenate([i, f, o]),)
   w_x, w_h = reordered(tensors["W"].T), reordered(tensors["R"].T)
   return form.params(w_x, w_h, reordered(w_b + r_b), *more)
