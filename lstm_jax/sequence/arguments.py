@@ -190,6 +190,8 @@ def _within_int32(lengths: Any) -> Any:
     if lengths.dtype.itemsize < 4:
       return lengths
     return lengths.clip(least if lengths.dtype.kind == "i" else 0, most)
+  if isinstance(lengths, list | tuple) and not lengths:  # JAX makes floats
+    return np.zeros(0, np.int32)
   if not all(map(is_integer, jax.tree.leaves(lengths))):
     return lengths
   return jax.tree.map(lambda n: min(max(int(n), least), most), lengths)

@@ -28,6 +28,7 @@ References:
   drop and locked dropout. Krueger et al. (2017), Zoneout.
 """
 
+from numbers import Real
 from typing import TypeVar
 
 import jax
@@ -122,9 +123,14 @@ def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
     A state of bool [T, ..., H], True where a unit keeps its value.
 
   Raises:
-    ValueError: the rates are of another type than the state, or one is not in
-      [0, 1).
+    ValueError: the state is not a cell's, the rates are of another type than
+      it, or one is not in [0, 1).
   """
+  if not hasattr(state, "_fields"):  # such as None, or PyTorch's (h, c)
+    raise ValueError(
+      "state must be that of a cell, as initial_state returns it, got "
+      + type(state).__name__
+    )
   check_same_type("rates", rates, state)
   keys = jax.random.split(key, len(state))
   keep = [
@@ -141,8 +147,14 @@ def _check_floats(name: str, x: jax.Array) -> None:
     raise ValueError(f"{name} must hold floats, got {x.dtype}")
 
 
+def check_rate(name: str, rate: float) -> None:
+  """Raise ValueError unless a rate is a number in [0, 1)."""
+  number = hasattr(rate, "dtype") or isinstance(rate, Real)
+  if not number or np.ndim(rate) or not 0 <= rate < 1:
+    raise ValueError(f"{name} must be in [0, 1), got {rate}")
+
+
 def _drops(rate: float) -> bool:
   """Return whether the rate is not 0; raise ValueError outside [0, 1)."""
-  if np.ndim(rate) or not 0 <= rate < 1:
-    raise ValueError(f"a rate must be in [0, 1), got {rate}")
+  check_rate("a rate", rate)
   return rate > 0

@@ -98,8 +98,7 @@ def unroll_stack(
   _check_params(params)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
-  if not 0 <= dropout < 1:
-    raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+  regularize.check_rate("dropout", dropout)
   time_major = options.pop("time_major", True)
   if not time_major:
     xs, options["mask"], options["reset"] = exchange_axes(

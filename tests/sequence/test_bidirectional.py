@@ -155,7 +155,7 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
     assert worst(found, hs) < 1e-15
   with pytest.raises(ValueError, match=r"needs a key, got dropout=0\.5, key=N"):
     unroll_stack(lstm, params[:1], states[:1], xs, dropout=0.5)
-  for rate in (-0.1, 1.0, 1.5):
+  for rate in (-0.1, 1.0, 1.5, None):
     with pytest.raises(ValueError, match=rf"must be in \[0, 1\), got {rate}"):
       unroll_stack(lstm, params[:1], states[:1], xs, dropout=rate, key=key)
 

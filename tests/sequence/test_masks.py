@@ -271,3 +271,9 @@ def test_error_messages_name_what_does_not_fit(key):
   for rate in (0.1, np.float64(0.1), jnp.float64(0.1)):
     with pytest.raises(ValueError, match=message):
       run(state_dropout=rate)
+
+
+def test_the_lengths_of_an_empty_batch_may_be_an_empty_list(key):
+  params, state, xs = arguments(lstm, key, batch=(0,))
+  _, hs = unroll(lstm, params, state, xs, lengths=[])
+  assert hs.shape == (T, 0, H)

@@ -113,7 +113,7 @@ def test_zoneout_in_expectation_is_the_mean_over_draws_of_one_step(key):
 def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
   assert (draw(key, RATE) == draw(key, RATE)).all()
   assert not (draw(key, RATE) == draw(jax.random.key(1), RATE)).all()
-  for rate in (-0.1, 1.0, float("nan")):
+  for rate in (-0.1, 1.0, float("nan"), None, "0.1"):
     message = rf"^a rate must be in \[0, 1\), got {rate}$"
     with pytest.raises(ValueError, match=message):
       draw(key, rate)
@@ -151,6 +151,13 @@ def test_the_rates_of_zoneout_must_have_the_type_of_the_state(key):
     message = f"^rates must be of type GRUState, got {type(rates).__name__}$"
     with pytest.raises(ValueError, match=message):
       regularize.zoneout(key, state, T, rates)
+
+
+@pytest.mark.parametrize("state", [None, (1.0, 2.0)])
+def test_zoneout_is_drawn_for_the_state_of_a_cell(state, key):
+  message = f"^state must be that of a cell.*, got {type(state).__name__}$"
+  with pytest.raises(ValueError, match=message):
+    regularize.zoneout(key, state, T, lstm.LSTMState(0.1, 0.2))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
