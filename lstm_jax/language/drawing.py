@@ -24,7 +24,7 @@ Tokens as likely as the least likely one that a rule keeps are kept as well.
 
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,23 @@ def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
   return DrawingRules(temperature, top_k, top_p, min_p, suppress_tokens)
 
 
+def split_rules(rules: DrawingRules) -> tuple[DrawingRules, dict[str, Any]]:
+  """Return (static, numbers) of checked rules: `static._replace(**numbers)`.
+
+  With the numbers as arguments that are traced, texts that are drawn at many
+  temperatures share one program. A greedy temperature and a top-p of 1 stay
+  static: they need another one.
+  """
+  numbers: dict[str, Any] = {"top_p": rules.top_p, "min_p": rules.min_p}
+  if rules.top_p == 1:
+    del numbers["top_p"]
+  if rules.temperature >= TINY:
+    numbers["temperature"] = rules.temperature
+  numbers = {name: x for name, x in numbers.items() if x is not None}
+  absent: dict[str, Any] = dict.fromkeys(numbers)
+  return rules._replace(**absent), numbers
+
+
 def check_key(key: jax.Array) -> None:
   """Raise ValueError unless a PRNG key is of JAX's default kind."""
   impl, usual = map(jax.random.key_impl, (key, jax.random.key(0)))
@@ -100,7 +117,7 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
 
 def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
   """Return logits [..., V] with −∞ outside the nucleus of probability p."""
-  if p == 1:  # rounding must not leave any out
+  if _is_static(p) and p == 1:  # rounding must not leave any out
     return logits
   descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
   probability = jax.nn.softmax(descending, axis=-1)
@@ -120,7 +137,7 @@ def draw(rules: DrawingRules, key: jax.Array, logits: jax.Array) -> jax.Array:
   """Return a token for each row of logits [..., V], int32 [...]."""
   if rules.suppress_tokens:
     logits = logits.at[..., list(rules.suppress_tokens)].set(-jnp.inf)
-  if rules.temperature < TINY:
+  if _is_static(rules.temperature) and rules.temperature < TINY:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   largest = logits.max(axis=-1, keepdims=True)
   logits = (logits - largest) / rules.temperature
@@ -131,3 +148,8 @@ def draw(rules: DrawingRules, key: jax.Array, logits: jax.Array) -> jax.Array:
   if rules.min_p is not None:
     logits = keep_min_p(logits, rules.min_p)
   return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _is_static(number: Any) -> bool:
+  """Return whether a number is not traced, as those of `split_rules` are."""
+  return not isinstance(number, jax.core.Tracer)

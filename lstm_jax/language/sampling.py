@@ -19,6 +19,7 @@ from lstm_jax.language.drawing import (
   DrawingRules,
   checked_rules,
   draw,
+  split_rules,
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -75,9 +76,10 @@ def sample(
   check_count("num_samples", num_samples)
   rules = DrawingRules(temperature, top_k, top_p, min_p, suppress_tokens)
   rules = checked_rules(rules, len(params.bias))
-  options = int(length), int(num_samples), rules
+  static, numbers = split_rules(rules)
+  options = int(length), int(num_samples), static
   prompt = np.asarray(prompt, np.int32)
-  return np.asarray(_sample(model)(options, params, key, prompt))
+  return np.asarray(_sample(model)(options, numbers, params, key, prompt))
 
 
 def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
@@ -114,8 +116,9 @@ def advance(
 
 
 @partial(per_model, num_static=1)
-def _sample(model, options, params, key, prompt):
-  length, count, rules = options
+def _sample(model, options, numbers, params, key, prompt):
+  length, count, static = options
+  rules = static._replace(**numbers)
 
   def body(carry, t):
     tokens = draw(rules, jax.random.fold_in(key, t), carry.logits)

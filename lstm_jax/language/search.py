@@ -36,6 +36,7 @@ from lstm_jax.language.drawing import (
   DrawingRules,
   checked_rules,
 )
+from lstm_jax.language.evaluate import MAX_LOGITS
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -47,6 +48,7 @@ from lstm_jax.language.sampling import (
   sample,
 )
 from lstm_jax.language.tokens import check_range
+from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
 
 
 def continuation_nats(
@@ -156,12 +158,27 @@ def beam_search(
 
 @per_model
 def _continuation_nats(model, params, prompt, tokens):
-  def body(carry, tokens):
-    nats = cross_entropy(carry.logits, tokens)
-    return advance(model, params, carry.state, tokens[None]), nats
+  """Return nats [n, N] of tokens [n, N], which are read by chunks of time.
+
+  With a large vocabulary, a readout of one token after another would take most
+  of the time: 450 ms instead of 73 at V 32,000, n 100, N 1, H 256.
+  """
+
+  def body(state, saved, read, predicted):
+    del saved
+    state, logits = model.apply(params, state, read)
+    return state, cross_entropy(logits, predicted)
 
   carry = read_prompt(model, params, prompt, tokens.shape[1])
-  return lax.scan(body, carry, tokens)[1]  # [n, N]
+  first = cross_entropy(carry.logits, tokens[0])[None]
+  if len(tokens) == 1:
+    return first
+  size = max(1, MAX_LOGITS // carry.logits.size)
+  chunk, arrays = min(size, len(tokens) - 1), (tokens[:-1], tokens[1:])
+  _, nats = scan_chunks(
+    body, carry.state, NOTHING, arrays, chunk, reverse=False
+  )
+  return jnp.concatenate([first, joined(nats)])
 
 
 @partial(per_model, num_static=1)

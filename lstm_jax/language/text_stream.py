@@ -31,6 +31,7 @@ from lstm_jax.language.drawing import (
   check_key,
   checked_rules,
   draw,
+  split_rules,
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -68,7 +69,8 @@ class TextStream:
     tokenizer: Tokenizer,
     rules: DrawingRules,
   ):
-    self._rules = checked_rules(rules, len(params.bias))
+    rules = checked_rules(rules, len(params.bias))
+    self._static, self._numbers = split_rules(rules)
     self._model, self._params, self._tokenizer = model, params, tokenizer
     self._pieces: list[str] = []  # the text that each token adds
     self._waiting: deque[int] = deque()  # tokens to decode
@@ -156,8 +158,9 @@ class TextStream:
       count = len(given[part])
       padding = PART - count
       carry, tokens = _advance(self._model)(
-        self._rules,
+        self._static,
         config.jax_default_prng_impl,
+        self._numbers,
         self._params,
         self._carry,
         key,
@@ -177,13 +180,16 @@ class TextStream:
 
 
 @partial(per_model, num_static=2)
-def _advance(model, rules, key_kind, params, carry, key, start, given, count):
+def _advance(
+  model, static, key_kind, numbers, params, carry, key, start, given, count
+):
   """Return (carry, tokens [n]) after the first `count` of the given tokens.
 
   One program both reads and draws texts, of any length, because compiling takes
   most of the time of a short sample.
   """
   key = jax.random.wrap_key_data(key, impl=key_kind)
+  rules = static._replace(**numbers)
 
   def body(t, loop):
     carry, tokens = loop

@@ -134,6 +134,6 @@ def test_sampling_has_kernels_for_the_prompt_alone(case):
   model, params, kernels, loops = case
   prompt = jax.ShapeDtypeStruct((3,), jnp.int32)
   rules = DrawingRules(temperature=0.8)
-  run = partial(_sample(model), (T, 2, rules))
+  run = partial(_sample(model), (T, 2, rules), {})
   found = kernels_and_loops(run, params, jax.random.key(0), prompt)
   assert found == (kernels, loops + 1)  # and the loop over new tokens

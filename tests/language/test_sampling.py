@@ -13,6 +13,7 @@ from lstm_jax.language.drawing import (
   keep_top_k,
   keep_top_p,
 )
+from tests.compiling import count_programs
 
 V = 9
 MODEL = language_model(
@@ -225,6 +226,20 @@ def test_numpy_numbers_of_rules_become_python_numbers():
   assert type(rules.suppress_tokens[0]) is int
 
 
+def test_other_numbers_of_rules_share_one_program(params, key):
+  def written(temperature, top_p, min_p):
+    rules = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    text = sample(MODEL, params, key, PROMPT, 30, **rules)
+    return text[0].tolist()
+
+  first = written(1.0, 0.9, 0.0)
+  with count_programs() as programs:
+    others = [written(1e-9, 0.9, 0.0), written(1, 1e-9, 0), written(1, 0.9, 1)]
+  assert not programs
+  greedy = sample(MODEL, params, key, PROMPT, 30, temperature=0)[0].tolist()
+  assert others == [greedy] * 3 and first != greedy
+
+
 @pytest.mark.exhaustive
 def test_a_nucleus_of_1_keeps_every_token(key):
   """The sum of the probabilities may round to 1 before the last token."""
@@ -241,7 +256,7 @@ def test_a_long_prompt_takes_no_memory_for_its_logits(key):
   prompt = np.zeros(length, np.int32)
   program = (
     sampling._sample(model)
-    .lower((3, 2, DrawingRules()), model.init(key), key, prompt)
+    .lower((3, 2, DrawingRules()), {}, model.init(key), key, prompt)
     .compile()
   )
   logits = 4 * length * vocabulary_size  # bytes of all, 8 MB
@@ -252,6 +267,7 @@ def test_a_prompt_is_read_once_for_all_samples(key):
   params = jax.eval_shape(MODEL.init, key)
   prompt = jax.ShapeDtypeStruct((7,), jnp.int32)
   options = 3, 5, DrawingRules()
-  text = sampling._sample(MODEL).lower(options, params, key, prompt).as_text()
+  program = sampling._sample(MODEL).lower(options, {}, params, key, prompt)
+  text = program.as_text()
   # The 6 outputs before the prompt's last token: of one text, and not of 5.
   assert "tensor<6x1x" in text and "tensor<6x5" not in text

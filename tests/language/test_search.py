@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.language import ModelConfig, language_model, sample
+from lstm_jax.language import ModelConfig, language_model, sample, search
 from lstm_jax.language.search import beam_search, continuation_nats, sample_best
 
 V, LENGTH = 4, 4
@@ -156,3 +156,22 @@ def test_the_costs_of_a_long_beam_are_not_rounded():
   for sums in (nats, found):
     assert sums.dtype == np.float64
     assert np.abs(sums - exact).max() < 2e-3
+
+
+def test_the_costs_of_many_tokens_have_one_readout(key):
+  params = jax.eval_shape(MODEL.init, key)
+  prompt, tokens = (
+    jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(3,), (8, 2)]
+  )
+  program = search._continuation_nats(MODEL).lower(params, prompt, tokens)
+  assert f"tensor<7x2x{V}x" in program.as_text()
+
+
+def test_costs_do_not_depend_on_the_chunks_of_time(params, monkeypatch):
+  tokens = np.arange(16).reshape(2, 8) % V
+  whole = continuation_nats(MODEL, params, PROMPT, tokens)
+  monkeypatch.setattr(search, "MAX_LOGITS", 3 * 2 * V)  # 3, 3 and 1 tokens
+  search._continuation_nats(MODEL).clear_cache()
+  parts = continuation_nats(MODEL, params, PROMPT, tokens)
+  search._continuation_nats(MODEL).clear_cache()
+  assert np.allclose(whole, parts, rtol=1e-12)
