@@ -89,6 +89,12 @@ class PPOConfig:
         f"num_envs must be a multiple of num_minibatches, got {self.num_envs} "
         f"and {self.num_minibatches}"
       )
+    steps = self.num_updates * self.num_epochs * self.num_minibatches
+    if steps > LARGEST:  # optax counts them in int32
+      raise ValueError(
+        "num_updates × num_epochs × num_minibatches must be at most "
+        f"{LARGEST:,}, got {steps:,}"
+      )
     if self.burn_in > self.rollout_steps:
       raise ValueError(
         f"burn_in must be at most rollout_steps, {self.rollout_steps}, got "

@@ -117,6 +117,17 @@ def racers(
   }
 
 
+def draw_weights(
+  network: Network, hidden_size: int, key: jax.Array
+) -> PolicyParams:
+  """Return Gaussian weights and biases, with a variance of 1 / hidden_size.
+
+  With larger weights, the rounding errors of a long sequence would grow.
+  """
+  drawn = optax.tree.random_like(key, jax.eval_shape(network.init, key))
+  return jax.tree.map(lambda x: hidden_size**-0.5 * x, drawn)
+
+
 def check_equal(
   name: str, environment: Environment, config: PolicyConfig, key: jax.Array
 ) -> None:
@@ -129,10 +140,8 @@ def check_equal(
     ValueError: an array's relative error is above `tolerance()`.
   """
   ppo, found = config.ppo, racers(name, environment, config.hidden_size)
-  key, draw_key, actor_key = jax.random.split(key, 3)
-  shapes = jax.eval_shape(found["unroll"].init, key)
-  drawn = optax.tree.random_like(draw_key, shapes)
-  params = jax.tree.map(lambda x: 0.3 * x, drawn)  # Gaussian
+  draw_key, actor_key = jax.random.split(key)
+  params = draw_weights(found["unroll"], config.hidden_size, draw_key)
   actor = make_actor(found["unroll"], environment, ppo, actor_key)
   _, rollout, _ = jax.jit(
     partial(collect, found["unroll"], environment, ppo, params)

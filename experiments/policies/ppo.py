@@ -13,6 +13,7 @@ advantage estimation, equations 11 to 16.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -197,9 +198,10 @@ def make_update(
       return (optax.apply_updates(params, updates), optimizer_state), value
 
     keys = jax.random.split(shuffle_key, config.num_epochs)
-    orders = [jax.random.permutation(key, config.num_envs) for key in keys]
+    shuffle = partial(jax.random.permutation, x=config.num_envs)
+    orders = jax.vmap(shuffle)(keys)  # a list would take long to compile
     steps = config.num_epochs * config.num_minibatches
-    rows = jnp.stack(orders).reshape(steps, -1)
+    rows = orders.reshape(steps, -1)
     carry, losses = jax.lax.scan(
       train, (learner.params, learner.optimizer_state), rows
     )

@@ -9,7 +9,14 @@ import pytest
 from experiments.policies import peer
 from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.environments import tmaze
-from experiments.policies.peer import check_equal, race, racers, to_flax
+from experiments.policies.networks import make_network
+from experiments.policies.peer import (
+  check_equal,
+  draw_weights,
+  race,
+  racers,
+  to_flax,
+)
 from tests.draws import normal_like, weighed, worst
 
 EACH = pytest.mark.parametrize("name", ["gru", "lstm"])
@@ -103,6 +110,18 @@ def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
   assert updated == [name for name, _ in started] == ["a", "b", "c"]
   ((keys,),) = [{keys for _, keys in started}]
   assert len(set(keys.splitlines())) == SMALL.num_seeds
+
+
+@EACH
+def test_an_error_of_the_state_of_a_large_network_does_not_grow(name, key):
+  network = make_network(name, 4, 256, 3)
+  params = draw_weights(network, 256, key)
+  inputs = jnp.ones((64, 1, 4), jnp.float32), jnp.zeros((64, 1), bool)
+  state = network.initial_state(1)
+  other = jax.tree.map(lambda x: x + 1e-3, state)
+  run = jax.jit(network.unroll)
+  after, moved = (run(params, s, *inputs)[0].h for s in (state, other))
+  assert jnp.abs(after - moved).max() < 1e-3
 
 
 @pytest.mark.exhaustive

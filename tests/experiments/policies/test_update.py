@@ -1,12 +1,23 @@
 """The optimizer and an update of PPO, apart from the networks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from experiments.policies.config import PPOConfig
-from experiments.policies.ppo import Learner, gae, make_optimizer, make_update
+from experiments.policies.environments import tmaze
+from experiments.policies.networks import make_network
+from experiments.policies.ppo import (
+  Learner,
+  gae,
+  make_learner,
+  make_optimizer,
+  make_update,
+)
 from experiments.policies.rollouts import Inputs, Outcome, Rollout
 from experiments.trainer.records import replace
 
@@ -106,3 +117,24 @@ def test_what_follows_a_done_does_not_count_even_if_it_is_not_finite():
   found = gae(rewards, values, dones, nan.astype(values.dtype), 0.9, 0.9)
   assert found.dtype == jnp.float32
   assert found.tolist() == [[-2], [-jnp.inf]]
+
+
+def test_more_training_steps_than_are_counted_are_refused():
+  most = (2**31 - 1) // 6  # of 2 epochs · 3 minibatches
+  replace(SMALL, num_updates=most)
+  with pytest.raises(ValueError, match="num_updates × num_epochs × num_mini"):
+    replace(SMALL, num_updates=most + 1)
+
+
+def test_the_program_of_an_update_does_not_grow_with_the_epochs():
+  maze, network = tmaze(2), make_network("feed_forward", 4, 3, 3)
+
+  def length(num_epochs):
+    config = replace(SMALL, num_epochs=num_epochs)
+    make = partial(make_learner, network, maze, config)
+    learner = jax.eval_shape(make, jax.eval_shape(network.init, KEY), KEY)
+    update = make_update(network, maze, config)
+    with jax.numpy_dtype_promotion("standard"):  # Optax's rate is float32
+      return len(f"{jax.make_jaxpr(update)(learner)}".splitlines())
+
+  assert length(2) == length(9)
