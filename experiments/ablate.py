@@ -12,9 +12,11 @@ of windows of 256 tokens, each read from the zero state; the stateful loss is
 that of one pass over the text. --change=seed=1 shows what the seed alone does.
 The results are kept in ablations.json: a change that has a row there is not
 trained again, and one that was interrupted is resumed. A change that diverges
-is marked. --overwrite trains the recipe and all changes again; every change in
-the file must then be given. If this program is interrupted, the command that it
-prints resumes it, without --overwrite.
+is marked. The file has the checksums of the weights of --init_from and
+--teacher; once they have changed, nothing is added to it. --overwrite trains
+the recipe and all changes again; every change in the file must then be given.
+If this program is interrupted, the command that it prints resumes it, without
+--overwrite.
 """
 
 import shlex
@@ -34,7 +36,9 @@ from experiments.comparison.ablations import (
   Ablations,
   check_all_named,
   check_directories,
+  check_teachers,
   make_table,
+  models_sha256,
   read_ablations,
 )
 from experiments.comparison.changes import apply_change, check_changes
@@ -49,7 +53,6 @@ from experiments.trainer.data import (
   text_sha256,
 )
 from experiments.trainer.devices import share_batches
-from experiments.trainer.distillation import read_teachers
 from experiments.trainer.environment import (
   environment,
   environment_of,
@@ -59,9 +62,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
-from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
-from experiments.trainer.resources import host_memory
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.same_run import (
   REPLACE_OR_KEEP,
@@ -69,7 +70,6 @@ from experiments.trainer.same_run import (
   check_same_run,
   recorded_flags,
 )
-from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
 from lstm_jax.training.durable import check_path
@@ -90,7 +90,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       tokens, equals another change, or can have no directory of its own; --run
       is not given or is a run, holds another recipe's or corpus's results, or
       with --overwrite, those of changes that are not given; the corpus is a
-      pipe, or changes meanwhile; or as in `train.run`: for the corpus, the
+      pipe; the corpus or the weights of a model to read change meanwhile, or
+      are not those of the results; or as in `train.run`: for the corpus, the
       configurations and the models to read, before the first run; for a run's
       directory and the memory, when that run is reached.
     Diverged: the recipe itself diverges.
@@ -118,10 +119,15 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     directory = _directory(job, name)
     overwrite = job.overwrite or results.is_outdated(directory)
     single = replace(changed, run=str(directory), overwrite=overwrite)
+    models = models_sha256(single)
+    results = results.with_models(path, models)
     row, stopped_by = _train(name, single, sha256, console)
     if row:
+      check_teachers(directory, models)
       if path.exists():  # another process may have added a row meanwhile
-        rows[:] = read_ablations(path, recipe, sha256).rows
+        found = read_ablations(path, recipe, sha256)
+        found = found.with_models(path, results.models)
+        rows[:], results = found.rows, results._replace(models=found.models)
       if not results.has(name):  # that process may have measured the same run
         rows.append({"change": name} | row)
       results.write(path)
@@ -178,8 +184,8 @@ def _start(
     results = read_ablations(path, recipe, sha256)._replace(split=split)
   for name, changed in configs.items():
     if not results.has(name):
-      directory = _directory(config.job, name)
-      _check_models(replace(changed, run=str(directory)))
+      single = replace(changed, run=str(_directory(config.job, name)))
+      results = results.with_models(path, models_sha256(single))
   if config.job.overwrite and path.parent.is_dir():
     results.write(path)  # else an interruption would keep old rows and runs
   return results
@@ -240,15 +246,6 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
 def _directory(job: JobConfig, name: str) -> Path:
   """Return the run directory of a change."""
   return Path(job.run) / name.replace("/", "-")
-
-
-def _check_models(config: TrainConfig) -> None:
-  """Raise ValueError if a model that a run needs cannot be read."""
-  if not (config.init_from or config.distillation.teacher):
-    return  # without `make_setup`, which would read the corpus
-  setup = make_setup(config)
-  read_pretrained(setup)
-  read_teachers(setup, host_memory())
 
 
 def _measure(

@@ -6,9 +6,12 @@ import pytest
 
 from experiments.comparison.ablations import (
   Ablations,
+  check_teachers,
   make_table,
   read_ablations,
 )
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import to_record
 
 RECIPE = {"corpus": "a.txt", "test_fraction": 0.1, "dev_fraction": 0.0}
 
@@ -37,6 +40,29 @@ def test_the_same_text_may_lie_elsewhere(tmp_path):
   assert read_ablations(path, elsewhere, "1a2b").rows == []
   with pytest.raises(ValueError, match=r"corpus was 'a.txt' and is 'b.txt'"):
     read_ablations(path, elsewhere, "3c4d")
+
+
+def test_rows_with_other_weights_of_a_teacher_are_not_added(tmp_path):
+  path = tmp_path / "ablations.json"
+  models = {"runs/a (best)": "1a", "runs/b (best)": "2b"}
+  Ablations(RECIPE, "1a2b", []).with_models(path, models).write(path)
+  found = read_ablations(path, RECIPE, "1a2b")
+  others = {"runs/a (best)": "1a", "runs/c (last)": "3c"}
+  assert found.with_models(path, others).models == models | others
+  with pytest.raises(ValueError, match=r"of other weights of runs/b \(best\)"):
+    found.with_models(path, others | {"runs/b (best)": "4d"})
+  record = found._asdict()
+  del record["models"]  # as an earlier version wrote it
+  path.write_text(json.dumps(record))
+  assert read_ablations(path, RECIPE, "1a2b").models == {}
+
+
+def test_a_run_of_other_teachers_is_no_result(tmp_path):
+  record = to_record(TrainConfig()) | {"teacher_sha256": ["1a", "2b"]}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  check_teachers(tmp_path, {"a": "1a", "b": "2b", "init": "3c"})
+  with pytest.raises(ValueError, match="teachers have other weights than when"):
+    check_teachers(tmp_path, {"a": "1a", "b": "4d"})
 
 
 def test_the_table_compares_the_stateful_losses_with_the_base():
