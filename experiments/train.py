@@ -267,6 +267,7 @@ def _report_result(
 def main() -> int:
   """Run the program; return its exit status, above 128 after a signal."""
   joining.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
+  multihost.check_equal_devices()
   with multihost.failing_together():
     (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
   multihost.check_same_dry_run(DRY_RUN.value)

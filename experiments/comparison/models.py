@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 
 from experiments.trainer.config import CELLS
+from experiments.trainer.own_cell import init_shapes
 from lstm_jax.cells.slstm import HEADS
 from lstm_jax.language import LanguageModel, ModelConfig, language_model
 
@@ -78,5 +79,5 @@ def nearest_size(
 def count_parameters(config: ModelConfig, vocabulary_size: int) -> int:
   """Return the number of trainable parameters of a language model."""
   model = language_model(config, vocabulary_size)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = init_shapes(config.cell, model.init)
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.trainer.config import CELLS
-from experiments.trainer.own_cell import import_cell
+from experiments.trainer.own_cell import import_cell, init_shapes
 from lstm_jax import unroll
 from lstm_jax.cells.affine import affine
 from lstm_jax.cells.cell import Cell, output_size, zero_state
@@ -77,10 +77,16 @@ def make_network(
     observation_size: the size of an observation vector.
     hidden_size: H, of encoder and core.
     num_actions: number of actions from which the actor chooses.
+
+  Raises:
+    ValueError: as `find_cell`; or the cell refuses the hidden size.
   """
-  core = (
-    _feed_forward() if name == FEED_FORWARD else _recurrent(find_cell(name))
-  )
+  if name == FEED_FORWARD:
+    core = _feed_forward()
+  else:
+    cell = find_cell(name)
+    core = _recurrent(cell)
+    init_shapes(cell, lambda key: core.init(key, hidden_size, hidden_size))
 
   def init(key):
     encoder, inner, actor, critic = jax.random.split(key, 4)

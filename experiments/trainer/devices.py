@@ -45,7 +45,7 @@ from experiments.trainer.config import AUTO, JobConfig, TrainConfig
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import read_config
 from lstm_jax.language.params import init_params
-from lstm_jax.training import make_members_mesh
+from lstm_jax.training import make_members_mesh, make_mesh, parse_mesh
 
 MIN_ROWS = 16  # least number of sequences of a batch on each device
 MIN_RECURRENT = 2**15  # least elements of a layer's recurrent weights
@@ -125,6 +125,22 @@ def share_members(config: Config, num_members: int) -> Config:
   if config.job.mesh or not _start(count, explicit):
     return config
   return replace(config, devices=str(count))
+
+
+def batch_mesh(job: JobConfig) -> Mesh:
+  """Return the mesh of --mesh, or the one that --devices stands for.
+
+  Raises:
+    ValueError: JAX has started more or fewer devices, for example as many as
+      XLA_FLAGS gives, or one for an imported module that has made an array.
+  """
+  started = len(jax.devices())
+  if job.devices not in (AUTO, str(started)):
+    raise ValueError(
+      f"--devices must be {started}, as many as JAX has started, "
+      f"got {job.devices}"
+    )
+  return make_mesh(parse_mesh(job.mesh))
 
 
 def members_mesh(job: JobConfig, num_members: int) -> Mesh | None:

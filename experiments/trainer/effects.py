@@ -1,29 +1,17 @@
 """Flags that other flags make useless; the heading of a run warns of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from experiments.trainer.config import (
-  CELLS,
   EARLY_STEPS,
   EvaluationConfig,
   TrainConfig,
 )
+from experiments.trainer.own_cell import shapes_of
 from experiments.trainer.records import to_record
 from lstm_jax.language.epochs import LATE_DIVISOR
-
-
-def _cells_without(field: str, function: str) -> list[Any]:
-  """Return the cells whose `function` returns no `field`, by its annotation."""
-  return [
-    cell
-    for cell in CELLS.values()
-    if field not in get_type_hints(getattr(cell, function))["return"]._fields
-  ]
-
-
-WITHOUT_C = _cells_without("c", "initial_state")
-WITHOUT_W_H = _cells_without("w_h", "init")
+from lstm_jax.sequence.regularize import has_w_h
 
 
 class Rule(NamedTuple):
@@ -67,12 +55,12 @@ RULES = (
   Rule(
     "zoneout_c",
     "the state of this cell has no c",
-    lambda config, _: config.model.cell in WITHOUT_C,
+    lambda config, _: not hasattr(shapes_of(config.model.cell)[1], "c"),
   ),
   Rule(
     "weight_drop",
     "the cell has no recurrent weights w_h",
-    lambda config, _: config.model.cell in WITHOUT_W_H,
+    lambda config, _: not has_w_h(shapes_of(config.model.cell)[0]),
   ),
   Rule(
     "tar_coef",

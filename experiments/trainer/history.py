@@ -18,6 +18,7 @@ from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.files import are_numbers, read_file
 from experiments.trainer.named_corpora import is_downloaded, is_name
+from experiments.trainer.own_cell import init_shapes
 from experiments.trainer.sweep_members import (
   Progress,
   SweepConfig,
@@ -206,9 +207,9 @@ def derive(history: RunHistory) -> Derived | None:
     lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
     each = (length for epochs, length in lengths for _ in range(epochs))
     epoch_ends = [*accumulate(each)]
+    params = init_shapes(config.model.cell, model.init)
   except ValueError:
     return None
-  params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Derived(count, epoch_ends)
 

@@ -10,6 +10,7 @@ of the program that every process reaches.
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,22 @@ def agreed_request(
     requests_of_all = multihost_utils.process_allgather(np.int32(request))
     request = int(requests_of_all.max())
   return signal.Signals(request) if request else None
+
+
+def check_equal_devices() -> None:
+  """Raise ValueError in all processes if one has fewer devices than another.
+
+  JAX's exchanges between processes need equal numbers.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  with ended_by_ctrl_c():  # JAX waits for the devices of the others
+    counts = Counter(device.process_index for device in jax.devices())
+  if len(set(counts.values())) > 1:
+    found = ", ".join(f"{n} in process {i}" for i, n in sorted(counts.items()))
+    raise ValueError(
+      f"every process must have as many devices as the others, got {found}"
+    )
 
 
 def check_same_dry_run(dry_run: bool) -> None:

@@ -8,6 +8,7 @@ again on Python's path when its run is resumed, sampled or evaluated.
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 
 from experiments.trainer.files import read_json
 from lstm_jax import unroll
-from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.cell import Cell, CellModule, cell_name
+from lstm_jax.cells.made import MadeCell
 from lstm_jax.cells.platform import traced_for
 
 FUNCTIONS = (
@@ -54,7 +56,7 @@ def import_cell(name: str) -> Cell:
     raise ValueError(
       f"there is no module {error.name} on Python's path"
     ) from None
-  except Exception as error:  # whatever its code raises
+  except (Exception, SystemExit) as error:  # whatever its code raises
     raise ValueError(f"its import raises {_in_a_line(error)}") from None
   if run:
     raise ValueError(f"its code lies in {run}, the directory of a run")
@@ -83,6 +85,30 @@ def import_cell(name: str) -> Cell:
       message = f"the gradient of {what} raises {_in_a_line(error)}"
       raise ValueError(message) from None
   return cell
+
+
+def shapes_of(cell: Any) -> tuple[Any, Any]:
+  """Return weights and a zero state of a cell, as shapes."""
+  arguments = partial(_arguments, cell, _sizes(cell))
+  params, state, _ = jax.eval_shape(arguments, _key())
+  return params, state
+
+
+def init_shapes(cell: Any, init: Callable[[jax.Array], Any]) -> Any:
+  """Return the shapes of init(key), the weights of this cell or its model.
+
+  Raises:
+    ValueError: `init` does, or the `init` of a cell outside the package fails,
+      as it may where it refuses the sizes of the model.
+  """
+  try:
+    return jax.eval_shape(init, _key())
+  except Exception as error:
+    if isinstance(error, ValueError) or isinstance(cell, CellModule | MadeCell):
+      raise
+    raise ValueError(
+      f"init of the cell {cell_name(cell)} raises {_in_a_line(error)}"
+    ) from error
 
 
 def _find_run(name: str) -> Path | None:
@@ -189,6 +215,6 @@ def _key() -> Any:
   return jax.eval_shape(jax.random.key, 0)
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
   text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
   return text.removesuffix(":")  # of an error without a message

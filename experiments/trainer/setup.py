@@ -17,9 +17,11 @@ from experiments.trainer.data import (
   read_corpus,
   split_ranges,
 )
+from experiments.trainer.devices import batch_mesh
 from experiments.trainer.effects import run_warnings
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import counted, format_vocabulary
+from experiments.trainer.own_cell import init_shapes
 from experiments.trainer.records import to_record
 from lstm_jax.language import (
   Batches,
@@ -34,11 +36,9 @@ from lstm_jax.training import (
   TrainStep,
   gather,
   init_state,
-  make_mesh,
   make_mesh_train_step,
   make_optimizer,
   make_train_step,
-  parse_mesh,
   place,
   state_shardings,
 )
@@ -135,7 +135,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
       averaged=config.averaging.enabled,
     )
 
-  params_like = jax.eval_shape(model.init, keys.init)
+  params_like = init_shapes(config.model.cell, model.init)
   state_like = jax.eval_shape(state_of, params_like)
   if config.model.implementation == "mosaic_gpu":
     _check_traceable(config, model, state_like)
@@ -220,7 +220,7 @@ def run_mesh(config: TrainConfig) -> Mesh | None:
       are several processes and no mesh.
   """
   if config.job.mesh:
-    return make_mesh(parse_mesh(config.job.mesh))
+    return batch_mesh(config.job)
   if jax.process_count() > 1:
     raise ValueError(
       f"{jax.process_count()} processes share a training by --mesh: "
@@ -261,14 +261,13 @@ def heading(setup: TrainSetup) -> str:
   config, corpus, model = setup.config, setup.corpus, setup.config.model
   cell = to_record(model)["cell"]
   count = sum(leaf.size for leaf in jax.tree.leaves(setup.state_like.params))
-  epochs = config.batching.num_epochs
   warnings = run_warnings(config, setup.num_steps)
   return (
     f"model       {cell}, {model.num_layers} × "
     f"{counted(model.hidden_size, 'hidden unit')}, {count:,} parameters\n"
     f"corpus      {config.data.corpus}: {len(corpus.text):,} characters, "
     f"{format_vocabulary(corpus.tokenizer, corpus.val.tokens)}\n"
-    f"training    {counted(epochs, 'epoch')} of "
+    f"training    {counted(config.batching.num_epochs, 'epoch')} of "
     f"{len(corpus.train.tokens):,} tokens, {counted(setup.num_steps, 'step')}\n"
     f"{_development_line(config, corpus)}"
     f"device      {device_name()}{format_mesh(setup.mesh)}"

@@ -15,6 +15,7 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import stored_tokenizer
 from experiments.trainer.format import escape_controls
 from experiments.trainer.locking import LOCK
+from experiments.trainer.own_cell import init_shapes
 from experiments.trainer.records import from_record, to_record
 from lstm_jax.cells.checks import check_count
 from lstm_jax.language import (
@@ -122,7 +123,7 @@ def _load(directory: Path, checkpoint: str) -> Trained:
         f"{directory / run_dir.CONFIG}: {name} is {value!r} in the "
         f"checkpoint and {record[name]!r} in {run_dir.CONFIG}"
       )
-  like = jax.eval_shape(model.init, jax.random.key(0))
+  like = init_shapes(config.model.cell, model.init)
   params = read_params(checkpoints, step, like)
   return Trained(
     config,

@@ -195,7 +195,11 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   assert share_batches([shared]) == [shared]
   # As many as --devices asks for may exist: making the mesh counts them.
   asked = changed(devices=f"{count + 1}", batch_size=count + 1)
-  assert share_batches([asked]) == [replace(asked, mesh=f"data:{count + 1}")]
+  (shared,) = share_batches([asked])
+  assert shared == replace(asked, mesh=f"data:{count + 1}")
+  message = f"^--devices must be {count}, as many as JAX .*, got {count + 1}$"
+  with pytest.raises(ValueError, match=message):
+    devices.batch_mesh(shared.job)
 
 
 def test_a_number_of_devices_in_xla_flags_stays(monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -264,3 +265,14 @@ def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
   assert f"resumed     after step {stopped}\n" in console.file.getvalue()
   assert result.stopped_by is None
   assert result.best_step > 0
+
+
+def test_processes_with_unlike_numbers_of_devices_are_refused(monkeypatch):
+  found = [SimpleNamespace(process_index=i) for i in (0, 1, 1)]
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(jax, "devices", lambda: found)
+  message = "as the others, got 1 in process 0, 2 in process 1$"
+  with pytest.raises(ValueError, match=message):
+    multihost.check_equal_devices()
+  found.append(SimpleNamespace(process_index=0))
+  multihost.check_equal_devices()

@@ -13,9 +13,11 @@ from experiments import train
 from experiments.explore import ExploreConfig
 from experiments.explore import run as explore
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.effects import run_warnings
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.own_cell import FUNCTIONS, import_cell
 from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import lstm
 from lstm_jax.cells import RELU
@@ -156,6 +158,7 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       r"the gradient of a sequence of tokens \(takes_tokens\) raises TypeError",
     ),
     ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
+    ("exits", "raise SystemExit(0)", "its import raises SystemExit: 0$"),
   ],
 )
 def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
@@ -176,6 +179,29 @@ def test_a_cell_may_refuse_some_sizes(wrong, path):
   refusal = f"  if {wrong}:\n    raise ValueError\n"
   (path / "choosy.py").write_text(FILE.replace(first, first + refusal))
   assert from_flags("--cell=choosy").model.cell.__name__ == "choosy"
+
+
+def test_sizes_that_init_refuses_are_an_error_of_one_line(path):
+  first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
+  (path / "even.py").write_text(
+    FILE.replace(first, f"{first}  assert hidden_size % 2 == 0, 'H is odd'\n")
+  )
+  config = from_flags("--cell=even", "--hidden_size=7")
+  message = "^init of the cell even raises AssertionError: H is odd$"
+  with pytest.raises(ValueError, match=message):
+    make_setup(config)
+
+
+def test_flags_for_fields_that_a_cell_lacks_have_no_effect(path):
+  (path / "plain.py").write_text(TWIN)
+  (path / "minimal.py").write_text(TWIN.replace("cells.lstm", "cells.lru"))
+  flags = "--zoneout_c=0.1", "--weight_drop=0.1"
+  assert run_warnings(from_flags("--cell=plain", *flags), 1000) == []
+  lines = run_warnings(from_flags("--cell=minimal", *flags), 1000)
+  assert [line.split("=")[0] for line in lines] == [
+    "--zoneout_c",
+    "--weight_drop",
+  ]
 
 
 def test_a_cell_that_is_no_module_has_no_name():
