@@ -174,33 +174,32 @@ def one_step(
   parts = initial_state, project, recur, recur_backward, parameter_gradients
   checked, num_extras = innermost or (parts, 0)
 
-  def state_before(
-    params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
-  ) -> StateT:
-    """Check weights and state; return the state, zeros in place of None."""
+  def state_before(params, state, x, extras):
+    """Check all arguments; return the state, zeros in place of None."""
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
     check_leaves(params=params, state=state)
-    if state is not None:
-      return state
-    batch_shape = x.shape if is_token(x) else x.shape[:-1]
-    return initial_state(as_arrays(params), batch_shape)
+    if state is None:
+      batch_shape = x.shape if is_token(x) else x.shape[:-1]
+      state = initial_state(as_arrays(params), batch_shape)
+    check_inputs("x", initial_state, params, state, x)
+    return state
 
   def forward(
     params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any
   ) -> tuple[StateT, StepResiduals]:
     """Return the state after one step, and what its backward needs."""
-    state = state_before(params, state, x, extras)
-    check_inputs("x", initial_state, params, state, x)
+    return advance(params, state_before(params, state, x, extras), x, *extras)
+
+  def advance(params, state, x, *extras):  # `forward` without its checks
     ax = project(params, x)
     if is_token(x) and ax.shape[:-1] != x.shape:  # x was not looked up
       raise ValueError(
         f"x must be floats, since this cell takes no tokens, got {x.dtype}"
       )
     after, gates, residuals = recur(params, state, ax, *extras)
-    h: jax.Array = state.h  # type: ignore[attr-defined]
-    return after, StepResiduals(params, x, h, gates, residuals, extras)
+    return after, StepResiduals(params, x, state.h, gates, residuals, extras)
 
   def backward(saved: StepResiduals, d_state: StateT) -> tuple:
     """Return the cotangents (d_params, d_state, dx), and None per extra."""
@@ -219,9 +218,9 @@ def one_step(
 
   @jax.custom_vjp
   def explicit(params, state, x, *extras):
-    return forward(params, state, x, *extras)[0]
+    return advance(params, state, x, *extras)[0]
 
-  explicit.defvjp(forward, backward)
+  explicit.defvjp(advance, backward)
 
   def run(params, state, x, extras):
     sharding = batch_sharding((params, extras), state, x)
