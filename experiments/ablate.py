@@ -30,15 +30,14 @@ from rich.console import Console
 
 from experiments import train
 from experiments.cli import exit_status, launch, make_console
+from experiments.comparison.ablation_models import add_models, models_of_run
 from experiments.comparison.ablations import (
   BASE,
   RECORD,
   Ablations,
   check_all_named,
   check_directories,
-  check_teachers,
   make_table,
-  models_sha256,
   read_ablations,
 )
 from experiments.comparison.changes import apply_change, check_changes
@@ -117,13 +116,11 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       continue
     print_title(f"{name} ({number} of {len(configs)})", console)
     directory = _directory(job, name)
-    overwrite = job.overwrite or results.is_outdated(directory)
-    single = replace(changed, run=str(directory), overwrite=overwrite)
-    models = models_sha256(single)
-    results = results.with_models(path, models)
+    single = results.config_in(directory, changed)
+    results = add_models(results, path, single)
     row, stopped_by = _train(name, single, sha256, console)
     if row:
-      check_teachers(directory, models)
+      results = results.with_models(path, models_of_run(directory))
       if path.exists():  # another process may have added a row meanwhile
         found = read_ablations(path, recipe, sha256)
         found = found.with_models(path, results.models)
@@ -184,8 +181,8 @@ def _start(
     results = read_ablations(path, recipe, sha256)._replace(split=split)
   for name, changed in configs.items():
     if not results.has(name):
-      single = replace(changed, run=str(_directory(config.job, name)))
-      results = results.with_models(path, models_sha256(single))
+      single = results.config_in(_directory(config.job, name), changed)
+      results = add_models(results, path, single)
   if config.job.overwrite and path.parent.is_dir():
     results.write(path)  # else an interruption would keep old rows and runs
   return results

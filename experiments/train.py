@@ -120,6 +120,7 @@ def _train(
   facts: dict[str, Any] = {run_dir.SHA256: setup.corpus.sha256}
   if pretrained:
     facts["init_from_step"] = pretrained.step
+    facts[run_dir.INIT_FROM] = weights_sha256(pretrained)
   if teachers:
     facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
   with (

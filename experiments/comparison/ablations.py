@@ -10,14 +10,9 @@ from rich.table import Table
 
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import recorded_path
-from experiments.trainer.distillation import read_teachers, weights_sha256
 from experiments.trainer.files import are_numbers, read_json, write_json
 from experiments.trainer.format import format_nats, number_table
-from experiments.trainer.pretrained import read_pretrained
-from experiments.trainer.resources import host_memory
-from experiments.trainer.setup import make_setup
-from experiments.trainer.trained import BEST
+from experiments.trainer.records import replace
 
 RECORD = "ablations.json"
 BASE = "base"  # the recipe without a change
@@ -55,8 +50,8 @@ class Ablations(NamedTuple):
     for name, sha256 in models.items():
       if self.models.get(name, sha256) != sha256:
         raise ValueError(
-          f"{path} is of other weights of {name}, which have changed since; "
-          "choose another --run, or --overwrite"
+          f"runs of {path} have read other weights of {name}, which have "
+          "changed since; choose another --run, or --overwrite"
         )
     return self._replace(models={**self.models, **models})
 
@@ -70,6 +65,11 @@ class Ablations(NamedTuple):
       return started < datetime.fromisoformat(self.overwritten)
     except (KeyError, TypeError, ValueError):  # damaged
       return False
+
+  def config_in(self, directory: Path, config: TrainConfig) -> TrainConfig:
+    """Return the configuration of the run of a change in a directory."""
+    overwrite = config.job.overwrite or self.is_outdated(directory)
+    return replace(config, run=str(directory), overwrite=overwrite)
 
   def write(self, path: Path) -> None:
     """Write ablations.json, whole or not at all."""
@@ -167,45 +167,6 @@ def check_all_named(
     raise ValueError(
       f"--overwrite trains all again, and {path} also holds "
       f"{', '.join(others)}: name them with --change, or choose another --run"
-    )
-
-
-def models_sha256(config: TrainConfig) -> dict[str, str]:
-  """Return the SHA-256 of the weights of each model that a run reads.
-
-  The keys are the directories of --init_from and --teacher, each with the name
-  of the checkpoint.
-
-  Raises:
-    ValueError: a model cannot be read, or does not fit the run.
-  """
-  source, distillation = config.init_from, config.distillation
-  if not (source or distillation.teacher):
-    return {}  # without `make_setup`, which would read the corpus
-  setup = make_setup(config)
-  found = {}
-  teachers = read_teachers(setup, host_memory())
-  for name, teacher in zip(distillation.teacher, teachers, strict=True):
-    key = f"{recorded_path(name)} ({distillation.teacher_checkpoint})"
-    found[key] = weights_sha256(teacher)
-  if pretrained := read_pretrained(setup):
-    found[f"{recorded_path(source)} ({BEST})"] = weights_sha256(pretrained)
-  return found
-
-
-def check_teachers(directory: Path, models: Mapping[str, str]) -> None:
-  """Raise ValueError if a run has learned from other teachers' weights.
-
-  Args:
-    directory: of the run, which may have finished long ago.
-    models: `models_sha256` of the run as it would start now.
-  """
-  record = run_dir.read_config(directory) or {}
-  learned = record.get(run_dir.TEACHERS) or []
-  if not {*learned} <= {*models.values()}:
-    raise ValueError(
-      f"the teachers have other weights than when the run in {directory} "
-      "started; choose another --run, or --overwrite"
     )
 
 

@@ -15,7 +15,12 @@ from experiments.trainer.history import (
   RunHistory,
   derive,
 )
-from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
+from experiments.trainer.run_dir import (
+  INIT_FROM,
+  JOB_FLAGS,
+  SHA256,
+  TEACHERS,
+)
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 NONE = "–"  # in a table, for a value that is missing
@@ -27,7 +32,7 @@ FINISHED = {  # (finished, stopped early)
 }
 # Entries of config.json.
 NOT_COMPARED = *JOB_FLAGS, "started", "versions", EXTENSIONS
-HASHES, HASH_DIGITS = ("git_commit", SHA256, TEACHERS), 12
+HASHES, HASH_DIGITS = ("git_commit", SHA256, TEACHERS, INIT_FROM), 12
 
 
 def make_page(histories: list[RunHistory]) -> str:

@@ -47,6 +47,7 @@ PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS = "previous"
 SHA256, TEACHERS = "corpus_sha256", "teacher_sha256"  # entries of CONFIG
+INIT_FROM = "init_from_sha256"  # of the weights, as TEACHERS
 # A run is moved in this order; CONFIG, the last, marks the move as complete.
 CONTENTS = (
   METRICS,

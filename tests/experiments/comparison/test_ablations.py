@@ -4,14 +4,14 @@ import json
 
 import pytest
 
+from experiments.comparison.ablation_models import models_of_run
 from experiments.comparison.ablations import (
   Ablations,
-  check_teachers,
   make_table,
   read_ablations,
 )
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.records import to_record
+from experiments.trainer.records import replace, to_record
 
 RECIPE = {"corpus": "a.txt", "test_fraction": 0.1, "dev_fraction": 0.0}
 
@@ -49,7 +49,8 @@ def test_rows_with_other_weights_of_a_teacher_are_not_added(tmp_path):
   found = read_ablations(path, RECIPE, "1a2b")
   others = {"runs/a (best)": "1a", "runs/c (last)": "3c"}
   assert found.with_models(path, others).models == models | others
-  with pytest.raises(ValueError, match=r"of other weights of runs/b \(best\)"):
+  message = r"have read other weights of runs/b \(best\)"
+  with pytest.raises(ValueError, match=message):
     found.with_models(path, others | {"runs/b (best)": "4d"})
   record = found._asdict()
   del record["models"]  # as an earlier version wrote it
@@ -57,12 +58,16 @@ def test_rows_with_other_weights_of_a_teacher_are_not_added(tmp_path):
   assert read_ablations(path, RECIPE, "1a2b").models == {}
 
 
-def test_a_run_of_other_teachers_is_no_result(tmp_path):
-  record = to_record(TrainConfig()) | {"teacher_sha256": ["1a", "2b"]}
+def test_a_run_says_which_weights_it_has_read(tmp_path):
+  assert models_of_run(tmp_path) == {}
+  config = replace(TrainConfig(), teacher=("/a", "/b"), init_from="/c")
+  record = to_record(config)
   (tmp_path / "config.json").write_text(json.dumps(record))
-  check_teachers(tmp_path, {"a": "1a", "b": "2b", "init": "3c"})
-  with pytest.raises(ValueError, match="teachers have other weights than when"):
-    check_teachers(tmp_path, {"a": "1a", "b": "4d"})
+  assert models_of_run(tmp_path) == {}  # as an earlier version wrote it
+  record |= {"teacher_sha256": ["1a", "2b"], "init_from_sha256": "3c"}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  found = {"/a (best)": "1a", "/b (best)": "2b", "/c (best)": "3c"}
+  assert models_of_run(tmp_path) == found
 
 
 def test_the_table_compares_the_stateful_losses_with_the_base():

@@ -197,6 +197,8 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   asked = changed(devices=f"{count + 1}", batch_size=count + 1)
   (shared,) = share_batches([asked])
   assert shared == replace(asked, mesh=f"data:{count + 1}")
+  same = replace(asked, devices=f"0{count}", mesh=f"data:{count}")
+  assert devices.batch_mesh(same.job).size == count
   message = f"^--devices must be {count}, as many as JAX .*, got {count + 1}$"
   with pytest.raises(ValueError, match=message):
     devices.batch_mesh(shared.job)

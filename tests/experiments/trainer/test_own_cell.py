@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from experiments import train
 from experiments.explore import ExploreConfig
 from experiments.explore import run as explore
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.devices import pays
 from experiments.trainer.effects import run_warnings
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.own_cell import FUNCTIONS, import_cell
@@ -188,8 +190,9 @@ def test_sizes_that_init_refuses_are_an_error_of_one_line(path):
   )
   config = from_flags("--cell=even", "--hidden_size=7")
   message = "^init of the cell even raises AssertionError: H is odd$"
-  with pytest.raises(ValueError, match=message):
-    make_setup(config)
+  for read in (make_setup, partial(pays, count=2)):
+    with pytest.raises(ValueError, match=message):
+      read(config)
 
 
 def test_flags_for_fields_that_a_cell_lacks_have_no_effect(path):

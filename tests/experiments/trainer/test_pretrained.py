@@ -11,6 +11,7 @@ import pytest
 
 from experiments import train
 from experiments.trainer.data import read_corpus
+from experiments.trainer.distillation import weights_sha256
 from experiments.trainer.history import read_run_history
 from experiments.trainer.opening import OpenedRun, open_run_dir
 from experiments.trainer.pretrained import check_vocabulary, read_pretrained
@@ -83,6 +84,7 @@ def test_a_run_records_where_its_weights_come_from_and_needs_them_once(
   record = json.loads((directory / "config.json").read_text())
   assert record["init_from"] == str(finished)
   assert record["init_from_step"] == step
+  assert record["init_from_sha256"] == weights_sha256(load(finished))
   title = f"those of {finished}, step {step}, validation loss "
   assert f"weights     {title}" in console.file.getvalue()
   sample = read_run_history(directory).samples[0]
