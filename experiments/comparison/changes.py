@@ -6,8 +6,13 @@ from typing import Any
 
 from experiments.comparison.ablations import BASE
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.effects import RULES, without_effect
-from experiments.trainer.records import from_name, leaves, replace
+from experiments.trainer.effects import RULES, idle_flags, without_effect
+from experiments.trainer.records import (
+  from_name,
+  leaves,
+  replace,
+  to_record,
+)
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 
@@ -55,6 +60,8 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
     configs: those of BASE and of each change, by name.
   """
   base, seen = configs[BASE], dict[TrainConfig, str]()
+  effects: dict[TrainConfig, tuple[str, dict[str, str]]] = {}
+  default = to_record(TrainConfig())
   for change, config in configs.items():
     trained = _with_job(config, base)
     if trained in seen and trained != base:
@@ -66,14 +73,28 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
         f"--change must leave {names} as they are, or the losses do not "
         f"compare, got {change!r}"
       )
-    _check_effect(base, change, config)
+    num_steps = make_setup(config).num_steps
+    if change != BASE:
+      _check_effect(base, change, config, num_steps)
+    # Values of flags that are idle beside the others make no difference.
+    idle = idle_flags(trained, RULES, num_steps)
+    effect = replace(trained, **{name: default[name] for name in idle})
+    other, also_idle = effects.setdefault(effect, (change, idle))
+    if other != change:
+      records = to_record(trained), to_record(configs[other])
+      reasons = [
+        reason
+        for name, reason in (also_idle | idle).items()
+        if records[0][name] != records[1][name]
+      ]
+      same = "no effect" if other == BASE else f"the effect of {other}"
+      raise ValueError(f"--change={change} has {same}: {', '.join(reasons)}")
 
 
-def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
-  """Raise ValueError for a set-up that fails, or a change without an effect."""
-  num_steps = make_setup(config).num_steps
-  if change == BASE:
-    return
+def _check_effect(
+  base: TrainConfig, change: str, config: TrainConfig, num_steps: int
+) -> None:
+  """Raise ValueError for the recipe itself, or a flag without an effect."""
   if _with_job(config, base) == base:
     raise ValueError(f"--change={change} is the recipe itself")
   unused = without_effect(config, RULES, num_steps)

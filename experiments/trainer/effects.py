@@ -144,10 +144,26 @@ def without_effect(
       steps of the run.
   """
   record, default = to_record(config), to_record(type(config)())
+  given = [
+    rule
+    for rule in rules
+    if record[rule.flag] not in (default[rule.flag], rule.off)
+  ]
   return {
     flag: f"--{flag}={record[flag]} has no effect: {reason}"
-    for flag, reason, is_idle, off in rules
-    if record[flag] not in (default[flag], off) and is_idle(config, *facts)
+    for flag, reason in idle_flags(config, given, *facts).items()
+  }
+
+
+def idle_flags(
+  config: Any, rules: Sequence[Rule], *facts: int
+) -> dict[str, str]:
+  """Return {flag: why} of the flags without an effect, whatever their values.
+
+  The arguments are those of `without_effect`.
+  """
+  return {
+    rule.flag: rule.reason for rule in rules if rule.is_idle(config, *facts)
   }
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from experiments.comparison.ablations import BASE
 from experiments.comparison.changes import apply_change, check_changes
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import CELLS, TrainConfig
 from experiments.trainer.records import replace
 
 
@@ -26,3 +26,26 @@ def test_the_number_of_devices_makes_no_change_of_a_recipe(tmp_path):
   seed, other = (replace(c, seed=1) for c in (base, elsewhere))
   with pytest.raises(ValueError, match="=seed=01 is the same as seed=1"):
     check_changes({BASE: base, "seed=1": seed, "seed=01": other})
+
+
+def test_a_value_of_a_flag_that_is_idle_makes_no_change(tmp_path):
+  """Not even one that turns the flag off, or its default."""
+  corpus = tmp_path / "corpus.txt"
+  corpus.write_text("abc\n" * 500)
+  sizes = {"corpus": str(corpus), "batch_size": 2, "seq_len": 4}
+  recipe = replace(TrainConfig(), **sizes, cell=CELLS["min_gru"])
+
+  def check(*changes, **flags):
+    base = replace(recipe, **flags)
+    configs = {change: apply_change(base, change) for change in changes}
+    check_changes({BASE: base} | configs)
+
+  with pytest.raises(
+    ValueError, match="=weight_drop=0 has no effect: the cell"
+  ):
+    check("weight_drop=0")
+  with pytest.raises(ValueError, match=r"has no effect: .* adamw only"):
+    check("weight_decay=0.1", optimizer="sgd", weight_decay=0.0)
+  check("cell=lstm,weight_drop=0", "cell=lstm", "weight_decay=0")
+  with pytest.raises(ValueError, match="has the effect of cell=lru: the cell"):
+    check("cell=lru", "cell=lru,weight_drop=0")
