@@ -43,7 +43,7 @@ from lstm_jax.language import (
   readout,
 )
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
-from lstm_jax.testing import Error, Report, gradcheck, plant, terms
+from lstm_jax.testing import Report, gradcheck, plant, terms
 
 AUTODIFF_TOLERANCE, DIFFERENCE_TOLERANCE = 1e-12, 1e-6
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6  # of a cell's check
@@ -209,24 +209,30 @@ def planted_model(name: str, module: ModuleType) -> Iterator[None]:
 
 
 def table(title: str, report: Report) -> Table:
-  """Return a report as a table of relative errors, one row per tensor."""
+  """Return a report as a table of relative errors, one row per tensor.
+
+  The outputs have a row only if they differ.
+  """
   names = "size", "vs autodiff", "vs central", "worst at", "vs directional"
   result = number_table("tensor", *names, title=title)
   for row in report.tensors:
     result.add_row(
       row.name,
       f"{row.size:,}",
-      _format_error(row.explicit_autodiff, AUTODIFF_TOLERANCE),
-      _format_error(row.explicit_central, DIFFERENCE_TOLERANCE),
+      _format_error(row.explicit_autodiff.relative, AUTODIFF_TOLERANCE),
+      _format_error(row.explicit_central.relative, DIFFERENCE_TOLERANCE),
       str(list(row.explicit_central.where)),
-      _format_error(row.explicit_directional, DIFFERENCE_TOLERANCE),
+      _format_error(row.explicit_directional.relative, DIFFERENCE_TOLERANCE),
     )
+  if not report.value <= AUTODIFF_TOLERANCE:  # also NaN
+    value = _format_error(report.value, AUTODIFF_TOLERANCE)
+    result.add_row("(outputs)", "", value)
   return result
 
 
-def _format_error(error: Error, tolerance: float) -> Text:
-  text = f"{error.relative:.1e}"
-  if error.relative <= tolerance:
+def _format_error(relative: float, tolerance: float) -> Text:
+  text = f"{relative:.1e}"
+  if relative <= tolerance:
     return Text(text)
   return Text(f"{text} ✗", style="red")
 

@@ -33,6 +33,13 @@ def test_a_row_has_the_error_of_each_comparison_and_a_cross_beyond_it(console):
   assert "b 7 2.0e-12 ✗ 3.0e-06 ✗ [5] 4.0e-06 ✗" in lines
 
 
+@pytest.mark.parametrize("value", [2e-12, float("nan")])
+def test_outputs_that_differ_have_a_row(value, console):
+  console.print(gradcheck.table("lstm, unrolled", Report(value, ())))
+  lines = [" ".join(s.split()) for s in console.file.getvalue().splitlines()]
+  assert f"(outputs) {value:.1e} ✗" in lines
+
+
 @pytest.mark.exhaustive
 def test_an_error_in_the_readout_or_the_loss_is_planted_in_the_model(
   config, console, monkeypatch
