@@ -113,13 +113,9 @@ def test_a_gradient_of_nan_is_an_error_of_its_own_tensor_alone(key):
 
 
 def test_what_is_infinite_or_nan_does_not_pass(key):
-  for f in (
-    lambda x: x + jnp.inf,
-    lambda x: jnp.inf * x,
-    lambda x: x * jnp.nan,
-  ):
-    assert not gradcheck(f, f, jnp.ones(3), key).passes()
-    assert not gradcheck(f, lambda x: x, jnp.ones(3), key).passes()
+  for f in (lambda x: x + jnp.inf, lambda x: jnp.inf * x, jnp.arccosh):
+    assert not gradcheck(f, f, 0.5 * jnp.ones(3), key).passes()
+    assert not gradcheck(f, jnp.sin, 0.5 * jnp.ones(3), key).passes()
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e200])
