@@ -39,6 +39,7 @@ from experiments.comparison.ablations import (
   check_directories,
   make_table,
   read_ablations,
+  start_times,
 )
 from experiments.comparison.changes import apply_change, check_changes
 from experiments.trainer import run_dir
@@ -52,11 +53,7 @@ from experiments.trainer.data import (
   text_sha256,
 )
 from experiments.trainer.devices import share_batches
-from experiments.trainer.environment import (
-  environment,
-  environment_of,
-  time_now,
-)
+from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -176,7 +173,8 @@ def _start(
   split = "dev" if config.data.dev_fraction else "val"
   if config.job.overwrite:
     check_all_named(path, recipe, sha256, configs)
-    results = Ablations(recipe, sha256, [], time_now(), split)
+    outdated = start_times(_directory(config.job, name) for name in configs)
+    results = Ablations(recipe, sha256, [], outdated, split)
   else:
     results = read_ablations(path, recipe, sha256)._replace(split=split)
   for name, changed in configs.items():

@@ -1,8 +1,7 @@
 """The results of an ablation, in ablations.json, and their table."""
 
 import os
-from collections.abc import Container, Mapping
-from datetime import datetime
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,8 @@ class Ablations(NamedTuple):
   recipe: Mapping[str, Any]  # the flags of the base
   corpus_sha256: str
   rows: list[dict[str, Any]]  # the base's first; a new one is appended
-  overwritten: str | None = None  # when --overwrite was given, in ISO 8601
+  # Of each run that --overwrite replaces, by directory: when it started.
+  outdated: Mapping[str, str] = {}
   split: str = "val"  # "val" or "dev": the split whose losses are compared
   models: Mapping[str, str] = {}  # `models_sha256` of all runs so far
 
@@ -56,15 +56,12 @@ class Ablations(NamedTuple):
     return self._replace(models={**self.models, **models})
 
   def is_outdated(self, directory: Path) -> bool:
-    """Return whether the run in a directory is older than `overwritten`."""
-    record = run_dir.read_config(directory)
-    if record is None or self.overwritten is None:
-      return False
-    try:
-      started = datetime.fromisoformat(record["started"])
-      return started < datetime.fromisoformat(self.overwritten)
-    except (KeyError, TypeError, ValueError):  # damaged
-      return False
+    """Return whether a directory still holds a run that is to be replaced.
+
+    Times are not compared with each other, because clocks are put back.
+    """
+    old = self.outdated.get(directory.name)
+    return old in start_times([directory]).values()
 
   def config_in(self, directory: Path, config: TrainConfig) -> TrainConfig:
     """Return the configuration of the run of a change in a directory."""
@@ -93,14 +90,11 @@ def read_ablations(
       dict(record["recipe"]),
       record["corpus_sha256"],
       record["rows"],
-      record.get("overwritten"),
+      dict(record.get("outdated", {})),
       record.get("split", _earlier_split(record["recipe"])),
       dict(record.get("models", {})),  # earlier versions have none
     )
     _check_rows(found.rows)
-    overwritten = found.overwritten
-    if overwritten and datetime.fromisoformat(overwritten).tzinfo is None:
-      raise ValueError(f"overwritten has no time zone: {overwritten}")
   except KeyError as error:
     raise ValueError(
       f"{path} is damaged, or of another version: it lacks {error}"
@@ -132,6 +126,16 @@ def read_ablations(
       "another --run, or --overwrite"
     )
   return found
+
+
+def start_times(directories: Iterable[Path]) -> dict[str, str]:
+  """Return when the runs in directories started, by the directories' names."""
+  records = {d.name: run_dir.read_config(d) or {} for d in directories}
+  return {
+    name: str(record["started"])
+    for name, record in records.items()
+    if "started" in record
+  }
 
 
 def _earlier_split(recipe: Mapping[str, Any]) -> str:

@@ -208,20 +208,6 @@ def test_models_that_do_not_exist_are_refused_before_training(config, console):
   assert not Path(config.job.run).exists()
 
 
-def test_no_run_is_resumed_that_has_begun_with_other_weights(
-  finished, config, console
-):
-  run = str(finished.parent / "ablation")
-  config = replace(config, run=run, init_from=str(finished))
-  base = Path(run) / "base"
-  base.mkdir(parents=True)
-  record = recorded_flags(config) | {"init_from_sha256": "1a2b"}
-  (base / "config.json").write_text(json.dumps(record))
-  with pytest.raises(ValueError, match=f"read other weights of {finished} "):
-    ablate.run(config, [], console)
-  assert [*base.iterdir()] == [base / "config.json"]
-
-
 def test_a_recipe_is_the_same_from_another_directory(
   config, console, monkeypatch
 ):

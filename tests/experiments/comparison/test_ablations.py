@@ -4,14 +4,11 @@ import json
 
 import pytest
 
-from experiments.comparison.ablation_models import models_of_run
 from experiments.comparison.ablations import (
   Ablations,
   make_table,
   read_ablations,
 )
-from experiments.trainer.config import TrainConfig
-from experiments.trainer.records import replace, to_record
 
 RECIPE = {"corpus": "a.txt", "test_fraction": 0.1, "dev_fraction": 0.0}
 
@@ -56,18 +53,6 @@ def test_rows_with_other_weights_of_a_teacher_are_not_added(tmp_path):
   del record["models"]  # as an earlier version wrote it
   path.write_text(json.dumps(record))
   assert read_ablations(path, RECIPE, "1a2b").models == {}
-
-
-def test_a_run_says_which_weights_it_has_read(tmp_path):
-  assert models_of_run(tmp_path) == {}
-  config = replace(TrainConfig(), teacher=("/a", "/b"), init_from="/c")
-  record = to_record(config)
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  assert models_of_run(tmp_path) == {}  # as an earlier version wrote it
-  record |= {"teacher_sha256": ["1a", "2b"], "init_from_sha256": "3c"}
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  found = {"/a (best)": "1a", "/b (best)": "2b", "/c (best)": "3c"}
-  assert models_of_run(tmp_path) == found
 
 
 def test_the_table_compares_the_stateful_losses_with_the_base():

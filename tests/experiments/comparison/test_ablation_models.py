@@ -1,0 +1,38 @@
+"""The weights that the runs of an ablation read are compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import ablate
+from experiments.comparison.ablation_models import models_of_run
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import replace, to_record
+from experiments.trainer.same_run import recorded_flags
+
+
+def test_a_run_says_which_weights_it_has_read(tmp_path):
+  assert models_of_run(tmp_path) == {}
+  config = replace(TrainConfig(), teacher=("/a", "/b"), init_from="/c")
+  record = to_record(config)
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  assert models_of_run(tmp_path) == {}  # as an earlier version wrote it
+  record |= {"teacher_sha256": ["1a", "2b"], "init_from_sha256": "3c"}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  found = {"/a (best)": "1a", "/b (best)": "2b", "/c (best)": "3c"}
+  assert models_of_run(tmp_path) == found
+
+
+def test_no_run_is_resumed_that_has_begun_with_other_weights(
+  finished, config, console
+):
+  run = str(finished.parent / "ablation")
+  config = replace(config, run=run, init_from=str(finished))
+  base = Path(run) / "base"
+  base.mkdir(parents=True)
+  record = recorded_flags(config) | {"init_from_sha256": "1a2b"}
+  (base / "config.json").write_text(json.dumps(record))
+  with pytest.raises(ValueError, match=f"read other weights of {finished} "):
+    ablate.run(config, [], console)
+  assert [*base.iterdir()] == [base / "config.json"]
