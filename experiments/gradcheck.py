@@ -209,10 +209,7 @@ def planted_model(name: str, module: ModuleType) -> Iterator[None]:
 
 
 def table(title: str, report: Report) -> Table:
-  """Return a report as a table of relative errors, one row per tensor.
-
-  The outputs have a row only if they differ.
-  """
+  """Return a table of relative errors: of tensors, and of unequal outputs."""
   names = "size", "vs autodiff", "vs central", "worst at", "vs directional"
   result = number_table("tensor", *names, title=title)
   for row in report.tensors:
