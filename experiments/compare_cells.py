@@ -65,7 +65,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import check_regular, write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
-from experiments.trainer.locking import lock
+from experiments.trainer.locking import check_held, lock
 from experiments.trainer.records import to_record
 from experiments.trainer.training_bar import TrainingBar
 
@@ -176,6 +176,7 @@ def train(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt; the figure is drawn at the end."""
+  check_held()
   write_json(directory / RECORD, record)
   (directory / FIGURE).unlink(missing_ok=True)  # it shows earlier results
   samples = "".join(

@@ -51,7 +51,7 @@ from experiments.trainer.devices import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
-from experiments.trainer.locking import lock
+from experiments.trainer.locking import check_held, lock
 from experiments.trainer.records import to_record
 
 RECORD, FIGURE = "policy.json", "policy.png"
@@ -113,6 +113,7 @@ def progress(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write policy.json; the figure is drawn at the end."""
+  check_held()
   write_json(directory / RECORD, record)
   (directory / FIGURE).unlink(missing_ok=True)  # it shows earlier results
 

@@ -6,10 +6,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, NamedTuple
 
 from experiments.trainer.files import check_regular, naming
 
 LOCK = "lock"  # the file, in the directory
+
+
+class _Held(NamedTuple):
+  """A directory that this process has locked."""
+
+  directory: Path
+  place: int  # a descriptor of the directory that was locked
+  file: IO[bytes]  # the lock
+
+
+_held: list[_Held] = []
 
 
 @contextmanager
@@ -42,14 +54,42 @@ def lock(directory: Path) -> Iterator[None]:
     if _is_same(file, path):
       break
     file.close()  # the previous holder has just deleted it
+  # Open until the end, so that no later directory gets its number.
+  held = _Held(directory, os.open(directory, os.O_RDONLY), file)
   try:
     with naming(path):
       file.truncate(0)
       file.write(str(os.getpid()).encode())
+    _held.append(held)
     yield
   finally:
-    path.unlink(missing_ok=True)
+    if held in _held:
+      _held.remove(held)
+    if _is_same(file, path):  # and not that of a process that came later
+      path.unlink(missing_ok=True)
+    os.close(held.place)
     file.close()
+
+
+def check_held() -> None:
+  """Raise ValueError if a directory that is locked here is at another path now.
+
+  If it was moved or deleted, as while this process was stopped by Ctrl-Z,
+  another process may meanwhile have locked a new directory at its path. What
+  this process writes would end up there.
+  """
+  for directory, place, file in _held:
+    path = directory / LOCK
+    if path.exists():
+      held = _is_same(file, path)
+    else:  # the file alone may have been deleted
+      opened = os.fstat(place)
+      held = directory.exists() and os.path.samestat(directory.stat(), opened)
+    if not held:
+      raise ValueError(
+        f"{directory} was moved, deleted or replaced while this process wrote "
+        "there: nothing more is written"
+      )
 
 
 def _is_same(file, path: Path) -> bool:

@@ -23,6 +23,7 @@ from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
 from experiments.trainer.format import print_sample, print_title
+from experiments.trainer.locking import check_held
 from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
@@ -230,8 +231,7 @@ class RunLogger:
     if not self._setup.config.job.quiet:
       print_title(title, self._console, align="left")
       print_sample(text, self._console)
-    path = self.directory / run_dir.SAMPLES
-    append(path, f"=== {title} ===\n{text}\n\n")
+    append(self.directory / run_dir.SAMPLES, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)
 
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
@@ -259,6 +259,7 @@ class RunLogger:
       "stopped_early": self.step < self._setup.num_steps,
     }
     self._checkpoints.wait()  # a finished run has its last checkpoint
+    check_held()
     if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
       if test_loss is not None:
@@ -273,6 +274,7 @@ class RunLogger:
     if self._is_writer:
       self._draw()
     self._checkpoints.close()
+    check_held()
     saved = list_checkpoints(self.directory / run_dir.CHECKPOINTS)
     if self._is_writer and self.best.step in saved:
       run_dir.delete_previous(self.directory)
@@ -280,6 +282,7 @@ class RunLogger:
   def _draw(self) -> None:
     """Draw loss.png, if there is a loss."""
     try:
+      check_held()
       if (self.directory / run_dir.METRICS).exists():
         from experiments.trainer.plot import draw  # imports matplotlib
 

@@ -7,6 +7,7 @@ from itertools import islice
 import jax
 
 from experiments.trainer import multihost
+from experiments.trainer.locking import check_held
 from experiments.trainer.resources import Tracer
 from lstm_jax.training import (
   Epoch,
@@ -71,6 +72,9 @@ def fit(
 
   Returns:
     (state, the signal that stopped the training, or None).
+
+  Raises:
+    ValueError: the run directory was moved or deleted (`check_held`).
   """
   if observer.stops_early():
     return state, None
@@ -80,6 +84,7 @@ def fit(
     if tracer:
       tracer.before_step(state)
     state, metrics = take_step(train_step, state, batch, key)
+    check_held()
     observer.after_step(step, metrics)
     done = step == num_steps
     evaluating = done or evaluate_at(step)
@@ -92,6 +97,7 @@ def fit(
       done = done or observer.stops_early()
     stopped_by = None if done else requested
     if evaluating or stopped_by:
+      check_held()  # an evaluation may take long
       observer.save(step, state)
     if done or stopped_by:
       return state, stopped_by

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.trainer.locking import LOCK, lock
+from experiments.trainer.locking import LOCK, check_held, lock
 
 
 def test_a_lock_that_the_file_system_refuses_names_its_file(
@@ -97,3 +97,29 @@ def test_a_link_in_place_of_the_lock_is_refused_and_not_followed(tmp_path):
       pass
     assert not text or target.read_text() == text
     target.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_directory_that_was_moved_away_is_no_longer_held(tmp_path, deleted):
+  """Another process may lock a new directory at its path, and end."""
+  directory = tmp_path / "run"
+  directory.mkdir()
+  message = "run was moved, deleted or replaced"
+  with lock(directory):
+    check_held()
+    (directory / LOCK).rename(tmp_path / LOCK)
+    check_held()  # a directory without its lock is still the same
+    if deleted:
+      directory.rmdir()
+    else:
+      directory.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=message):
+      check_held()
+    directory.mkdir()
+    with pytest.raises(ValueError, match=message):
+      check_held()
+    (directory / LOCK).write_text("12345")  # that of another process
+    with pytest.raises(ValueError, match=message):
+      check_held()
+  assert (directory / LOCK).read_text() == "12345"
+  check_held()
