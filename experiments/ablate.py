@@ -105,7 +105,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   sha256 = text_sha256(read_corpus_text(config.data.corpus))
   path, recipe = Path(job.run) / RECORD, _recipe(config)
   results = _start(path, config, recipe, sha256, configs)
-  rows, stopped_by = results.rows, None
+  rows, stopped_by = results.rows, None  # `rows` is changed in place
   if rows:
     console.print(f"results kept in {path}: {len(rows)}", soft_wrap=True)
   for number, (name, changed) in enumerate(configs.items(), start=1):
@@ -141,7 +141,7 @@ def _make_configs(
 ) -> dict[str, TrainConfig]:
   """Return the configurations of BASE and of each change.
 
-  All keep the common --run, so that changes with equal effect compare as equal.
+  All keep the common --run; `Ablations.config_in` sets that of each run.
 
   Raises:
     ValueError: a change is malformed, or can have no directory of its own; or
@@ -182,7 +182,7 @@ def _start(
       single = results.config_in(_directory(config.job, name), changed)
       results = add_models(results, path, single)
   if config.job.overwrite and path.parent.is_dir():
-    results.write(path)  # else an interruption would keep old rows and runs
+    results.write(path)  # now: the command that resumes has no --overwrite
   return results
 
 

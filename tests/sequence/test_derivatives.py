@@ -96,8 +96,8 @@ def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
 def test_the_hessian_equals_that_of_autodiff(cell, key):
   """`jax.hessian` is forward mode over reverse mode.
 
-  Outside of `jax.jit`, the backward pass is a program of its own, to which JAX
-  applies `vmap` before it differentiates it in forward mode.
+  Outside of `jax.jit`, the backward pass is a program of its own (`compiled`).
+  The `vmap` of `jax.jacrev` maps it before forward mode differentiates it.
   """
   params, state, xs = arguments(cell, key, steps=T, batch=(2,))
   assert T > MOST_UNROLLED  # else there is no loop
