@@ -180,9 +180,10 @@ def one_step(
     if len(extras) == num_extras:
       check_weights(checked, params)
     check_leaves(params=params, state=state)
+    params = as_arrays(params)
     if state is None:
       batch_shape = x.shape if is_token(x) else x.shape[:-1]
-      state = initial_state(as_arrays(params), batch_shape)
+      state = initial_state(params, batch_shape)
     check_inputs("x", initial_state, params, state, x)
     return state
 

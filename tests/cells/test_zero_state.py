@@ -1,11 +1,14 @@
 """In a step, a state of None is the zero state."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lstm_jax import gru, lstm
+from lstm_jax.cells.cell import one_step
 from lstm_jax.sequence import wrappers
 from tests.contract import CELLS, TOKEN_CELLS
 from tests.draws import B, D, H, arguments, weighed, worst
@@ -73,3 +76,27 @@ def test_a_step_without_a_state_checks_its_other_arguments(key):
   ):
     with pytest.raises(ValueError, match=message):
       lstm.step(weights, None, x)
+
+
+def test_initial_state_gets_arrays_in_place_of_numbers():
+  class Params(NamedTuple):
+    w_x: jax.Array
+    scale: Any  # may be a number
+
+  class State(NamedTuple):
+    h: jax.Array
+
+  def initial_state(params, batch_shape):
+    shape = *batch_shape, params.w_x.shape[1]
+    return State(jnp.zeros(shape, params.scale.dtype))
+
+  def recur(params, state, ax):
+    return State(params.scale * state.h + ax), ax, ()
+
+  forward, _, step = one_step(
+    initial_state, lambda params, x: x @ params.w_x, recur, None, None
+  )
+  params, x = Params(jnp.ones((D, H)), 0.5), jnp.ones((B, D))
+  for state in (None, State(jnp.zeros((B, H)))):
+    for after in (step(params, state, x), forward(params, state, x)[0]):
+      assert (after.h == D).all()
