@@ -173,7 +173,7 @@ def _start(
   split = "dev" if config.data.dev_fraction else "val"
   if config.job.overwrite:
     check_all_named(path, recipe, sha256, configs)
-    outdated = start_times(_directory(config.job, name) for name in configs)
+    outdated = start_times(path.parent.glob("*"))  # also unfinished others
     results = Ablations(recipe, sha256, [], outdated, split)
   else:
     results = read_ablations(path, recipe, sha256)._replace(split=split)

@@ -14,6 +14,7 @@ from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.resources import host_memory
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import BEST
+from lstm_jax.training import list_checkpoints
 
 
 def add_models(
@@ -62,7 +63,8 @@ def models_sha256(config: TrainConfig) -> dict[str, str]:
 def models_of_run(directory: Path) -> dict[str, str]:
   """Return `models_sha256` as the run in a directory read them, maybe long ago.
 
-  It is empty without a run.
+  It is empty without a run. A run without a checkpoint begins again, from the
+  weights of --init_from as they are now: those are left out.
   """
   record = run_dir.read_config(directory) or {}
   hashes = record.get(run_dir.TEACHERS) or []
@@ -70,6 +72,7 @@ def models_of_run(directory: Path) -> dict[str, str]:
     f"{name} ({record['teacher_checkpoint']})": sha256
     for name, sha256 in zip(record.get("teacher", ()), hashes, strict=False)
   }
-  if sha256 := record.get(run_dir.INIT_FROM):  # earlier versions have none
+  sha256 = record.get(run_dir.INIT_FROM)  # earlier versions have none
+  if sha256 and list_checkpoints(directory / run_dir.CHECKPOINTS):
     found[f"{record['init_from']} ({BEST})"] = sha256
   return found

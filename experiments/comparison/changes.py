@@ -82,11 +82,11 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
     other, also_idle = effects.setdefault(effect, (change, idle))
     if other != change:
       records = to_record(trained), to_record(configs[other])
-      reasons = [
-        reason
+      reasons = {  # each once; two flags may have the same
+        reason: None
         for name, reason in (also_idle | idle).items()
         if records[0][name] != records[1][name]
-      ]
+      }
       same = "no effect" if other == BASE else f"the effect of {other}"
       raise ValueError(f"--change={change} has {same}: {', '.join(reasons)}")
 

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -54,21 +54,23 @@ def lock(directory: Path) -> Iterator[None]:
     if _is_same(file, path):
       break
     file.close()  # the previous holder has just deleted it
-  # Open until the end, so that no later directory gets its number.
-  held = _Held(directory, os.open(directory, os.O_RDONLY), file)
-  try:
-    with naming(path):
-      file.truncate(0)
-      file.write(str(os.getpid()).encode())
-    _held.append(held)
-    yield
-  finally:
-    if held in _held:
-      _held.remove(held)
-    if _is_same(file, path):  # and not that of a process that came later
-      path.unlink(missing_ok=True)
-    os.close(held.place)
-    file.close()
+  with file:
+    # Open until the end, so that no later directory gets its number.
+    held = _Held(directory, os.open(directory, os.O_RDONLY), file)
+    try:
+      with naming(path):
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+      _held.append(held)
+      yield
+    finally:
+      if held in _held:
+        _held.remove(held)
+      # Where the directory is now, and not the lock of a later process.
+      if _is_same(file, LOCK, held.place):
+        with suppress(FileNotFoundError):
+          os.unlink(LOCK, dir_fd=held.place)
+      os.close(held.place)
 
 
 def check_held() -> None:
@@ -80,11 +82,10 @@ def check_held() -> None:
   """
   for directory, place, file in _held:
     path = directory / LOCK
-    if path.exists():
-      held = _is_same(file, path)
-    else:  # the file alone may have been deleted
-      opened = os.fstat(place)
-      held = directory.exists() and os.path.samestat(directory.stat(), opened)
+    held = _is_same(file, path)
+    if not held and not path.exists() and directory.exists():
+      # The file alone may have been deleted.
+      held = os.path.samestat(directory.stat(), os.fstat(place))
     if not held:
       raise ValueError(
         f"{directory} was moved, deleted or replaced while this process wrote "
@@ -92,9 +93,12 @@ def check_held() -> None:
       )
 
 
-def _is_same(file, path: Path) -> bool:
-  """Return whether a path still refers to the open file."""
+def _is_same(
+  file: IO[bytes], path: Path | str, place: int | None = None
+) -> bool:
+  """Return whether a path, from an open directory, is still the open file's."""
   try:
-    return os.path.samestat(os.fstat(file.fileno()), path.stat())
-  except FileNotFoundError:
+    found = os.stat(path, dir_fd=place)
+  except (FileNotFoundError, NotADirectoryError):
     return False
+  return os.path.samestat(found, os.fstat(file.fileno()))

@@ -79,8 +79,7 @@ class RunLogger:
     *,
     is_writer: bool = True,
   ):
-    self.directory = directory
-    self.step = 0
+    self.directory, self.step = directory, 0
     self.best = Best(math.inf, 0, None)
     self.val_losses: list[float] = []
     self._setup = setup
@@ -124,8 +123,7 @@ class RunLogger:
     since the checkpoint before the last; a later kill, those since the last.
     """
     self._checkpoints.wait()
-    self.step = step
-    self._grad_norms = metrics.grad_norms
+    self.step, self._grad_norms = step, metrics.grad_norms
     self.buffer.add(metrics)
     if len(self.buffer) == LOG_EVERY:
       self.flush()
@@ -231,6 +229,7 @@ class RunLogger:
     if not self._setup.config.job.quiet:
       print_title(title, self._console, align="left")
       print_sample(text, self._console)
+    check_held()  # an evaluation may take long
     append(self.directory / run_dir.SAMPLES, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)
 
@@ -294,6 +293,7 @@ class RunLogger:
   def _write_row(self, record: dict[str, Any]) -> None:
     if not self._is_writer:
       return
+    check_held()
     line = json.dumps(record, allow_nan=False)
     append(self.directory / run_dir.METRICS, line + "\n")
     norms = self._grad_norms if "train_loss" in record else {}

@@ -63,7 +63,7 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
 def test_after_an_interrupted_overwrite_all_old_runs_are_trained_again(
   finished_config, config, console, monkeypatch
 ):
-  names = ["base", "seed=1"]
+  names = ["base", "seed=1", "seed=2"]
   for seed, name in enumerate(names):
     single = replace(config, run=f"{config.job.run}/{name}")
     started = "2999-01-01T00:00:00Z"  # the clock was ahead
@@ -77,10 +77,11 @@ def test_after_an_interrupted_overwrite_all_old_runs_are_trained_again(
 
   monkeypatch.setattr(train, "run", run)
   monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)
-  ablate.run(replace(config, overwrite=True), names[1:], console)
+  ablate.run(replace(config, overwrite=True), ["seed=1"], console)
   stopped_by = None
   ablate.run(config, names[1:], console)
-  # base, which was stopped; then base again, and seed=1: all overwritten.
+  # base, which was stopped; then base again, and the others, also the one that
+  # had no row and was not named.
   assert trained == [(name, True) for name in ("base", *names)]
 
 

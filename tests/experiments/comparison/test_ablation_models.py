@@ -20,19 +20,21 @@ def test_a_run_says_which_weights_it_has_read(tmp_path):
   assert models_of_run(tmp_path) == {}  # as an earlier version wrote it
   record |= {"teacher_sha256": ["1a", "2b"], "init_from_sha256": "3c"}
   (tmp_path / "config.json").write_text(json.dumps(record))
-  found = {"/a (best)": "1a", "/b (best)": "2b", "/c (best)": "3c"}
-  assert models_of_run(tmp_path) == found
+  found = {"/a (best)": "1a", "/b (best)": "2b"}
+  assert models_of_run(tmp_path) == found  # it would begin again
+  (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+  assert models_of_run(tmp_path) == found | {"/c (best)": "3c"}
 
 
-def test_no_run_is_resumed_that_has_begun_with_other_weights(
+def test_no_change_begins_with_other_weights_than_a_run_to_resume(
   finished, config, console
 ):
   run = str(finished.parent / "ablation")
   config = replace(config, run=run, init_from=str(finished))
   base = Path(run) / "base"
-  base.mkdir(parents=True)
+  (base / "checkpoints" / "10").mkdir(parents=True)
   record = recorded_flags(config) | {"init_from_sha256": "1a2b"}
   (base / "config.json").write_text(json.dumps(record))
   with pytest.raises(ValueError, match=f"read other weights of {finished} "):
-    ablate.run(config, [], console)
-  assert [*base.iterdir()] == [base / "config.json"]
+    ablate.run(config, ["seed=1"], console)
+  assert [*Path(run).iterdir()] == [base]

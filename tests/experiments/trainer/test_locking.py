@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-from pathlib import Path
 
 import pytest
 
@@ -72,18 +71,18 @@ def test_a_file_that_a_crash_leaves_locks_nothing(tmp_path):
 
 def test_a_lock_is_held_until_its_file_is_deleted(tmp_path, monkeypatch):
   """Or else the file of the next holder would be deleted."""
-  unlink, deleted = Path.unlink, []
+  unlink, deleted = os.unlink, []
 
-  def check_held(path, **options):
-    with path.open("rb") as file, pytest.raises(BlockingIOError):
+  def unlink_held(path, **options):
+    with (tmp_path / path).open("rb") as file, pytest.raises(BlockingIOError):
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     unlink(path, **options)
     deleted.append(path)
 
-  monkeypatch.setattr(Path, "unlink", check_held)
+  monkeypatch.setattr(os, "unlink", unlink_held)
   with lock(tmp_path):
     pass
-  assert deleted == [tmp_path / LOCK]
+  assert deleted == [LOCK]
 
 
 def test_a_link_in_place_of_the_lock_is_refused_and_not_followed(tmp_path):
@@ -123,3 +122,15 @@ def test_a_directory_that_was_moved_away_is_no_longer_held(tmp_path, deleted):
       check_held()
   assert (directory / LOCK).read_text() == "12345"
   check_held()
+
+
+def test_a_directory_that_was_moved_keeps_no_lock(tmp_path):
+  """Not even where a file, in which there is no path, has taken its place."""
+  directory, moved = tmp_path / "run", tmp_path / "moved"
+  directory.mkdir()
+  with lock(directory):
+    directory.rename(moved)
+    directory.write_text("a file")
+    with pytest.raises(ValueError, match="run was moved, deleted or replaced"):
+      check_held()
+  assert [*moved.iterdir()] == []
