@@ -6,7 +6,8 @@ docstrings for the reference, loads `Docstrings` (`extensions`).
 The pages are written for a reader of the repository: they link to
 `../README.md` or `../lstm_jax/cells/lstm.py`. On the site, the Markdown files
 outside docs/ are pages too, and the other files that a page links are copied
-into `files/`. A link to a directory becomes its name.
+into `files/`. A link to a directory becomes its text if that is code, or else
+the path of the directory.
 """
 
 import posixpath
@@ -82,15 +83,14 @@ class Docstrings(griffe.Extension):
       obj.docstring.value = fenced(obj.docstring.value)
 
   def on_class(self, *, cls, **kwargs):
-    """List the fields of a NamedTuple in its docstring, with their comments."""
+    """List a NamedTuple's fields in its docstring, with their end comments."""
     if not any(str(base).endswith("NamedTuple") for base in cls.bases):
       return
     fields = []
     for name, member in [*cls.members.items()]:
       if not member.is_attribute:
         continue
-      code = "\n".join(member.source.splitlines())
-      comment = code.partition("#")[2].strip().replace("\n", " ")
+      comment = member.source.partition("#")[2].strip().replace("\n", " ")
       fields.append(f"  {name} ({member.annotation}): {comment}")
       del cls.members[name]
     if cls.docstring and fields:
@@ -101,7 +101,7 @@ def fenced(docstring):
   """Return a docstring whose indented paragraphs are blocks of code.
 
   A paragraph with an indented line is an equation, an example or a table,
-  unless it is a Google section or a list.
+  unless it is a Google section, a list or a list of references.
   """
   result, in_section = [], False
   for paragraph in re.split(r"\n{2,}", docstring):

@@ -1,1 +1,1 @@
-"""Analyses of models: what they compute on a text, write, and can recall."""
+"""Analyses of models: what they compute, what they write, what they recall."""

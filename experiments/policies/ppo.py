@@ -199,9 +199,7 @@ def make_update(
 
     keys = jax.random.split(shuffle_key, config.num_epochs)
     shuffle = partial(jax.random.permutation, x=config.num_envs)
-    orders = jax.vmap(shuffle)(
-      keys
-    )  # a loop over the keys would compile slowly
+    orders = jax.vmap(shuffle)(keys)  # a loop would compile slowly
     steps = config.num_epochs * config.num_minibatches
     rows = orders.reshape(steps, -1)
     carry, losses = jax.lax.scan(

@@ -19,7 +19,7 @@ KEPT = ROOT / "experiments/results/tinyshakespeare-coupled"
 @pytest.fixture(autouse=True)
 def standard_ranks():
   """Let the other libraries add a bias [K] to an array [..., K]."""
-  with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+  with jax.numpy_rank_promotion("allow"):
     yield
 
 

@@ -31,7 +31,7 @@ def example(key, tmp_path):
   It has a layer of each of KINDS, the GRU as a Bidirectional, and a Dense one.
   Beside it is a .weights.h5 file with the same arrays.
   """
-  keys = iter(jax.random.split(key, 9))
+  keys = iter(jax.random.split(key, 4))
   params = {
     "a": draw(next(keys), "LSTM"),
     "inner/b": draw(next(keys), "GRU", both=True, size=H),
@@ -44,7 +44,7 @@ def example(key, tmp_path):
     "layers/sequential/layers/bidirectional/forward_layer/cell": b[:3],
     "layers/sequential/layers/bidirectional/backward_layer/cell": b[3:],
     "layers/gru/cell": interop.to_keras(params["c"]),
-    "layers/dense": [np.ones((H, 2))],
+    "layers/dense": [np.ones((H, H))],
     "layers/lstm_1/cell": interop.to_keras(params["d"]),
   }
   dense = {"module": "keras.layers", "class_name": "Dense", "config": {}}

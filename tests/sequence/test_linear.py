@@ -36,7 +36,10 @@ CELLS = pytest.mark.parametrize(
 
 
 def traced_value_and_gradient(cell, args, key, **options):
-  """Return what `value_and_gradient` does, traced anew for another device."""
+  """Return what `value_and_gradient` does, traced anew for another device.
+
+  The key must be key(0), from which that function draws its cotangents.
+  """
   f = weighed(partial(unroll, cell, **options), key)
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
 
@@ -153,9 +156,9 @@ def _equations(jaxpr):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("chunk", [None, 64])
 def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
-  """A minimal LSTM with memories of one to millions of time steps."""
+  """A minimal LSTM with memories of 1 to 5e8 time steps."""
   params, state, xs = arguments(min_lstm, key, steps=1000)
-  b_f = jnp.linspace(-20, 20, H)  # the memory is 1 + exp(b_f − b_i) steps
+  b_f = jnp.linspace(-20, 20, H)  # as b_i = −b_f: memory 1 + exp(b_f) steps
   b = params.b.reshape(3, H).at[0].set(b_f).at[1].set(-b_f)
   args = params._replace(b=b.reshape(-1)), state, xs / 30
   expected = value_and_gradient(min_lstm, args, adjoint=Autodiff())
@@ -183,7 +186,10 @@ def test_a_reset_and_a_mask_hide_nan(key):
 
 
 def test_bfloat16_states_are_summed_in_float32(key):
-  """1,000 steps of 0.999 h + 0.001: bfloat16 would stop at 0.5, not at 0.63."""
+  """1,000 steps of 0.999 h + 0.001 give 0.63.
+
+  In bfloat16, 0.999 is 1, and the sum would stop at 0.5.
+  """
   params = jax.tree.map(
     lambda x: jnp.zeros_like(x, jnp.bfloat16), min_gru.init(key, D, H)
   )

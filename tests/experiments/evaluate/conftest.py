@@ -25,6 +25,7 @@ def trained_run(tmp_path_factory):
   """Return the directory of a finished run and its corpus; only to be read."""
   config = make_config(tmp_path_factory.mktemp("evaluate"))
   config = replace(config, num_epochs=3, learning_rate=0.03, quiet=True)
+  # As the fixture `standard_promotion` does, which this one precedes.
   with jax.numpy_dtype_promotion("standard"):
     train.run(config, Console(file=io.StringIO()))
   return config.job.run, config.data.corpus

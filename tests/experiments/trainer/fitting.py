@@ -2,8 +2,9 @@
 
   python -m tests.experiments.trainer.fitting RECORD
 
-RECORD is a configuration as JSON. Each device has the memory that a training
-step needs with one sequence on every device.
+RECORD is a configuration as JSON, and XLA_FLAGS sets the number of devices.
+Each device has the memory that a training step needs with one sequence on every
+device.
 """
 
 import json

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments import evaluate, train
@@ -14,7 +13,6 @@ from experiments.trainer.footprint import dry_run
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm
-from lstm_jax.sequence.implementation import VERSIONS
 from lstm_jax.training import list_checkpoints, read_checkpoint
 from tests.draws import worst
 from tests.experiments.sampled import sample_texts
@@ -83,10 +81,8 @@ def test_an_unfinished_run_is_not_resumed_with_another_implementation(
 @pytest.mark.parametrize("start", [train.run, dry_run])
 @pytest.mark.parametrize("seq_len", [8, 1])
 def test_a_cpu_is_refused_before_anything_is_written(
-  start, seq_len, fused, console, monkeypatch
+  start, seq_len, fused, console
 ):
-  # A version of JAX that has the kernels: only the device is refused.
-  monkeypatch.setattr(jax, "__version_info__", VERSIONS[0])
   with pytest.raises(
     ValueError, match=r"^implementation='mosaic_gpu' needs .* got a cpu: leave"
   ) as error:
