@@ -10,7 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.trainer.files import check_regular, ensure_directory
+from experiments.trainer.files import (
+  check_regular,
+  ensure_directory,
+  remove_parts,
+)
 from experiments.trainer.locking import lock
 from experiments.trainer.run_dir import CONFIG
 
@@ -30,7 +34,8 @@ def open_results(
 ) -> Iterator[None]:
   """Create the directory of results, and lock it until the end of the block.
 
-  New directories are removed again if the block has written nothing there.
+  What a kill has left half-written there is removed. New directories are
+  removed again if the block has written nothing there.
 
   Args:
     directory: the directory.
@@ -63,6 +68,7 @@ def open_results(
           raise ValueError(
             f"{directory} holds {name} but no {record}: choose another --out"
           )
+    remove_parts(directory, names)
     yield
 
 

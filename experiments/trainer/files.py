@@ -108,6 +108,16 @@ def write_bytes(path: Path, data: bytes) -> None:
       part.unlink()
 
 
+def remove_parts(directory: Path, names: Iterable[str]) -> None:
+  """Remove what a kill has left half-written of these files.
+
+  No other process may be writing them.
+  """
+  for name in names:
+    for part in directory.glob(f"{name}.????????.part"):
+      part.unlink()
+
+
 def append(path: Path, text: str) -> None:
   """Append text to a file, durably, and close it.
 

@@ -19,6 +19,7 @@ from experiments.trainer.extension import (
 from experiments.trainer.files import (
   check_regular,
   ensure_directory,
+  remove_parts,
   write_json,
 )
 from experiments.trainer.locking import lock
@@ -127,9 +128,7 @@ def open_run_dir(
   with lock(directory):
     opened = _resume_or_start(directory, config, facts, may_extend)
     # What a kill has left half-written, of files that only this process writes.
-    for name in (CONFIG, PICTURE, RESULT):
-      for part in directory.glob(f"{name}.????????.part"):
-        part.unlink()
+    remove_parts(directory, (CONFIG, PICTURE, RESULT))
     yield opened
 
 

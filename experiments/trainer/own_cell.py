@@ -37,6 +37,7 @@ FUNCTIONS = (
 # refuse the first, if D must be H, or H a multiple of a number of heads.
 SIZES = (3, 4), (960, 960)
 NUM_STEPS = 5
+RAISED = Exception, SystemExit  # whatever the code of a cell raises
 
 
 @cache
@@ -56,7 +57,7 @@ def import_cell(name: str) -> Cell:
     raise ValueError(
       f"there is no module {error.name} on Python's path"
     ) from None
-  except (Exception, SystemExit) as error:  # whatever its code raises
+  except RAISED as error:
     raise ValueError(f"its import raises {_in_a_line(error)}") from None
   if run:
     raise ValueError(f"its code lies in {run}, the directory of a run")
@@ -67,7 +68,7 @@ def import_cell(name: str) -> Cell:
   try:
     with traced_for("cpu"):  # else JAX would start a device to know its kind
       before, after = _trace_step(cell, sizes)
-  except Exception as error:
+  except RAISED as error:
     raise ValueError(f"its step raises {_in_a_line(error)}") from None
   if before != after or "h" not in before:
     raise ValueError(
@@ -81,7 +82,7 @@ def import_cell(name: str) -> Cell:
     try:
       with traced_for("cpu"):
         jax.eval_shape(partial(gradient, cell, sizes), _key())
-    except Exception as error:
+    except RAISED as error:
       message = f"the gradient of {what} raises {_in_a_line(error)}"
       raise ValueError(message) from None
   return cell
@@ -103,7 +104,7 @@ def init_shapes(cell: Any, init: Callable[[jax.Array], Any]) -> Any:
   """
   try:
     return jax.eval_shape(init, _key())
-  except Exception as error:
+  except RAISED as error:
     if isinstance(error, ValueError) or isinstance(cell, CellModule | MadeCell):
       raise
     raise ValueError(
@@ -151,7 +152,7 @@ def _sizes(cell: Any) -> tuple[int, int]:
   for sizes in SIZES:
     try:
       jax.eval_shape(partial(_arguments, cell, sizes), _key())
-    except Exception:
+    except RAISED:
       continue
     return sizes
   return SIZES[0]
@@ -189,9 +190,11 @@ def _sequence_gradient(
   """Return the gradients of the sum of hs, w.r.t. weights and inputs."""
   params, state, x = _arguments(cell, sizes, key)
   xs = jnp.zeros((NUM_STEPS, *x.shape), x.dtype)
-  return jax.grad(lambda p, xs: unroll(cell, p, state, xs)[1].sum(), (0, 1))(
-    params, xs
-  )
+  # Programs reset rows and repeat them: all of the state must be in rows.
+  reset = jnp.zeros(xs.shape[:-1], bool)
+  return jax.grad(
+    lambda p, xs: unroll(cell, p, state, xs, reset=reset)[1].sum(), (0, 1)
+  )(params, xs)
 
 
 def _token_gradient(cell: Any, sizes: tuple[int, int], key: jax.Array) -> Any:

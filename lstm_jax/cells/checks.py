@@ -67,6 +67,30 @@ def check_zero_state(state: Any) -> None:
     )
 
 
+def check_floats(state: Any) -> None:
+  """Raise ValueError unless every array of a state holds floats."""
+  for path, leaf in jax.tree.leaves_with_path(state):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      name = jax.tree_util.keystr(path)
+      raise ValueError(f"state{name} must be floats, got {leaf.dtype}")
+
+
+def check_rows(what: str, state: Any) -> None:
+  """Raise ValueError unless every array of a state has the batch axes of h.
+
+  Without masks and the like, a number may be one for all rows.
+  """
+  batch = jnp.shape(state.h)[:-1]
+  for path, leaf in jax.tree.leaves_with_path(state):
+    found = jnp.shape(leaf)
+    if found[: len(batch)] != batch:
+      name = jax.tree_util.keystr(path)
+      raise ValueError(
+        f"{what} needs a state whose arrays have the batch axes "
+        f"{axes_text(batch)}, got state{name} {axes_text(found)}"
+      )
+
+
 def check_same_type(name: str, value: Any, like: Any) -> None:
   """Raise ValueError unless a value has the type of another."""
   if type(value) is not type(like):

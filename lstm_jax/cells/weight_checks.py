@@ -11,7 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.checks import axes_text, check_zero_state, types_text
+from lstm_jax.cells.checks import (
+  axes_text,
+  check_floats,
+  check_zero_state,
+  types_text,
+)
 from lstm_jax.cells.precision import upcast
 
 PARTS = (
@@ -169,13 +174,14 @@ def _check_forward(forward: Callable, params: Any) -> None:
 
 
 def _check_batch_axes(states: Callable, params: Any) -> None:
-  """Raise ValueError if the zero state lacks the axes of its batch_shape.
+  """Raise ValueError if the zero state has no floats, or no batch axes.
 
   Args:
     states: (params) -> the zero states of batch_shape () and (2,).
     params: the weights.
   """
   without, batched = _eval_shape(states, params)
+  check_floats(without)
   pairs = [*zip(_shapes(without), _shapes(batched), strict=True)]
   # A number, such as a counter, may be one for the whole batch.
   if any(found != (2, *shape) and (shape or found) for shape, found in pairs):

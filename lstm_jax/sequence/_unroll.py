@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
+from lstm_jax.cells.checks import check_rows
 from lstm_jax.cells.mapped import over_batch
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
@@ -292,4 +293,6 @@ def _scan(cell, options, adjoint, *inputs):
     case Explicit(residuals="gates", chunk=None):
       return scan_in_cache(cell, options, *inputs)
     case Explicit(residuals, chunk):
+      if residuals == "recompute":  # gives `recur` a time axis, too
+        check_rows("recompute", inputs[1])
       return scan_checkpointed(cell, options, residuals, chunk, *inputs)

@@ -51,7 +51,11 @@ from lstm_jax.cells.cell import (
   StateT,
   one_step,
 )
-from lstm_jax.cells.checks import check_broadcasts, check_same_type
+from lstm_jax.cells.checks import (
+  check_broadcasts,
+  check_rows,
+  check_same_type,
+)
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import parts_of
 
@@ -265,13 +269,13 @@ def _wrapped(
 def _check_flag(name: str, flag: Any, state: State) -> None:
   """Raise ValueError unless a flag is bool, with the shape of the batch."""
   batch = state.h.shape[:-1]
+  expected = f"{name} must be bool {list(batch)}, got"
   if flag is None:  # `asarray` would not name the argument
-    raise ValueError(f"{name} must be bool {list(batch)}, got None")
+    raise ValueError(f"{expected} None")
   flag = jnp.asarray(flag)
   if flag.dtype != bool or flag.shape != batch:
-    raise ValueError(
-      f"{name} must be bool {list(batch)}, got {flag.dtype} {flag.shape}"
-    )
+    raise ValueError(f"{expected} {flag.dtype} {flag.shape}")
+  check_rows(f"a {name}", state)
 
 
 def select(condition: ArrayLike, yes: Any, no: Any) -> Any:

@@ -122,3 +122,49 @@ def test_a_sequence_without_a_batch_has_the_gradient_of_autodiff(platform, key):
 
   with traced_for(platform):
     assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12
+
+
+def test_an_integer_in_the_state_is_named():
+  def counting(params, batch_shape=()):
+    zero = initial_state(params, batch_shape)
+    return zero._replace(n=jnp.zeros(batch_shape, jnp.int32))
+
+  def count(params, state, ax):
+    after, *saved = recur(params, state._replace(n=ax[..., 0]), ax)
+    return after._replace(n=state.n + 1), *saved
+
+  parts = counting, project, count, recur_backward, parameter_gradients
+  cell = Cell(*parts, *one_step(*parts))
+  with pytest.raises(ValueError, match=r"^state\.n must be floats, got int32$"):
+    unroll(cell, Params(jnp.ones((D, H))), None, jnp.ones((T, B, D)))
+
+
+@pytest.mark.parametrize(
+  ("what", "adjoint", "options"),
+  [
+    ("a mask", Explicit(), {"lengths": LENGTHS}),
+    ("a reset", Autodiff(), {"reset": RESET}),
+    ("recompute", Explicit("recompute"), {}),
+  ],
+)
+def test_a_number_for_all_rows_is_refused_where_rows_differ(
+  what, adjoint, options
+):
+  def counting(params, batch_shape=()):
+    return initial_state(params, batch_shape)._replace(n=jnp.zeros(()))
+
+  def count(params, state, ax):
+    h = jnp.tanh(ax + state.n)
+    return State(state.n + 1, h), 1 - h * h, ()
+
+  def count_back(params, gates, residuals, d_state):
+    da = d_state.h * gates
+    return State(d_state.n + da.sum(), jnp.zeros_like(da)), da
+
+  parts = counting, project, count, count_back, parameter_gradients
+  cell = Cell(*parts, *one_step(*parts))
+  args = cell, Params(jnp.ones((D, H))), None, jnp.ones((T, B, D))
+  unroll(*args)
+  message = f"^{what} needs a state whose arrays have the batch axes .*state.n"
+  with pytest.raises(ValueError, match=message):
+    unroll(*args, adjoint=adjoint, **options)

@@ -30,6 +30,15 @@ def test_results_are_replaced_only_with_overwrite(tmp_path):
   assert [path.name for path in directory.iterdir()] == ["record.json"]
 
 
+def test_what_a_kill_has_left_half_written_is_removed(tmp_path):
+  for name in ("record.json", "samples.txt.0a1b2c3d.part", "mine.part"):
+    (tmp_path / name).write_text("{}")
+  with open_results(tmp_path, NAMES, overwrite=True):
+    pass
+  found = {path.name for path in tmp_path.iterdir()}
+  assert found == {"record.json", "mine.part"}
+
+
 def test_a_link_in_place_of_a_result_is_not_followed(tmp_path):
   (tmp_path / "figure.png").symlink_to(tmp_path / "missing")
   with (

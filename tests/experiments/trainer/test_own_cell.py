@@ -159,6 +159,14 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       f"takes_tokens = True\n{FILE}",
       r"the gradient of a sequence of tokens \(takes_tokens\) raises TypeError",
     ),
+    (
+      "one_for_all_rows",  # a c for the whole batch
+      FILE.replace("c=jnp.zeros(shape, ", "c=jnp.zeros((), ")
+      .replace("State(o * jnp.tanh(c), c)", "State(o * jnp.tanh(c), state.c)")
+      .replace("dc = dc_sum * f", "dc = (dc_sum * f).sum()"),
+      r"a reset needs a state whose arrays have the batch axes \[2\], got "
+      r"state.c \[\]$",
+    ),
     ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
     ("exits", "raise SystemExit(0)", "its import raises SystemExit: 0$"),
   ],
@@ -183,13 +191,13 @@ def test_a_cell_may_refuse_some_sizes(wrong, path):
   assert from_flags("--cell=choosy").model.cell.__name__ == "choosy"
 
 
-def test_sizes_that_init_refuses_are_an_error_of_one_line(path):
+@pytest.mark.parametrize("kind", ["AssertionError", "SystemExit"])
+def test_sizes_that_init_refuses_are_an_error_of_one_line(kind, path):
   first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
-  (path / "even.py").write_text(
-    FILE.replace(first, f"{first}  assert hidden_size % 2 == 0, 'H is odd'\n")
-  )
+  refusal = f"  if hidden_size % 2: raise {kind}('H is odd')\n"
+  (path / "even.py").write_text(FILE.replace(first, first + refusal))
   config = from_flags("--cell=even", "--hidden_size=7")
-  message = "^init of the cell even raises AssertionError: H is odd$"
+  message = f"^init of the cell even raises {kind}: H is odd$"
   for read in (make_setup, partial(pays, count=2)):
     with pytest.raises(ValueError, match=message):
       read(config)
