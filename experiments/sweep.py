@@ -55,6 +55,7 @@ from experiments.trainer.format import (
   number_table,
   print_table,
 )
+from experiments.trainer.locking import check_held
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
@@ -156,14 +157,13 @@ def run(config: SweepConfig, console: Console) -> Result:
         evaluate_at=config.evaluation.is_due,
         stop_requests=requests,
       )
+    check_held()  # the last checkpoint may have taken long
     if best_member(members):
       run_dir.delete_previous(directory)  # the run that --overwrite replaced
     result = Result(directory, members, observer.seconds, stopped_by)
     if not stopped_by:
-      record = {
-        "members": [one.to_json() for one in members],
-        "seconds": round(observer.seconds, 3),
-      }
+      found = [one.to_json() for one in members]
+      record = {"members": found, "seconds": round(observer.seconds, 3)}
       write_json(directory / run_dir.RESULT, record)
   _print_result(result, console)
   if not (stopped_by or best_member(members)):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ class Ablations(NamedTuple):
   recipe: Mapping[str, Any]  # the flags of the base
   corpus_sha256: str
   rows: list[dict[str, Any]]  # the base's first; a new one is appended
-  # Of each run that --overwrite replaces, by directory: when it started.
+  # When each run started that --overwrite replaces, by name of its directory.
   outdated: Mapping[str, str] = {}
   split: str = "val"  # "val" or "dev": the split whose losses are compared
   models: Mapping[str, str] = {}  # `models_sha256` of all runs so far
@@ -60,8 +61,8 @@ class Ablations(NamedTuple):
 
     Times are not compared with each other, because clocks are put back.
     """
-    old = self.outdated.get(directory.name)
-    return old in start_times([directory]).values()
+    started = start_times([directory]).get(directory.name)
+    return started is not None and started == self.outdated.get(directory.name)
 
   def config_in(self, directory: Path, config: TrainConfig) -> TrainConfig:
     """Return the configuration of the run of a change in a directory."""
@@ -130,12 +131,13 @@ def read_ablations(
 
 def start_times(directories: Iterable[Path]) -> dict[str, str]:
   """Return when the runs in directories started, by the directories' names."""
-  records = {d.name: run_dir.read_config(d) or {} for d in directories}
-  return {
-    name: str(record["started"])
-    for name, record in records.items()
-    if "started" in record
-  }
+  found = {}
+  for directory in directories:
+    with suppress(OSError):  # what cannot be read cannot be trained, either
+      record = run_dir.read_config(directory) or {}
+      if "started" in record:
+        found[directory.name] = str(record["started"])
+  return found
 
 
 def _earlier_split(recipe: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def check_equal(
     ValueError: an array's relative error is above `tolerance()`.
   """
   ppo, found = config.ppo, racers(name, environment, config.hidden_size)
-  draw_key, actor_key = jax.random.split(key)
+  key, draw_key, actor_key = jax.random.split(key, 3)
   params = draw_weights(found["unroll"], config.hidden_size, draw_key)
   actor = make_actor(found["unroll"], environment, ppo, actor_key)
   _, rollout, _ = jax.jit(

@@ -55,18 +55,17 @@ def lock(directory: Path) -> Iterator[None]:
       break
     file.close()  # the previous holder has just deleted it
   with file:
-    # Open until the end, so that no later directory gets its number.
+    # Open until the end, so that no later directory gets its inode number.
     held = _Held(directory, os.open(directory, os.O_RDONLY), file)
+    _held.append(held)
     try:
       with naming(path):
         file.truncate(0)
         file.write(str(os.getpid()).encode())
-      _held.append(held)
       yield
     finally:
-      if held in _held:
-        _held.remove(held)
-      # Where the directory is now, and not the lock of a later process.
+      _held.remove(held)
+      # In this directory, wherever it is: another's lock may be at its path.
       if _is_same(file, LOCK, held.place):
         with suppress(FileNotFoundError):
           os.unlink(LOCK, dir_fd=held.place)
@@ -96,7 +95,10 @@ def check_held() -> None:
 def _is_same(
   file: IO[bytes], path: Path | str, place: int | None = None
 ) -> bool:
-  """Return whether a path, from an open directory, is still the open file's."""
+  """Return whether a path is still that of the open file.
+
+  A relative path is taken from the directory of the descriptor `place`.
+  """
   try:
     found = os.stat(path, dir_fd=place)
   except (FileNotFoundError, NotADirectoryError):
