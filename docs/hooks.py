@@ -83,7 +83,7 @@ class Docstrings(griffe.Extension):
       obj.docstring.value = fenced(obj.docstring.value)
 
   def on_class(self, *, cls, **kwargs):
-    """List a NamedTuple's fields in its docstring, with their end comments."""
+    """List a NamedTuple's fields, with the comments that end their lines."""
     if not any(str(base).endswith("NamedTuple") for base in cls.bases):
       return
     fields = []

@@ -33,7 +33,7 @@ GATE_BIASES = {
   "projected_lstm": LSTM,
   "peephole_lstm": LSTM,
   "mogrifier_lstm": LSTM,
-  "slstm": LSTM,  # i = exp(−b) scales c and n alike: no effect on c / n
+  "slstm": LSTM,  # b of i scales c and n alike: it has no effect on c / n
   "coupled_lstm": GateBiases(3, {0: 1}),  # [f, g, o]
   "gru": GRU,
   "gru_reset_before": GRU,

@@ -76,17 +76,17 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
     num_steps = make_setup(config).num_steps
     if change != BASE:
       _check_effect(base, change, config, num_steps)
-    # Values of flags that are idle beside the others make no difference.
+    # A flag that is idle acts as its default does.
     idle = idle_flags(trained, RULES, num_steps)
     effect = replace(trained, **{name: default[name] for name in idle})
     other, also_idle = effects.setdefault(effect, (change, idle))
     if other != change:
       records = to_record(trained), to_record(configs[other])
-      reasons = {  # each once; two flags may have the same
-        reason: None
+      reasons = dict.fromkeys(  # each once; two flags may have the same
+        reason
         for name, reason in (also_idle | idle).items()
         if records[0][name] != records[1][name]
-      }
+      )
       same = "no effect" if other == BASE else f"the effect of {other}"
       raise ValueError(f"--change={change} has {same}: {', '.join(reasons)}")
 

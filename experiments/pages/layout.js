@@ -55,7 +55,6 @@ function layOut() {
   // The canvas stays in view while the box is scrolled over all lines.
   const below = starts.length * LINE + 8 - textBox.clientHeight;
   spacer.style.height = `${Math.max(0, below)}px`;
-  resize(textCanvas, textBox.clientWidth, textBox.clientHeight);
 }
 
 function endOf(line) {

@@ -8,8 +8,8 @@ const SURPRISING = Math.log(100);  // nats of a probability of 1 %
 // The most suggestions; and of a model of characters, the most tokens of each,
 // and the least probability of the first token of each after the first one.
 const SUGGESTIONS = 3, LONGEST_SUGGESTION = 24;
-const CANDIDATES = 50;  // likeliest words, from which suggestions are taken
 const LEAST = 0.02;
+const CANDIDATES = 50;  // likeliest words, from which suggestions are taken
 // Accents and vowel signs belong to a word, the marks after an emoji do not.
 const IN_WORD = /(?![\uFE00-\uFE0F])[\p{L}\p{Mn}\p{Mc}\p{N}'’-]/u;
 const WORD_AT_END = new RegExp(`(?:${IN_WORD.source})*$`, "u");
@@ -226,7 +226,7 @@ class Reading {
     // as for a comma after a space.
     const added = (token) => {
       const piece = pieceOf(token).slice(partial ? typed.length : 0);
-      if (piece.startsWith("\n")) return piece;
+      if (piece.startsWith("\n")) return piece;  // read so once a word follows
       return [piece, " " + piece].find((more) => {
         const items = tokens.encode(end + more);
         return items.length === length && items.at(-1).token === token;

@@ -95,9 +95,9 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
   ]
 
 
-def weights_sha256(teacher: Trained) -> str:
-  """Return the SHA-256 of a teacher's weights."""
-  return json_checksum(array_checksums({"params": teacher.params}))
+def weights_sha256(trained: Trained) -> str:
+  """Return the SHA-256 of a model's weights."""
+  return json_checksum(array_checksums({"params": trained.params}))
 
 
 def soft_target_bytes(setup: TrainSetup) -> int:

@@ -158,7 +158,7 @@ def without_effect(
 def idle_flags(
   config: Any, rules: Sequence[Rule], *facts: int
 ) -> dict[str, str]:
-  """Return {flag: why} of the flags without an effect, whatever their values.
+  """Return {flag: why} of the flags without an effect, also those that are off.
 
   The arguments are those of `without_effect`.
   """

@@ -172,8 +172,8 @@ def _resume_or_start(
   _check_facts(directory, config, record, facts, may_extend)
   begins_again = not list_checkpoints(directory / CHECKPOINTS)
   if begins_again:
-    # From the weights of --init_from as they are now: `facts` has the step of
-    # their checkpoint.
+    # From the weights of --init_from as they are now: `facts` has their step
+    # and checksum.
     record |= facts
   if extending:
     return _extend(directory, config, record, result)

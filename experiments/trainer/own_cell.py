@@ -190,7 +190,7 @@ def _sequence_gradient(
   """Return the gradients of the sum of hs, w.r.t. weights and inputs."""
   params, state, x = _arguments(cell, sizes, key)
   xs = jnp.zeros((NUM_STEPS, *x.shape), x.dtype)
-  # Programs reset rows and repeat them: all of the state must be in rows.
+  # Programs reset and repeat rows: all of the state must have the batch axes.
   reset = jnp.zeros(xs.shape[:-1], bool)
   return jax.grad(
     lambda p, xs: unroll(cell, p, state, xs, reset=reset)[1].sum(), (0, 1)

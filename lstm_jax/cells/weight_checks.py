@@ -174,7 +174,7 @@ def _check_forward(forward: Callable, params: Any) -> None:
 
 
 def _check_batch_axes(states: Callable, params: Any) -> None:
-  """Raise ValueError if the zero state has no floats, or no batch axes.
+  """Raise ValueError unless the zero state is floats with batch axes.
 
   Args:
     states: (params) -> the zero states of batch_shape () and (2,).

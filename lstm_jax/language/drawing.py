@@ -86,15 +86,15 @@ def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
 
 
 def split_rules(rules: DrawingRules) -> tuple[DrawingRules, dict[str, Any]]:
-  """Return (static, numbers) of checked rules: `static._replace(**numbers)`.
+  """Return (static, numbers); `static._replace(**numbers)` are the rules.
 
   With the numbers as arguments that are traced, texts that are drawn at many
   temperatures share one program. A greedy temperature and a top-p of 1 stay
-  static: they need another one.
+  static, because their programs are others.
   """
-  numbers: dict[str, Any] = {"top_p": rules.top_p, "min_p": rules.min_p}
-  if rules.top_p == 1:
-    del numbers["top_p"]
+  numbers: dict[str, Any] = {"min_p": rules.min_p}
+  if rules.top_p != 1:
+    numbers["top_p"] = rules.top_p
   if rules.temperature >= TINY:
     numbers["temperature"] = rules.temperature
   numbers = {name: x for name, x in numbers.items() if x is not None}
@@ -151,5 +151,5 @@ def draw(rules: DrawingRules, key: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _is_static(number: Any) -> bool:
-  """Return whether a number is not traced, as those of `split_rules` are."""
+  """Return whether a number is not traced."""
   return not isinstance(number, jax.core.Tracer)

@@ -173,7 +173,7 @@ def _continuation_nats(model, params, prompt, tokens):
   first = cross_entropy(carry.logits, tokens[0])[None]
   if len(tokens) == 1:
     return first
-  # At most as many tokens as `stateful_nats` reads in one call.
+  # As many tokens as `stateful_nats` reads in one call; at least one of each.
   count, vocabulary_size = carry.logits.shape
   chunk = max(1, min(CHUNK, MAX_LOGITS // vocabulary_size) // count)
   chunk, arrays = min(chunk, len(tokens) - 1), (tokens[:-1], tokens[1:])

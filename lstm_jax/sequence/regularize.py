@@ -116,7 +116,7 @@ def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
     key: a typed PRNG key.
     state: a state of the cell, for its shapes [..., H].
     steps: T.
-    rates: a state of Python floats in [0, 1): the probability that a unit keeps
+    rates: a state of numbers in [0, 1): the probability that a unit keeps
       its value at a time step.
 
   Returns:
@@ -151,7 +151,7 @@ def check_rate(name: str, rate: float) -> None:
   """Raise ValueError unless a rate is a number in [0, 1)."""
   number = hasattr(rate, "dtype") or isinstance(rate, Real)
   if not number or np.ndim(rate) or not 0 <= rate < 1:
-    raise ValueError(f"{name} must be in [0, 1), got {rate}")
+    raise ValueError(f"{name} must be a number in [0, 1), got {rate}")
 
 
 def _drops(rate: float) -> bool:

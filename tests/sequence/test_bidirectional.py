@@ -156,7 +156,8 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   with pytest.raises(ValueError, match=r"needs a key, got dropout=0\.5, key=N"):
     unroll_stack(lstm, params[:1], states[:1], xs, dropout=0.5)
   for rate in (-0.1, 1.0, 1.5, None):
-    with pytest.raises(ValueError, match=rf"must be in \[0, 1\), got {rate}"):
+    message = rf"^dropout must be a number in \[0, 1\), got {rate}$"
+    with pytest.raises(ValueError, match=message):
       unroll_stack(lstm, params[:1], states[:1], xs, dropout=rate, key=key)
 
 

@@ -114,7 +114,7 @@ def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
   assert (draw(key, RATE) == draw(key, RATE)).all()
   assert not (draw(key, RATE) == draw(jax.random.key(1), RATE)).all()
   for rate in (-0.1, 1.0, float("nan"), None, "0.1"):
-    message = rf"^a rate must be in \[0, 1\), got {rate}$"
+    message = rf"^a rate must be a number in \[0, 1\), got {rate}$"
     with pytest.raises(ValueError, match=message):
       draw(key, rate)
 

@@ -53,7 +53,7 @@ TYPES = {  # of the attributes, in ONNX's words
   "layout": "INT",
   "linear_before_reset": "INT",
 }
-DOMAINS = "", "ai.onnx"  # two names of that of ONNX's own operators
+DOMAINS = "", "ai.onnx"  # the two names of the domain of ONNX's own operators
 NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 

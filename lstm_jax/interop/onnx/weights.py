@@ -205,8 +205,8 @@ def from_tensors(cell: Cell, tensors: Mapping[str, Array]) -> Params:
   """
   form = operator(cell)
   cell, _ = base_cell(cell)
-  traceable = any(isinstance(x, jax.Array) for x in tensors.values())
-  numpy: Any = jnp if traceable else np  # which keeps float64
+  in_jax = any(isinstance(x, jax.Array) for x in tensors.values())
+  numpy: Any = jnp if in_jax else np  # NumPy keeps float64
 
   def reordered(x: Array) -> Array:
     """Return [..., gates·H] in our order for ONNX's array [..., G·H]."""
