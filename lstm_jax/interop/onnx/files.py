@@ -50,9 +50,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
     ) from None
   try:
     onnx.checker.check_model(path)
-  # The checker's message may hold bytes of the file that are not UTF-8.
   except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().partition("\n")[0]
+    # A message that quotes such text is empty, or cannot be decoded.
+    if not reason or isinstance(error, UnicodeDecodeError):
+      reason = "it has text that is not UTF-8"
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
   try:
     graph = onnx.load(path, format="protobuf").graph
