@@ -84,7 +84,6 @@ def fit(
     if tracer:
       tracer.before_step(state)
     state, metrics = take_step(train_step, state, batch, key)
-    check_held()
     observer.after_step(step, metrics)
     done = step == num_steps
     evaluating = done or evaluate_at(step)

@@ -40,8 +40,7 @@ def check_inputs(
     if leaf.shape != like.shape:
       shape = axes_text(like.shape)
       raise ValueError(f"state.{field} must be {shape}, got {leaf.shape}")
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(f"state.{field} must be floats, got {leaf.dtype}")
+  check_floats(state)
   size = params.w_x.shape[0]
   if jnp.issubdtype(x.dtype, jnp.complexfloating):
     raise ValueError(f"{name} must be real, got {x.dtype}")

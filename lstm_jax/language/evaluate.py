@@ -112,11 +112,15 @@ def _one_pass(function, model, params, tokens):
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
   state, parts = model.initial_state((1,)), []
-  length = min(CHUNK, max(1, MAX_LOGITS // len(params.bias)))
-  for chunk in cut_windows(tokens, length):
+  for chunk in cut_windows(tokens, chunk_length(len(params.bias))):
     part, state = function(model)(params, state, chunk[:, None])
     parts.append(np.asarray(part[:, 0]))
   return np.concatenate(parts)[: len(tokens) - 1]
+
+
+def chunk_length(vocabulary_size: int, num_texts: int = 1) -> int:
+  """Return how many time steps of N texts one call reads."""
+  return max(1, min(CHUNK, MAX_LOGITS // vocabulary_size) // num_texts)
 
 
 def cold_nats(

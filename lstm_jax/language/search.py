@@ -36,7 +36,7 @@ from lstm_jax.language.drawing import (
   DrawingRules,
   checked_rules,
 )
-from lstm_jax.language.evaluate import CHUNK, MAX_LOGITS
+from lstm_jax.language.evaluate import chunk_length
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -173,10 +173,9 @@ def _continuation_nats(model, params, prompt, tokens):
   first = cross_entropy(carry.logits, tokens[0])[None]
   if len(tokens) == 1:
     return first
-  # As many tokens as `stateful_nats` reads in one call; at least one of each.
   count, vocabulary_size = carry.logits.shape
-  chunk = max(1, min(CHUNK, MAX_LOGITS // vocabulary_size) // count)
-  chunk, arrays = min(chunk, len(tokens) - 1), (tokens[:-1], tokens[1:])
+  chunk = min(chunk_length(vocabulary_size, count), len(tokens) - 1)
+  arrays = tokens[:-1], tokens[1:]
   _, nats = scan_chunks(
     body, carry.state, NOTHING, arrays, chunk, reverse=False
   )

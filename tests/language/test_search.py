@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.language import ModelConfig, language_model, sample, search
+from lstm_jax.language import (
+  ModelConfig,
+  evaluate,
+  language_model,
+  sample,
+  search,
+)
 from lstm_jax.language.search import beam_search, continuation_nats, sample_best
 
 V, LENGTH = 4, 4
@@ -170,7 +176,7 @@ def test_the_costs_of_many_tokens_have_one_readout(key):
 def test_costs_do_not_depend_on_the_chunks_of_time(params, monkeypatch):
   tokens = np.arange(16).reshape(2, 8) % V
   whole = continuation_nats(MODEL, params, PROMPT, tokens)
-  monkeypatch.setattr(search, "MAX_LOGITS", 3 * 2 * V)  # 3, 3 and 1 tokens
+  monkeypatch.setattr(evaluate, "MAX_LOGITS", 3 * 2 * V)  # 3, 3 and 1 tokens
   search._continuation_nats(MODEL).clear_cache()
   parts = continuation_nats(MODEL, params, PROMPT, tokens)
   search._continuation_nats(MODEL).clear_cache()
