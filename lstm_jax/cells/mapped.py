@@ -4,6 +4,12 @@ JAX maps a custom VJP by mapping its forward and its backward. The backward then
 makes the gradients of the weights of each row, [V, D, 4H] for V rows and an
 LSTM, and JAX adds them up afterwards. Over a batch axis, the products of the
 backward add them up themselves.
+
+So a call of such a function is an operation of its own here, `shared_rows`, as
+long as `vmap` may still come: within `vmap` itself, and within a function that
+JAX traces and may map later, such as the body of a scan. `vmap` replaces this
+operation by the function of one more batch axis. All else that JAX does with
+it, it does with the program of the function: differentiate, compile, evaluate.
 """
 
 from collections.abc import Callable
@@ -12,8 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
-from jax.extend.core import find_top_trace, jaxpr_as_fun
+from jax.extend.core import Primitive, find_top_trace, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
 
 Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
 
@@ -23,11 +29,12 @@ def over_batch(
 ) -> tuple[Any, Any]:
   """Return `run(params, state, x, extras)`; an axis of `vmap` is a batch axis.
 
-  This is so where `vmap` maps x and none of the weights, and is the innermost
-  transformation: in `grad` of `vmap` of `unroll`, for example. Elsewhere, JAX
-  maps `run`; so it does where `vmap` has an axis name, which a cell may use,
-  where a cell closes over a value that `vmap` maps, and where the state has a
-  number, which may be one for all rows.
+  This is so where `vmap` maps x and none of the weights, and is applied before
+  the gradient is taken: in `grad` of `vmap` of `unroll`, for example, also with
+  `jit`, `checkpoint` or a scan between the two. Elsewhere, JAX maps `run`. So
+  it does where a cell uses the name of an axis or closes over a traced value,
+  where `vmap` has an `spmd_axis_name`, and where the state has a number, which
+  may be one for all rows.
 
   Args:
     run: returns (state, outputs) for any number of batch axes. The outputs are
@@ -40,65 +47,126 @@ def over_batch(
       size 1 for what is repeated.
   """
   inputs = params, state, x, extras
-  if not _is_mapped(x) or any(map(_is_mapped, jax.tree.leaves(params))):
+  if not _may_be_mapped() or not all(map(jnp.ndim, jax.tree.leaves(state))):
     return run(*inputs)
-  if not all(map(jnp.ndim, jax.tree.leaves(state))):
+  program, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
+  # The name of an axis is an effect. What is closed over, `run` has not as an
+  # argument, so that it could not be called with its mapped value later.
+  closed_over = any(isinstance(c, jax.core.Tracer) for c in program.consts)
+  if closed_over or program.effects:
     return run(*inputs)
-  closed, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
-  if any(map(_is_mapped, closed.consts)):
-    return run(*inputs)
-
-  @custom_vmap
-  def mapped(*inputs):  # `run`, which need not be traced again
-    outputs = jaxpr_as_fun(closed)(*jax.tree.leaves(inputs))
-    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-  @mapped.def_vmap
-  def rule(size, are_mapped, params, state, x, extras):
-    _, state_mapped, _, extras_mapped = are_mapped
-
-    def in_state(x, is_mapped):
-      return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-
-    state = jax.tree.map(in_state, state, state_mapped)
-
-    def in_extras(x, is_mapped):
-      if is_mapped:
-        return jnp.moveaxis(x, 0, start)
-      is_mask = x.ndim + 1 < start + state.h.ndim  # it has no axis K
-      shape = [*x.shape[:start], size if is_mask else 1, *x.shape[start:]]
-      return jnp.broadcast_to(jnp.expand_dims(x, start), shape)
-
-    x = jnp.moveaxis(x, 0, start)
-    extras = jax.tree.map(in_extras, extras, extras_mapped)
-    last, outputs = over_batch(run, start, params, state, x, extras)
-    outputs = jax.tree.map(lambda y: jnp.moveaxis(y, start, 0), outputs)
-    return (last, outputs), jax.tree.map(lambda _: True, (last, outputs))
-
-  return mapped(*inputs)
+  leaves, structure = jax.tree.flatten(inputs)
+  outputs = _shared_rows.bind(
+    *leaves, program=program, run=run, start=start, structure=structure
+  )
+  return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
-def _is_mapped(x: Any) -> bool:
-  """Return whether `vmap` maps x, has no axis name and is innermost."""
-  kind, no_name = _unnamed()
-  if not isinstance(x, kind) or getattr(x, "batch_dim", None) is None:
-    return False
-  innermost: Any = find_top_trace(())
-  if _axis_name(innermost) is not no_name:
-    return False
-  # Each `vmap` has a tag; within a custom VJP, its trace may be another one.
-  trace = getattr(x, "_trace", None)
-  return getattr(trace, "tag", None) is getattr(innermost, "tag", x)
+def _may_be_mapped() -> bool:
+  """Return whether `vmap`, or tracing, is the innermost transformation.
+
+  If there is none, or a derivative, `vmap` has been applied or never will be.
+  """
+  return type(find_top_trace(())) in _traces()
 
 
 @cache
-def _unnamed() -> tuple[type, Any]:
-  """Return the type of a mapped array, and the name of an axis without one."""
-  found: list[tuple[type, Any]] = []
-  record = jax.vmap(lambda x: found.append((type(x), _axis_name(x._trace))))
-  jax.eval_shape(record, jax.ShapeDtypeStruct((1,), bool))
-  return found[0]
+def _traces() -> tuple[type, ...]:
+  """Return the types that JAX has for tracing a function, and for `vmap`."""
+  found: list[type] = []
+
+  def record(_):
+    found.append(type(find_top_trace(())))
+
+  one = jax.ShapeDtypeStruct((1,), bool)
+  jax.eval_shape(record, one)
+  jax.eval_shape(jax.vmap(record), one)
+  return tuple(found)
 
 
-def _axis_name(trace: Any) -> Any:
-  return getattr(getattr(trace, "axis_data", None), "name", trace)
+def _evaluate(*leaves, program, **_):
+  return jaxpr_as_fun(program)(*leaves)
+
+
+def _jvp(primals, tangents, *, program, **_):
+  moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+  def of_moved(*values):
+    leaves = list(primals)
+    for k, value in zip(moved, values, strict=True):
+      leaves[k] = value
+    return jaxpr_as_fun(program)(*leaves)
+
+  return jax.jvp(
+    of_moved, [primals[k] for k in moved], [tangents[k] for k in moved]
+  )
+
+
+def _batch(axis, leaves, dims, **params):
+  """Return the results for mapped leaves, and where `vmap`'s axis is in each.
+
+  It comes first in the state, and before the batch axes in the outputs.
+  """
+  are_mapped = [dim is not None for dim in dims]
+  if not any(are_mapped):
+    outputs = _shared_rows.bind(*leaves, **params)
+    return outputs, [None] * len(outputs)
+  leaves = [
+    x if dim is None else jnp.moveaxis(x, dim, 0)
+    for x, dim in zip(leaves, dims, strict=True)
+  ]
+  start, structure = params["start"], params["structure"]
+  state = jax.tree.unflatten(structure, leaves)[1]
+  of_params, _, of_x, _ = jax.tree.unflatten(structure, are_mapped)
+  num_state = len(jax.tree.leaves(state))
+  num_outputs = len(params["program"].out_avals)
+  places = [0] * num_state + [start] * (num_outputs - num_state)
+  if any(jax.tree.leaves(of_params)) or not of_x or axis.spmd_name is not None:
+    mapped = jax.vmap(
+      jaxpr_as_fun(params["program"]),
+      [0 if is_mapped else None for is_mapped in are_mapped],
+      places,
+      spmd_axis_name=axis.spmd_name,
+    )
+    return mapped(*leaves), places
+  inputs = _with_batch_axis(axis.size, leaves, are_mapped, start, structure)
+  outputs = over_batch(params["run"], start, *inputs)
+  return jax.tree.leaves(outputs), places
+
+
+def _with_batch_axis(size, leaves, are_mapped, start, structure):
+  """Return (params, state, x, extras), where `vmap`'s axis is a batch axis.
+
+  Args:
+    size: of that axis.
+    leaves: of these four, with the axis first in those that are mapped.
+    are_mapped: which are; x is, and no weights are.
+    start: the number of axes before the batch in x and the extras.
+    structure: the tree of the leaves.
+  """
+  params, state, x, extras = jax.tree.unflatten(structure, leaves)
+  _, of_state, _, of_extras = jax.tree.unflatten(structure, are_mapped)
+
+  def in_state(x, is_mapped):
+    return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+
+  state = jax.tree.map(in_state, state, of_state)
+
+  def in_extras(x, is_mapped):
+    if is_mapped:
+      return jnp.moveaxis(x, 0, start)
+    is_mask = x.ndim + 1 < start + state.h.ndim  # it has no axis K
+    shape = [*x.shape[:start], size if is_mask else 1, *x.shape[start:]]
+    return jnp.broadcast_to(jnp.expand_dims(x, start), shape)
+
+  extras = jax.tree.map(in_extras, extras, of_extras)
+  return params, state, jnp.moveaxis(x, 0, start), extras
+
+
+_shared_rows = Primitive("shared_rows")
+_shared_rows.multiple_results = True
+_shared_rows.def_impl(_evaluate)
+_shared_rows.def_abstract_eval(lambda *_, program, **__: program.out_avals)
+mlir.register_lowering(_shared_rows, mlir.lower_fun(_evaluate))
+ad.primitive_jvps[_shared_rows] = _jvp
+batching.fancy_primitive_batchers[_shared_rows] = _batch

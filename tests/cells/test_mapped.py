@@ -46,6 +46,24 @@ def largest(tree):
   return max(1, *(float(abs(x).max()) for x in jax.tree.leaves(tree)))
 
 
+def test_a_sequence_for_all_rows_is_computed_once(key):
+  params, state, xs = arguments(lstm, key)
+  scales = jnp.arange(1.0, V + 1)
+
+  def scaled_outputs(params, scale):
+    return scale * unroll(lstm, params, state, xs)[1]
+
+  def expected(params, scales):
+    return jnp.stack([scaled_outputs(params, scale) for scale in scales])
+
+  mapped = jax.vmap(jax.jit(scaled_outputs), (None, 0))
+  found, right = (
+    jax.grad(weighed(f, key), (0, 1))(params, scales)
+    for f in (mapped, expected)
+  )
+  assert worst(found, right) < 1e-12
+
+
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_rows_of_rows_with_their_own_masks_have_the_gradient(adjoint, key):
@@ -190,40 +208,55 @@ def test_weights_of_each_row_have_the_gradient_of_autodiff(key):
   assert worst(gradient(Explicit()), expected) < 1e-12 * largest(expected)
 
 
-def in_steps(params, state, xs, inner):
+def in_steps(params, state, xs, vmap):
   def body(state, x):
-    step = inner(partial(lstm.step, params))
-    after = jax.vmap(step, (None if state is None else 0, 0))(state, x)
+    after = vmap(partial(lstm.step, params), (0, 0), 0)(state, x)
     return after, after.h
 
   return lax.scan(body, state, xs)
 
 
-def in_a_sequence(adjoint):
-  def run(params, state, xs, inner):
+def steps_inside(params, state, xs, vmap):
+  def sequence(state, xs):
+    def body(state, x):
+      after = lstm.step(params, state, x)
+      return after, after.h
+
+    return lax.scan(body, state, xs)
+
+  return vmap(sequence, (0, 1), (0, 1))(state, xs)
+
+
+def in_a_sequence(adjoint, inner=lambda f: f):
+  def run(params, state, xs, vmap):
     f = inner(partial(unroll, lstm, params, adjoint=adjoint))
-    return jax.vmap(f, (0, 1), (0, 1))(state, xs)
+    return vmap(f, (0, 1), (0, 1))(state, xs)
 
   return run
 
 
-RUNS = {"steps": in_steps} | {str(a): in_a_sequence(a) for a in ADJOINTS}
+RUNS = {
+  "scan of vmap": in_steps,
+  "vmap of scan": steps_inside,
+  "vmap of jit": in_a_sequence(Explicit(), jax.jit),
+  "vmap of checkpoint": in_a_sequence(Explicit(), jax.checkpoint),
+} | {str(a): in_a_sequence(a) for a in ADJOINTS}
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_no_row_has_a_gradient_of_the_weights_in_the_program(run, key):
-  """Where `vmap` cannot see `unroll`, as in `jit`, each row has one."""
+  """Where `vmap` has an axis of a mesh, each row has one."""
   params, state, _ = arguments(lstm, key, batch=(V,))
   xs = jax.random.normal(key, (T, V, D))
 
-  def program(inner):
-    f = partial(RUNS[run], inner=inner)
+  def program(vmap):
+    f = partial(RUNS[run], vmap=vmap)
     gradient = jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))
     return gradient, gradient.lower(params, state, xs).as_text()
 
   (found, text), (mapped, text_of_mapped) = (
-    program(lambda f: f),
-    program(jax.jit),
+    program(jax.vmap),
+    program(partial(jax.vmap, spmd_axis_name="data")),
   )
   of_each = re.compile(rf"tensor<{V}x({D}|{H})x{4 * H}xf64>")
   assert of_each.search(text_of_mapped) and not of_each.search(text)
