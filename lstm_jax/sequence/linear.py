@@ -21,12 +21,14 @@ the cotangent of the last state. `recur` and `recur_backward` are the cell's
 λₜ for a cotangent of ones. A cell, and the wrappers of masks, resets, zoneout
 and dropout, therefore need no function for λₜ.
 
-Both scans are one function, `linear_scan`. On a GPU it is a parallel scan over
-time (Blelloch 1990; Martin and Cundy 2018, Parallelizing linear recurrent
-neural nets over sequence length): about 2 log₂ T kernels, where a loop launches
-one at each of the T steps. On a CPU it is a loop of λ s + u: there a parallel
-scan is slower at every size measured, as it reads and writes the whole sequence
-several times. Where T is symbolic (`jax.export`), it is a loop on any device.
+On a GPU, both scans are a parallel scan over time (Blelloch 1990; Martin and
+Cundy 2018, Parallelizing linear recurrent neural nets over sequence length):
+about 2 log₂ T kernels, where a loop launches one at each of the T steps. On a
+CPU they are loops: there a parallel scan is slower at every size measured, as
+it reads and writes the whole sequence several times. Where T is symbolic
+(`jax.export`), they are loops on any device. The loop of the backward computes
+dsₜ and then eₜ = λₜ ⊙ dsₜ, and stores dsₜ: after a scan of e, dsₜ would need a
+copy of e that is shifted by one step.
 
 A parallel scan multiplies the λ of many time steps: if they are above 1, as
 state dropout can make them, the product can overflow where the loop does not.
@@ -69,7 +71,7 @@ def linear_scan(
     s, [T, ...], in the dtype of `first`.
   """
   decay, increment = decay.astype(first.dtype), increment.astype(first.dtype)
-  if is_cpu() or not isinstance(decay.shape[0], int):  # T may be symbolic
+  if _loops(decay):
 
     def body(state, inputs):
       decay, increment = inputs
@@ -87,6 +89,40 @@ def linear_scan(
     combine, (decay, increment), reverse=reverse
   )
   return _decayed(decays, first[None]) + sums
+
+
+def _cotangents(
+  decay: jax.Array, d_output: jax.Array, d_last: jax.Array, *, reverse: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Return (the cotangent of the first state, [...], every dsₜ, [T, ...]).
+
+  Args:
+    decay: λ, [T, ...].
+    d_output: dh, [T, ...], in the dtype of `d_last`.
+    d_last: e_{T+1}, [...].
+    reverse: whether the forward went from the last step to the first.
+  """
+  decay = decay.astype(d_last.dtype)
+  if _loops(decay):
+
+    def body(d_later, inputs):
+      decay, d_output = inputs
+      d_after = d_later + d_output
+      return _decayed(decay, d_after), d_after
+
+    inputs = decay, d_output
+    return lax.scan(body, d_last, inputs, reverse=not reverse)
+
+  d_before = linear_scan(
+    decay, _decayed(decay, d_output), d_last, reverse=not reverse
+  )
+  d_later = states_before(d_last, d_before, not reverse)
+  return d_before[-1 if reverse else 0], d_later + d_output
+
+
+def _loops(decay: jax.Array) -> bool:
+  """Return whether a scan over λ [T, ...] is a loop; T may be symbolic."""
+  return is_cpu() or not isinstance(decay.shape[0], int)
 
 
 def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
@@ -181,20 +217,15 @@ def backward(
   zeros = jax.tree.map(lambda d: jnp.zeros((steps, *d.shape), d.dtype), d_last)
   d_outputs = zeros._replace(h=dhs.astype(d_last.h.dtype))
   decays = _decays(cell, params, zeros, gates, residuals, extras)
-  d_before = jax.tree.map(
-    lambda decay, d, last: linear_scan(
-      decay, _decayed(decay, d), last, reverse=not reverse
-    ),
-    decays,
-    d_outputs,
-    d_last,
+  scanned = jax.tree.map(
+    partial(_cotangents, reverse=reverse), decays, d_outputs, d_last
   )
-  d_later = states_before(d_last, d_before, not reverse)
-  d_after = jax.tree.map(jnp.add, d_later, d_outputs)
+  d_first, d_after = jax.tree.transpose(
+    jax.tree.structure(d_last), jax.tree.structure((0, 0)), scanned
+  )
   _, das, *extra_cotangents = cell.recur_backward(
     params, gates, residuals, d_after, *extras
   )
-  d_first = jax.tree.map(lambda d: d[-1 if reverse else 0], d_before)
   return d_first, das, extra_cotangents
 
 
