@@ -174,8 +174,8 @@ def one_step(
   parts = initial_state, project, recur, recur_backward, parameter_gradients
   checked, num_extras = innermost or (parts, 0)
 
-  def state_before(params, state, x, extras):
-    """Check all arguments; return the state, zeros in place of None."""
+  def prepared(params, state, x, extras):
+    """Check all; return the weights as JAX arrays and the state, not None."""
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
@@ -185,13 +185,13 @@ def one_step(
       batch_shape = x.shape if is_token(x) else x.shape[:-1]
       state = initial_state(params, batch_shape)
     check_inputs("x", initial_state, params, state, x)
-    return state
+    return params, state
 
   def forward(
     params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any
   ) -> tuple[StateT, StepResiduals]:
     """Return the state after one step, and what its backward needs."""
-    return advance(params, state_before(params, state, x, extras), x, *extras)
+    return advance(*prepared(params, state, x, extras), x, *extras)
 
   def advance(params, state, x, *extras):  # `forward` without its checks
     ax = project(params, x)
@@ -249,7 +249,7 @@ def one_step(
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
     x = jnp.asarray(x)
-    state = state_before(params, state, x, extras)
+    params, state = prepared(params, state, x, extras)
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras

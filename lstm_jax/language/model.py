@@ -44,7 +44,7 @@ from lstm_jax.cells.affine import affine, is_token, linear
 from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.cell import Cell, State, zeros_like_traced
 from lstm_jax.cells.checks import check_count
-from lstm_jax.cells.precision import cast_matrices
+from lstm_jax.cells.precision import as_arrays, cast_matrices
 from lstm_jax.language import loss as losses
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params
 from lstm_jax.language.readout import (
@@ -246,6 +246,7 @@ def _language_model(
   def apply(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
   ) -> tuple[tuple[State, ...], jax.Array]:
+    params = as_arrays(params)
     state, hs = hidden_states(params, state, tokens, in_loop=True)
     return state, dense(hs, *readout_weights(params))
 
@@ -255,6 +256,7 @@ def _language_model(
     tokens: jax.Array,
     targets: jax.Array,
   ) -> tuple[jax.Array, tuple[State, ...]]:
+    params = as_arrays(params)
     state, hs = hidden_states(params, state, tokens)
     return mean_nats(readout_weights(params), hs, targets), state
 
@@ -270,7 +272,7 @@ def _language_model(
       return nats, (nats, state)
     if key is None:
       raise ValueError("a model with regularizers needs a key, got None")
-    tokens = _as_tokens(tokens)
+    tokens, params = _as_tokens(tokens), as_arrays(params)
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
     if state is None:
       state = initial_state(tokens.shape[1:])

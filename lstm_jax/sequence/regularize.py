@@ -50,6 +50,7 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     ValueError: the rate is not in [0, 1), or x is not of floats.
   """
   _check_floats("x", x)
+  x = jnp.asarray(x)  # without x64, NumPy's float64 becomes float32
   return x * factors(key, x.shape, rate, x.dtype) if _drops(rate) else x
 
 
@@ -60,6 +61,7 @@ def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
     ValueError: as `dropout`, or xs has no time axis.
   """
   _check_floats("xs", xs)
+  xs = jnp.asarray(xs)
   if not xs.ndim:
     raise ValueError("xs must be [T, ...], got a scalar")
   if not _drops(rate):
@@ -83,8 +85,10 @@ def factors(
     return jnp.ones(shape, dtype)
   rate = float(rate)  # else drawn in its dtype, such as float16
   keep = jax.random.bernoulli(key, 1 - rate, shape)
-  # Not keep / (1 − rate): if 1 − rate is 0 in float16, that may be 0 / 0.
-  return jnp.where(keep, 1 / jnp.asarray(1 - rate, dtype), 0)
+  # Not keep / (1 − rate): if 1 − rate is 0 in float16, that may be 0 / 0. Nor
+  # the quotient of a rounded 1 − rate: in bfloat16 it can be off by 0.6 %.
+  scale = jnp.asarray(1 / (1 - rate), float).astype(dtype)
+  return jnp.where(keep, scale, 0)
 
 
 def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:

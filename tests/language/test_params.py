@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax import min_gru, projected_lstm
-from lstm_jax.language import ModelConfig, language_model
+from lstm_jax.language import ModelConfig, Regularizers, language_model
 
 V = 11
 
@@ -48,3 +49,17 @@ def test_weights_in_bfloat16_are_those_of_float32_rounded(key):
     rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16), wide)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), narrow, rounded)
     assert all(jax.tree.leaves(same))
+
+
+def test_float64_weights_of_numpy_need_no_x64(key, recwarn):
+  config = ModelConfig(embedding_size=3, hidden_size=4)
+  noise = Regularizers(weight_drop=0.2, token_dropout=0.2)
+  model = language_model(config, V, regularizers=noise)
+  with jax.enable_x64(False):
+    params = jax.tree.map(lambda x: np.asarray(x, float), model.init(key))
+    tokens = jnp.ones((2, 1), int)
+    model.apply(params, None, tokens)
+    model.loss(params, None, tokens, tokens)
+    loss, _ = model.training_loss(params, None, tokens, tokens, key)
+  assert not recwarn.list
+  assert loss.dtype == jnp.float32

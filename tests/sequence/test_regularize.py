@@ -126,6 +126,14 @@ def test_a_rate_near_one_leaves_no_nan_in_16_bits(key):
     assert not found[~jax.random.bernoulli(key, 1 - rate, (64,))].any()
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
+def test_factors_are_the_nearest_numbers_to_one_over_the_rest(dtype, key):
+  for rate in (0.15, 0.3, 0.45, 0.85):
+    found = regularize.factors(key, (64,), rate, dtype)
+    nearest = float(np.asarray(1 / (1 - rate), dtype))
+    assert set(found.tolist()) == {0, nearest}, rate
+
+
 def test_locked_dropout_needs_a_time_axis(key):
   for rate in (0.0, RATE):
     with pytest.raises(
