@@ -49,11 +49,13 @@ def auto_reset(reset: Callable, step: Callable) -> Callable:
     step_key, reset_key = jax.random.split(key)
     after = step(step_key, state, action)
     fresh = reset(reset_key)
-    reward, done = after[2:]
+    # A task may return constants, such as a reward of 1.0 for each step.
+    reward = jnp.asarray(after[2], jnp.float32)
+    done = jnp.asarray(after[3], bool)
     state, observation = jax.tree.map(
       lambda new, old: jnp.where(done, new, old), fresh, after[:2]
     )
-    return state, observation, reward.astype(jnp.float32), done
+    return state, observation, reward, done
 
   return step_or_reset
 

@@ -81,7 +81,7 @@ def gae(
     advantage = delta + discount * lambda_ * jnp.where(done, 0, advantage)
     return advantage, advantage
 
-  zero = jnp.zeros_like(last_value, deltas.dtype)
+  zero = jnp.zeros_like(last_value, jnp.result_type(deltas, lambda_))
   return jax.lax.scan(body, zero, (deltas, dones), reverse=True)[1]
 
 

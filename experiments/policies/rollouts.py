@@ -75,10 +75,11 @@ def make_actor(
   keys = jax.random.split(key, batch)
   environments, observation = jax.vmap(environment.reset)(keys)
   inputs = Inputs(observation, jnp.ones(batch, bool))
-  state = network.initial_state(batch)
+  # The past state has arrays of its own, so that the actor can be donated.
+  state, past = (network.initial_state(batch) for _ in range(2))
   zeros = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), inputs)
   total = jnp.zeros(batch, jnp.float32)
-  return Actor(environments, inputs, state, state, zeros, total)
+  return Actor(environments, inputs, state, past, zeros, total)
 
 
 def collect(

@@ -16,6 +16,7 @@ from experiments.policies.environments import (
   LEFT,
   RIGHT,
   SYMBOLS,
+  auto_reset,
   repeat_previous,
   tmaze,
 )
@@ -109,6 +110,16 @@ def test_an_action_may_be_an_int(action, key):
     MAZE.step(key, state, a)[2:] for a in (action, np.asarray(action))
   )
   assert found == expected and found[1].dtype == bool
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_the_reward_and_done_of_a_task_may_be_constants(done, key):
+  def step(key, state, action):
+    return state + 1, state, 2, done
+
+  found = auto_reset(lambda key: (0, 7), step)(key, 4, FORWARD)
+  assert found == ((0, 7, 2, True) if done else (5, 4, 2, False))
+  assert found[2].dtype == np.float32 and found[3].dtype == bool
 
 
 def test_a_turn_in_the_last_step_of_an_episode_counts(key):

@@ -18,7 +18,12 @@ from experiments.policies.ppo import (
   make_optimizer,
   make_update,
 )
-from experiments.policies.rollouts import Inputs, Outcome, Rollout
+from experiments.policies.rollouts import (
+  Inputs,
+  Outcome,
+  Rollout,
+  make_actor,
+)
 from experiments.trainer.records import replace
 
 T, B = 4, 6
@@ -117,6 +122,21 @@ def test_what_follows_a_done_does_not_count_even_if_it_is_not_finite():
   found = gae(rewards, values, dones, nan.astype(values.dtype), 0.9, 0.9)
   assert found.dtype == jnp.float32
   assert found.tolist() == [[-2], [-jnp.inf]]
+
+
+def test_an_advantage_may_be_wider_than_the_values_by_its_lambda():
+  rewards, dones = jnp.ones((2, 1), jnp.bfloat16), jnp.zeros((2, 1), bool)
+  with jax.numpy_dtype_promotion("standard"):
+    found = gae(rewards, rewards, dones, rewards[0], 0.5, jnp.float32(0.5))
+  assert found.dtype == jnp.float32
+  assert found.tolist() == [[0.625], [0.5]]
+
+
+def test_a_learner_can_be_donated_before_the_first_update():
+  network = make_network("rnn", 4, 3, 3)
+  actor = make_actor(network, tmaze(2), SMALL, KEY)
+  first, past = actor.state.h, actor.past_state.h
+  assert first.unsafe_buffer_pointer() != past.unsafe_buffer_pointer()
 
 
 def test_more_training_steps_than_are_counted_are_refused():
