@@ -29,7 +29,12 @@ from absl import flags
 from rich.console import Console
 
 from experiments import train
-from experiments.cli import exit_status, launch, make_console
+from experiments.cli import (
+  collect_stop_requests,
+  exit_status,
+  launch,
+  make_console,
+)
 from experiments.comparison.ablation_models import add_models, models_of_run
 from experiments.comparison.ablations import (
   BASE,
@@ -37,6 +42,7 @@ from experiments.comparison.ablations import (
   Ablations,
   check_all_named,
   check_directories,
+  check_kept,
   make_table,
   read_ablations,
   start_times,
@@ -120,6 +126,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       results = results.with_models(path, models_of_run(directory))
       if path.exists():  # another process may have added a row meanwhile
         found = read_ablations(path, recipe, sha256)
+        check_kept(path, rows, found)
         found = found.with_models(path, results.models)
         rows[:], results = found.rows, results._replace(models=found.models)
       if not results.has(name):  # that process may have measured the same run
@@ -212,7 +219,9 @@ def _train(
     return {"diverged": True, "environment": environment()}, None
   if result.stopped_by:
     return None, result.stopped_by
-  return _measure(result, config.data, sha256), result.signalled
+  with collect_stop_requests() as requests:  # the row is kept
+    row = _measure(result, config.data, sha256)
+  return row, requests[-1] if requests else result.signalled
 
 
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
@@ -279,9 +288,8 @@ def main() -> int:
   """Read the flags and run."""
   config, console = config_from_flags(TrainConfig(), FLAGS), make_console()
   stopped_by = run(config, CHANGES.value, console).stopped_by
-  return exit_status(
-    "ablate", config, Path(config.job.run), stopped_by, console
-  )
+  directory = Path(config.job.run)
+  return exit_status("ablate", config, directory, stopped_by, console)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,11 @@ from experiments.trainer.evaluation import (
   FIGURES,
   Row,
   make_table,
-  merge_earlier,
+  save,
+  started_at,
 )
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
-from experiments.trainer.files import check_regular, write_json
+from experiments.trainer.files import check_regular
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
 from experiments.trainer.trained import BEST, LAST, Trained
@@ -148,13 +149,13 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   Raises:
     ValueError: a run or the corpus is not usable, the runs differ in corpus,
       vocabulary or splits, the text or the tokenizer does not fit a protocol, a
-      number is out of its range, or dynamic evaluation diverges.
+      number is out of range, dynamic evaluation diverges, or a run is replaced.
   """
   directories = [Path(name) for name in config.run]
+  started = {path: started_at(path) for path in directories}
   members = load_members(directories, config.checkpoint)
   trained, directory = members[0], directories[0]
-  name = run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION
-  path = directory / name
+  path = directory / (run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION)
   check_regular(path)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
@@ -208,7 +209,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   finally:
     if rows:
       print_table(make_table(tokenizer.unit, rows), console)
-      write_json(path, merge_earlier(path, record))
+      save(path, record, started)
       console.print(f"saved in {path}", soft_wrap=True)
   return record
 
@@ -268,14 +269,13 @@ def _make_record(
 ) -> dict[str, Any]:
   """Return the record of an evaluation, without results."""
   trained, corpus = members[0], members[0].config.data.corpus
-  steps = [member.step for member in members]
   ensemble = len(members) > 1
   return {
     "corpus": _recorded(config.corpus) if config.corpus else corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
     "runs": [recorded_path(name) for name in config.run] if ensemble else None,
     "checkpoint": config.checkpoint,
-    "step": steps if ensemble else trained.step,
+    "step": [one.step for one in members] if ensemble else trained.step,
     "val_loss": [one.val_loss for one in members],
     **cost([Path(name) for name in config.run], members)._asdict(),
     "split": excerpt.split,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.evaluation import started_at
 from experiments.trainer.files import are_numbers, read_json, write_json
 from experiments.trainer.format import format_nats, number_table
 from experiments.trainer.records import replace
@@ -134,9 +134,8 @@ def start_times(directories: Iterable[Path]) -> dict[str, str]:
   found = {}
   for directory in directories:
     with suppress(OSError):  # what cannot be read cannot be trained, either
-      record = run_dir.read_config(directory) or {}
-      if "started" in record:
-        found[directory.name] = str(record["started"])
+      if started := started_at(directory):
+        found[directory.name] = started
   return found
 
 
@@ -173,6 +172,25 @@ def check_all_named(
     raise ValueError(
       f"--overwrite trains all again, and {path} also holds "
       f"{', '.join(others)}: name them with --change, or choose another --run"
+    )
+
+
+def check_kept(
+  path: Path, rows: Iterable[dict[str, Any]], found: Ablations
+) -> None:
+  """Raise ValueError if ablations.json has lost rows that it had before.
+
+  Args:
+    path: ablations.json.
+    rows: those that it had.
+    found: what it holds now.
+  """
+  lost = [row["change"] for row in rows if not found.has(row["change"])]
+  if lost:
+    raise ValueError(
+      f"{path} has no results of {', '.join(lost)} any more: another process "
+      "trains all again; when it has ended, the same command without "
+      "--overwrite adds what is missing"
     )
 
 

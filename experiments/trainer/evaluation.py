@@ -5,13 +5,15 @@ An evaluation measures the loss by one or more protocols, such as "stateful" or
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from experiments.trainer.files import read_json
+from experiments.trainer.files import read_json, write_json
 from experiments.trainer.format import format_nats, number_table, perplexity
+from experiments.trainer.run_dir import read_config
 
 # Entries that are equal for all results in one file.
 SAME = (
@@ -68,6 +70,36 @@ def make_table(unit: str, rows: list[Row]) -> Table:
       f"{perplexity(row.nats):.3f}",
     )
   return table
+
+
+def started_at(directory: Path) -> str | None:
+  """Return when the run in a directory started; None if there is no run."""
+  record = read_config(directory) or {}
+  return str(record["started"]) if "started" in record else None
+
+
+def save(
+  path: Path, record: dict[str, Any], started: Mapping[Path, str | None]
+) -> None:
+  """Write a record and the file's results of other protocols, atomically.
+
+  Args:
+    path: the file.
+    record: the record.
+    started: `started_at` of the directory of each run that was evaluated, from
+      before the evaluation.
+
+  Raises:
+    ValueError: a run was replaced since, as by --overwrite.
+    OSError: the file cannot be written; the error names it.
+  """
+  for directory, before in started.items():
+    if started_at(directory) not in (before, None):
+      raise ValueError(
+        f"{directory} holds another run than when the evaluation began: "
+        "nothing is saved"
+      )
+  write_json(path, merge_earlier(path, record))
 
 
 def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.trainer.files import write_bytes
+from experiments.trainer.locking import check_held
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -30,10 +31,12 @@ def save(figure: Figure, path: Path, **options: Any) -> None:
   """Write a figure as PNG, atomically, with the options of `Figure.savefig`.
 
   Raises:
+    ValueError: a directory that this process has locked was moved or deleted.
     OSError: it cannot be written; the error names the file.
   """
   png = io.BytesIO()
   figure.savefig(png, format="png", **options)
+  check_held()  # drawing may take long
   write_bytes(path, png.getvalue())
 
 

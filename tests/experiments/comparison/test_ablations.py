@@ -1,14 +1,19 @@
 """The file of an ablation: which records can be continued; and its table."""
 
 import json
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from experiments import ablate
 from experiments.comparison.ablations import (
   Ablations,
   make_table,
   read_ablations,
 )
+from tests.experiments.ablating import ROW, read_record, record_path, write_rows
 
 RECIPE = {"corpus": "a.txt", "test_fraction": 0.1, "dev_fraction": 0.0}
 
@@ -80,3 +85,41 @@ def test_a_large_difference_has_three_digits_also_if_it_is_negative():
   rows = [base | {"seconds": 3.0}, better | {"seconds": 3.0}]
   *_, differences, _ = (column.cells for column in make_table(rows).columns)
   assert [*differences] == ["", "-1.23e+05"]
+
+
+def test_a_row_is_not_added_to_results_that_lack_the_base(
+  config, console, monkeypatch
+):
+  """Another process has begun to train all again, by --overwrite."""
+  write_rows(config, "base")
+  path = record_path(config)
+  dropped = json.dumps(read_record(config) | {"rows": []})
+
+  def measure_beside(*given):
+    path.write_text(dropped)
+    return ROW
+
+  ended = SimpleNamespace(stopped_by=None, signalled=None)
+  monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
+  monkeypatch.setattr(ablate, "_measure", measure_beside)
+  with pytest.raises(ValueError, match=r"json has no results of base any more"):
+    ablate.run(config, ["seed=5"], console)
+  assert path.read_text() == dropped
+
+
+def test_a_signal_in_a_measurement_stops_the_runs_after_it(
+  config, console, monkeypatch
+):
+  """The row is kept, and the program prints the command that resumes it."""
+
+  def measure(*given):
+    signal.raise_signal(signal.SIGINT)
+    return ROW
+
+  ended = SimpleNamespace(stopped_by=None, signalled=None)
+  monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
+  monkeypatch.setattr(ablate, "_measure", measure)
+  Path(config.job.run).mkdir()
+  rows, stopped_by = ablate.run(config, ["seed=5"], console)
+  assert stopped_by == signal.SIGINT
+  assert rows == read_record(config)["rows"] == [{"change": "base"} | ROW]

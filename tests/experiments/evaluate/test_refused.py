@@ -144,3 +144,18 @@ def test_a_link_in_place_of_a_result_or_page_is_not_followed(
   with pytest.raises(ValueError, match=r"explore\.html is a link"):
     explore.run(explore.ExploreConfig(str(run)), console)
   assert not target.exists()
+
+
+def test_nothing_is_saved_in_a_run_that_replaced_the_evaluated_one(
+  run, options, console, monkeypatch
+):
+  """The results are of weights that it does not have."""
+
+  def replace_run(*given):
+    edit_config(run, started="2999-01-01T00:00:00Z")
+
+  monkeypatch.setattr(evaluate, "print_table", replace_run)
+  options = replace(options, protocol=("cold",))
+  with pytest.raises(ValueError, match="run holds another run than when the"):
+    evaluate.run(options, console)
+  assert not (run / run_dir.EVALUATION).exists()

@@ -17,7 +17,9 @@ from experiments.trainer.figures import (
   tidy,
   zoom_on_tail,
 )
+from experiments.trainer.locking import lock
 from experiments.trainer.plot import draw
+from tests.patterns import exact
 
 
 def test_heights_that_are_apart_stay():
@@ -110,7 +112,7 @@ def test_a_picture_that_cannot_be_written_is_named_and_the_old_one_kept(
 def test_a_line_that_is_no_row_is_named(line, tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 10, "train_loss": 3.5}\n' + line + "\n")
-  with pytest.raises(ValueError, match=f"line 2 of {path} is not a row"):
+  with pytest.raises(ValueError, match=f"line 2 of {exact(path)} is not a row"):
     draw(tmp_path, "word")
 
 
@@ -149,3 +151,14 @@ def test_labels_are_beside_the_panel_and_do_not_overlap():
   assert abs(apart - 1.15 * 9 * 100 / 72) < 2
   middle = panel.transData.transform((0, 0.505))[1]
   assert abs((low.y0 + high.y1) / 2 - middle) < 1
+
+
+def test_no_figure_is_written_where_the_directory_was_moved_away(tmp_path):
+  directory = tmp_path / "results"
+  directory.mkdir()
+  with lock(directory):
+    directory.rename(tmp_path / "moved")
+    directory.mkdir()  # that of another process
+    with pytest.raises(ValueError, match="results was moved, deleted or"):
+      save(Figure(figsize=(1, 1)), directory / "figure.png")
+  assert [*directory.iterdir()] == []
