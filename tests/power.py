@@ -1,22 +1,29 @@
 """A simulated disk: a power failure leaves only what `fsync` has written."""
 
 import os
+import weakref
 from pathlib import Path
 
 
 class Disk:
   """What each file and directory held at its last `fsync`, by inode.
 
-  For a file, that is its contents; for a directory, the names in it.
+  For a file, that is its contents; for a directory, the names in it. All of
+  them are kept open: most file systems, though not that of /dev/shm, give the
+  inode of a file that is gone to the next one.
   """
 
   def __init__(self, monkeypatch):
     self._files, self._names = {}, {}
-    self._fsync = os.fsync
+    self._fsync, kept_open = os.fsync, []
+    self._kept_open = kept_open
+    weakref.finalize(self, lambda: [*map(os.close, kept_open)])
     monkeypatch.setattr(os, "fsync", self._record)
 
   def _record(self, descriptor):
     path, inode = f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_ino
+    if inode not in self._names and inode not in self._files:
+      self._kept_open.append(os.dup(descriptor))
     if os.path.isdir(path):
       with os.scandir(path) as entries:
         self._names[inode] = {entry.name: entry.inode() for entry in entries}

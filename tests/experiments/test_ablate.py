@@ -19,6 +19,7 @@ from experiments.trainer.trained import Trained, load
 from lstm_jax.language.evaluate import stateful_loss
 from tests.experiments.ablating import ROW, read_record, write_rows
 from tests.experiments.conftest import VERSE, VERSES, copy_run
+from tests.patterns import exact
 
 
 @pytest.mark.exhaustive
@@ -195,7 +196,7 @@ def test_the_directory_of_one_run_is_refused_as_that_of_all_runs(
 ):
   before = {*finished.iterdir()}
   with pytest.raises(
-    ValueError, match=f"changes, got {finished}, which is a run$"
+    ValueError, match=f"changes, got {exact(finished)}, which is a run$"
   ):
     ablate.run(config, [], console)
   assert {*finished.iterdir()} == before
@@ -247,7 +248,7 @@ def test_no_row_is_of_a_corpus_that_changes_meanwhile(
     return train.Result(copy_run(finished_config, single), 47, 1.5, 3.0)
 
   monkeypatch.setattr(train, "run", run)
-  message = f"corpus {corpus} has changed since this program started"
+  message = f"corpus {exact(corpus)} has changed since this program started"
   with pytest.raises(ValueError, match=message):
     ablate.run(config, [], console)
   # So does a change between two runs.

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.trainer.records import replace
 from tests.experiments.ablating import ROW, read_record, record_path, write_rows
 from tests.experiments.conftest import copy_run, edit_config
 from tests.experiments.trainer.resuming import signal_at
+from tests.patterns import exact
 
 
 @pytest.mark.exhaustive
@@ -144,7 +146,7 @@ def test_a_damaged_record_is_refused(config, console):
   gc.collect()
   for text in damaged:
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"{path} is damaged"):
+    with pytest.raises(ValueError, match=f"{exact(path)} is damaged"):
       ablate.run(config, [], console)
 
 
@@ -206,7 +208,8 @@ def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   result = Path(config.job.run) / "base" / "result.json"
   text = result.read_text()
   result.write_text("{}")
-  with pytest.raises(ValueError, match=f"{result} is damaged: it must have st"):
+  message = f"{exact(result)} is damaged: it must have st"
+  with pytest.raises(ValueError, match=message):
     ablate.run(config, [], console)
   result.write_text(text)
   other = replace(config, learning_rate=0.1)
@@ -288,5 +291,5 @@ def test_a_stopped_overwrite_prints_the_command_that_resumes_it(
   monkeypatch.setattr(sys, "argv", ["ablate", *arguments])
   assert ablate.main() == 128 + signal.SIGTERM
   # The last of two values of a flag counts.
-  command = " ".join([*arguments, "--nooverwrite"])
+  command = shlex.join([*arguments, "--nooverwrite"])
   assert capsys.readouterr().out.endswith(f"experiments.ablate {command}\n")

@@ -8,6 +8,7 @@ from experiments import benchmark
 from experiments.benchmarks import parts, plots
 from experiments.benchmarks.peers import linear
 from experiments.benchmarks.tables import case_table, change_table
+from tests.patterns import exact
 from tests.processes import ROOT
 
 SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
@@ -150,7 +151,7 @@ def test_flags_are_refused_before_measuring(given, tmp_path, monkeypatch):
   (tmp_path / "b.png").write_bytes(b"not drawn by this program")
   for flag in ("out", "compare"):
     given(**{flag.upper(): str(tmp_path)})
-    message = f"^--{flag} must be a file, got the directory {tmp_path}$"
+    message = f"^--{flag} must be a file, got the directory {exact(tmp_path)}$"
     with pytest.raises(ValueError, match=message):
       benchmark.main()
   for flags, message in (

@@ -11,6 +11,7 @@ from experiments.comparison.config import CompareConfig
 from experiments.comparison.tables import markdown, tables
 from experiments.trainer.records import to_record
 from tests.experiments.comparing import NAMES, example
+from tests.patterns import exact
 from tests.processes import ROOT
 
 
@@ -109,12 +110,14 @@ def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
 def test_a_damaged_comparison_is_an_error_that_names_it(tmp_path, text, reason):
   path = tmp_path / "comparison.json"
   path.write_text(text)
-  with pytest.raises(ValueError, match=f"{path} is damaged: {reason}"):
+  with pytest.raises(ValueError, match=f"{exact(path)} is damaged: {reason}"):
     compare_cells.load(tmp_path)
 
 
 def test_a_directory_without_a_comparison_is_an_error_that_names_it(tmp_path):
-  with pytest.raises(ValueError, match=f"there is no comparison in {tmp_path}"):
+  with pytest.raises(
+    ValueError, match=f"is no comparison in {exact(tmp_path)}"
+  ):
     compare_cells.load(tmp_path)
 
 

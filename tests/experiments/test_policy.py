@@ -10,6 +10,7 @@ from experiments.policies.tables import LAST, tables
 from experiments.policies.training import mean
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace, to_record
+from tests.patterns import exact
 from tests.processes import ROOT, as_flags, run_program
 
 RESULTS = ROOT / "experiments/results/policy"
@@ -199,7 +200,7 @@ def test_no_figure_of_other_results_stays_beside_a_record(tmp_path):
 
 
 def test_a_directory_without_a_run_is_an_error_that_names_it(tmp_path):
-  with pytest.raises(ValueError, match=f"there are no policies in {tmp_path}"):
+  with pytest.raises(ValueError, match=f"are no policies in {exact(tmp_path)}"):
     policy.load(tmp_path)
 
 
@@ -287,10 +288,8 @@ def test_a_run_fills_its_directory(tmp_path, console):
   for rows in saved["race"].values():
     assert [row["peer"] for row in rows] == ["unroll", "scanned", "flax"]
     assert all(row["median_ms"] > 0 for row in rows)
-  assert {path.name for path in directory.iterdir()} == {
-    "policy.json",
-    "policy.png",
-  }
+  names = {path.name for path in directory.iterdir()}
+  assert names == {"policy.json", "policy.png"}
 
 
 @pytest.mark.exhaustive

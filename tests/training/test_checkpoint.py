@@ -18,6 +18,7 @@ from lstm_jax.training import (
   read_state,
 )
 from tests.draws import worst
+from tests.patterns import exact
 from tests.training.small import MODEL, start, steps
 
 
@@ -46,7 +47,7 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
       partial(read_params, like=params),
       partial(read_state, like=state),
     ):
-      message = f"^{tmp_path} holds no checkpoint of step {step}$"
+      message = f"^{exact(tmp_path)} holds no checkpoint of step {step}$"
       with pytest.raises(CheckpointError, match=message):
         read(tmp_path, step)
 
@@ -149,7 +150,7 @@ def test_a_writer_saves_a_state_that_the_next_step_donates(key, tmp_path):
 def test_a_checkpoint_not_above_the_newest_is_refused(key, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(9, MODEL.init(key), {})
-  newest = f"that of the newest checkpoint in {tmp_path}"
+  newest = f"that of the newest checkpoint in {exact(tmp_path)}"
   for step in (9, 8):
     message = f"^step must be above 9, {newest}, got {step}$"
     with pytest.raises(CheckpointError, match=message):
@@ -194,7 +195,7 @@ def test_a_closed_writer_refuses_what_it_could_not_write(tmp_path):
   writer.close()
   writer.close()
   writer.wait()
-  message = f"^the writer of {tmp_path} is closed$"
+  message = f"^the writer of {exact(tmp_path)} is closed$"
   for call in (
     lambda: writer.save(2, {"a": np.ones(2)}, {}),
     lambda: writer.delete_after(0),

@@ -21,6 +21,7 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.checkpoint import checkpoint_errors
 from tests.draws import normal_like
+from tests.patterns import exact
 from tests.training.small import MODEL
 
 
@@ -42,7 +43,7 @@ def test_a_wrong_step_or_tree_is_not_reported_as_damage(tmp_path):
     ValueError, match=r"^two arrays have the name params\.a\.b:"
   ):
     read_params(tmp_path, 8, {"a": {"b": x}, "a.b": x})
-  message = f"^the checkpoint {tmp_path}/8 is of another configuration: "
+  message = f"^the checkpoint {exact(tmp_path)}/8 is of another configuration: "
   message += r"params must be float64 \(2,\), got no such array$"
   with pytest.raises(CheckpointError, match=message):
     read_params(tmp_path, 8, x)
@@ -57,7 +58,8 @@ def test_an_error_names_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
 
   file = tmp_path / "file"
   file.write_text("no directory")
-  with pytest.raises(CheckpointError, match=f"^{file} cannot be read: Not"):
+  message = f"^{exact(file)} cannot be read: Not"
+  with pytest.raises(CheckpointError, match=message):
     read_checkpoint(file)
   with pytest.raises(NotADirectoryError):
     list_checkpoints(file)
@@ -68,14 +70,15 @@ def test_an_error_names_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(Path, "stat", forbidden)
     for read in read_params, read_state:
-      message = f"^the checkpoint {tmp_path}/1 cannot be read: Perm.*denied"
+      message = f"^the checkpoint {exact(tmp_path)}/1 cannot be read: "
+      message += "Perm.*denied"
       with pytest.raises(CheckpointError, match=message):
         read(tmp_path, 1, {})
     for read in list_checkpoints, partial(has_state, step=1):
       with pytest.raises(PermissionError):
         read(tmp_path)
   monkeypatch.setattr(Path, "iterdir", forbidden)
-  message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
+  message = f"^{exact(tmp_path)} cannot be read: PermissionError: .*denied"
   with pytest.raises(CheckpointError, match=message):
     read_checkpoint(tmp_path)
 
@@ -121,7 +124,7 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
   (tmp_path / "3").write_text("a file")
   for directory in (tmp_path, tmp_path / "missing"):
     with pytest.raises(
-      CheckpointError, match=f"{directory} holds no checkpoint"
+      CheckpointError, match=f"{exact(directory)} holds no checkpoint"
     ):
       read_checkpoint(directory)
 
@@ -176,7 +179,9 @@ def test_what_differs_from_its_checksum_or_has_none_is_damaged(
     ("state.v", "state.v", partial(read_state, like={"v": np.ones(2)})),
   ):
     others = {key: x for key, x in stored.items() if key != entry}
-    message = f"^the checkpoint {tmp_path}/8 is damaged: {name} is not what was"
+    message = (
+      f"^the checkpoint {exact(tmp_path)}/8 is damaged: {name} is not what was"
+    )
     for changed in (others, stored | {entry: next(iter(others.values()))}):
       write(changed)
       with pytest.raises(CheckpointError, match=f"{message} written$"):

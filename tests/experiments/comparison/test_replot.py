@@ -8,6 +8,7 @@ from experiments import compare_cells
 from experiments.comparison import dot_plot, plots
 from experiments.trainer.locking import lock
 from tests.experiments.comparing import example
+from tests.patterns import exact
 from tests.processes import ROOT
 
 RECORDS = sorted((ROOT / "experiments/results").glob("compare_cells*"))
@@ -60,7 +61,9 @@ def test_a_list_that_lost_a_value_is_damaged(part, values, message, tmp_path):
   found.pop()
   compare_cells.save(record, tmp_path)
   path = tmp_path / "comparison.json"
-  with pytest.raises(ValueError, match=f"{path} is damaged: .*{message}"):
+  with pytest.raises(
+    ValueError, match=f"{exact(path)} is damaged: .*{message}"
+  ):
     compare_cells.load(tmp_path)
 
 

@@ -12,6 +12,7 @@ from experiments.comparison.results import (
   read_record,
 )
 from experiments.trainer.locking import LOCK
+from tests.patterns import exact
 
 NAMES = "record.json", "figure.png", "samples.txt"
 
@@ -21,7 +22,9 @@ def test_results_are_replaced_only_with_overwrite(tmp_path):
   with open_results(directory, NAMES, overwrite=False):
     (directory / "record.json").write_text("{}")
   with (
-    pytest.raises(ValueError, match=f"{directory} holds results already"),
+    pytest.raises(
+      ValueError, match=f"{exact(directory)} holds results already"
+    ),
     open_results(directory, NAMES, overwrite=False),
   ):
     pass
@@ -66,7 +69,7 @@ def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
   path = tmp_path / "out"
   path.write_text("kept")
   with (
-    pytest.raises(ValueError, match=f"^{path} is not a directory$"),
+    pytest.raises(ValueError, match=f"^{exact(path)} is not a directory$"),
     open_results(path, NAMES, overwrite=True),
   ):
     pass
@@ -108,7 +111,7 @@ def test_the_files_that_a_directory_holds_are_printed(tmp_path, console):
 def test_one_process_writes_into_a_directory(tmp_path):
   with (
     open_results(tmp_path, NAMES, overwrite=False),
-    pytest.raises(ValueError, match=f"{tmp_path} is in use by process"),
+    pytest.raises(ValueError, match=f"{exact(tmp_path)} is in use by process"),
     open_results(tmp_path, NAMES, overwrite=True),
   ):
     pass
@@ -120,7 +123,7 @@ def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
   path = tmp_path / "record.json"
   path.write_text(text)
   gc.collect()  # now: in a deep recursion, finalizers would fail
-  with pytest.raises(ValueError, match=f"{path} is damaged"):
+  with pytest.raises(ValueError, match=f"{exact(path)} is damaged"):
     read_record(path, "there is no record", ["rows", "config"])
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
 
@@ -188,24 +189,30 @@ class Browser:
 @contextlib.contextmanager
 def chromium():
   """Yield a Browser, which ends with the block."""
-  # For port 0, chromedriver chooses a free port and prints it.
-  driver = subprocess.Popen(
-    ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
-  )
-  try:
-    port = next(
-      line.rstrip(".\n").rsplit(" ", 1)[1]
-      for line in driver.stdout
-      if "successfully on port" in line
+  # Chromium leaves its profile in $TMPDIR: remove it.
+  temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+  with temporary as directory:
+    # For port 0, chromedriver chooses a free port and prints it.
+    driver = subprocess.Popen(
+      ["chromedriver", "--port=0"],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"TMPDIR": directory},
     )
-    browser = Browser(f"http://127.0.0.1:{port}")
     try:
-      yield browser
+      port = next(
+        line.rstrip(".\n").rsplit(" ", 1)[1]
+        for line in driver.stdout
+        if "successfully on port" in line
+      )
+      browser = Browser(f"http://127.0.0.1:{port}")
+      try:
+        yield browser
+      finally:
+        browser.close()
     finally:
-      browser.close()
-  finally:
-    driver.terminate()
-    driver.communicate(timeout=20)
+      driver.terminate()
+      driver.communicate(timeout=20)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Rare cases in a browser: half a text, clicks by units, odd letters."""
 
+import os
 import re
+import tempfile
 
 import jax
 import pytest
@@ -176,3 +178,13 @@ def test_a_regular_expression_knows_the_classes_of_letters(
   )
   words = [m.span() for m in re.finditer(r"more[^A-Za-z]", text)]
   assert found == [[a, b - 1] for a, b in words] and words
+
+
+def test_a_browser_leaves_no_files(monkeypatch):
+  # The path of `tmp_path` is too long for the sockets of Chromium.
+  with tempfile.TemporaryDirectory() as directory:
+    monkeypatch.setenv("TMPDIR", directory)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read $TMPDIR again
+    with browser.chromium():
+      assert os.listdir(directory)
+    assert not os.listdir(directory)

@@ -19,6 +19,7 @@ from experiments.trainer.history import (
 )
 from experiments.trainer.records import replace
 from tests.experiments.report.writing import write_page
+from tests.patterns import exact
 
 PARTIAL = '{"step": 50, "train_lo'
 
@@ -136,7 +137,7 @@ def test_a_line_that_is_not_a_row_is_an_error_that_names_it(
   path = directory / "metrics.jsonl"
   good = '{"step": 10, "train_loss": 2.0, "grad_norm": null}'
   path.write_text(f"{good}\n{line}\n")
-  with pytest.raises(ValueError, match=f"line 2 of {path} is not a row of"):
+  with pytest.raises(ValueError, match=f"line 2 of {exact(path)} is not a row"):
     report.run([str(directory)], ReportConfig(), console)
 
 
@@ -157,7 +158,7 @@ def test_a_directory_without_a_run_or_given_twice_is_refused(
   for runs, message in (
     ((), "expected run directories: report RUN"),
     ((tmp_path / "nowhere",), "no run in .*nowhere: no such directory"),
-    ((tmp_path,), f"no run in {tmp_path}: no config.json of a run"),
+    ((tmp_path,), f"no run in {exact(tmp_path)}: no config.json of a run"),
     ((directory, directory / ".." / "copy"), "copy is given twice"),
   ):
     with pytest.raises(ValueError, match=message):

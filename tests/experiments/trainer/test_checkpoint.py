@@ -10,6 +10,7 @@ from experiments.trainer.checkpoint import (
   truncate_logs,
 )
 from lstm_jax.training import CheckpointError, CheckpointWriter
+from tests.patterns import exact
 
 
 def test_half_a_line_is_removed_and_a_missing_log_is_not_created(
@@ -48,6 +49,8 @@ def test_the_progress_of_another_kind_of_run_is_an_error(description, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(3, {"w": jnp.ones(2)}, description)
   writer.close()
-  message = f"^the checkpoint of step 3 in {tmp_path} is of another kind of run"
+  message = (
+    f"^the checkpoint of step 3 in {exact(tmp_path)} is of another kind of run"
+  )
   with pytest.raises(CheckpointError, match=message):
     read_progress(tmp_path, 3, Progress)

@@ -13,6 +13,7 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.opening import OpenedRun
 from experiments.trainer.records import replace
 from experiments.trainer.start import initial_state
+from tests.patterns import exact
 
 
 def two_processes(monkeypatch, gathered):
@@ -63,8 +64,8 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     (10, "the checkpoint of step 10"),
   ):
     message = (
-      f"see the same {tmp_path}: the first process sees {name}, and process 1 "
-      "the checkpoint of step 20$"
+      f"see the same {exact(tmp_path)}: the first process sees {name}, and "
+      "process 1 the checkpoint of step 20$"
     )
     with pytest.raises(ValueError, match=message):
       multihost.check_same_checkpoint(tmp_path, step)
@@ -256,7 +257,7 @@ def test_processes_that_cannot_write_to_the_run_directory_stop(
     (tmp_path / first.name.replace("process0", "process1")).touch()
 
   two_processes(monkeypatch, None)
-  message = f"of the first, {tmp_path}: process 1 cannot"
+  message = f"of the first, {exact(tmp_path)}: process 1 cannot"
   with pytest.raises(ValueError, match=message):
     multihost.check_seen_by_all(tmp_path)
   assert list(tmp_path.iterdir()) == []

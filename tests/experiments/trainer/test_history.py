@@ -24,6 +24,7 @@ from experiments.trainer.setup import make_setup
 from experiments.trainer.sweep_members import Progress, SweepConfig
 from lstm_jax.training import CheckpointError, CheckpointWriter
 from tests.experiments.conftest import VERSE, VERSES, copy_run
+from tests.patterns import exact
 
 TEXT = VERSES.encode()
 
@@ -129,7 +130,8 @@ def test_a_sweep_is_read_from_its_newest_checkpoint_that_can_be_read(tmp_path):
     assert one.rows == [row]  # it has diverged
     assert _results(one, None)["training steps"] == f"{step}"
     shutil.rmtree(checkpoints / f"{step}" / "description")
-  with pytest.raises(CheckpointError, match=f"{checkpoints}/8 cannot be read"):
+  message = f"{exact(checkpoints)}/8 cannot be read"
+  with pytest.raises(CheckpointError, match=message):
     read_run_histories(tmp_path)
 
 

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from experiments.trainer.locking import LOCK, check_held, lock
+from tests.patterns import exact
 
 
 def test_a_lock_that_the_file_system_refuses_names_its_file(
@@ -33,7 +34,7 @@ def test_a_lock_without_room_on_the_disk_names_its_file(tmp_path, no_room):
 
 
 def test_a_directory_that_is_locked_names_the_process(tmp_path):
-  message = f"^{tmp_path} is in use by process {os.getpid()}$"
+  message = f"^{exact(tmp_path)} is in use by process {os.getpid()}$"
   with (
     lock(tmp_path),
     pytest.raises(ValueError, match=message),

@@ -228,7 +228,7 @@ def test_a_run_directory_records_the_name_and_is_resumed_by_it(named, config):
   with open_run_dir(config, facts) as opened:  # it is the same text
     assert opened.resuming
   file = Path("verse").absolute()
-  message = f"corpus is 'verse' there and '{file}' here"
+  message = re.escape(f"corpus is 'verse' there and {str(file)!r} here")
   with (
     pytest.raises(ValueError, match=message),
     open_run_dir(config, {run_dir.SHA256: "another"}),

@@ -15,6 +15,7 @@ from experiments.trainer.run_dir import (
   read_result,
   set_aside,
 )
+from tests.patterns import exact
 
 
 @pytest.fixture
@@ -112,8 +113,9 @@ def test_a_config_without_permission_is_named(successor, monkeypatch):
     raise PermissionError(13, "Permission denied", str(path))
 
   monkeypatch.setattr(Path, "read_bytes", refuse)
+  named = exact(repr(str(successor / "config.json")))
   for read in check_is_run_or_empty, read_record:
-    with pytest.raises(PermissionError, match=str(successor / "config.json")):
+    with pytest.raises(PermissionError, match=named):
       read(successor)
   # Another user's file in a directory that both share is no run to protect.
   monkeypatch.setattr("os.access", lambda path, mode: False)

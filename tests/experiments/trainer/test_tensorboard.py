@@ -26,6 +26,7 @@ from tests.experiments.trainer.resuming import (
   read_rows,
   signal_at,
 )
+from tests.patterns import exact
 from tests.training.test_matrix_state import cell as matrix_cell
 
 GATES = {lstm: "ifo", gru: "rz", rnn: ""}
@@ -184,7 +185,7 @@ def test_a_run_that_goes_on_with_the_clock_put_back_shows_all(
 def test_an_event_file_that_cannot_be_written_is_named(tmp_path):
   path = tmp_path / "tensorboard"
   path.touch()
-  with pytest.raises(OSError, match=f"File exists: '{path}'"):
+  with pytest.raises(OSError, match=f"File exists: {exact(repr(str(path)))}"):
     TensorBoardWriter(path, lstm, np.zeros(2, int)).begin(0)
 
 

@@ -22,6 +22,7 @@ from lstm_jax.training import CheckpointWriter, list_checkpoints
 from lstm_jax.training.checkpoint import CheckpointError
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import outcome, stop_at
+from tests.patterns import exact
 from tests.power import tree
 
 
@@ -215,7 +216,7 @@ def test_a_run_is_not_replaced_by_one_that_reads_it(
   value = (source,) if flag == "teacher" else source
   again = replace(config, overwrite=True, **{flag: value})
   message = f"--overwrite would replace the run of --{flag}={source}: pass ano"
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=exact(message)):
     train.run(again, console)
   assert tree(finished) == before
 
