@@ -26,6 +26,18 @@ from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.programs import per_model
 from lstm_jax.language.tokens import check_range
 
+PART = 64  # tokens of a prompt that the model reads at once
+
+
+class Prompt(NamedTuple):
+  """A prompt [P], and what fills it up to one of few lengths.
+
+  A program is compiled for each length of an array, but not for each P.
+  """
+
+  tokens: jax.Array  # [PART · 2^k]
+  size: jax.Array  # P
+
 
 class Carry(NamedTuple):
   """What a model carries along N texts: all that the next token depends on."""
@@ -78,8 +90,8 @@ def sample(
   rules = checked_rules(rules, len(params.bias))
   static, numbers = split_rules(rules)
   options = int(length), int(num_samples), static
-  prompt = np.asarray(prompt, np.int32)
-  return np.asarray(_sample(model)(options, numbers, params, key, prompt))
+  tokens = _sample(model)(options, numbers, params, key, filled(prompt))
+  return np.asarray(tokens)
 
 
 def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
@@ -91,19 +103,40 @@ def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
   check_range("the prompt", prompt, vocabulary_size)
 
 
-def read_prompt(
-  model: LanguageModel, params: LanguageParams, prompt: jax.Array, count: int
-) -> Carry:
-  """Return the `Carry` of N texts after a prompt [P], from the zero state.
+def filled(prompt: np.ndarray) -> Prompt:
+  """Return a prompt [P], P ≥ 1, as a `Prompt`."""
+  size, length = len(prompt), PART
+  while length < size:
+    length *= 2
+  tokens = np.zeros(length, np.int32)
+  tokens[:size] = prompt
+  return Prompt(jnp.asarray(tokens), jnp.int32(size))
 
-  The prompt, which is the same for all texts, is read once. In a compiled
-  function, only the logits of its last token are computed: the others are not
+
+def read_prompt(
+  model: LanguageModel, params: LanguageParams, prompt: Prompt, count: int
+) -> Carry:
+  """Return the `Carry` of N texts after a prompt, from the zero state.
+
+  The prompt, which is the same for all texts, is read once: PART tokens at a
+  time, what is left of them one by one, and the last one. In a compiled
+  function, only the logits of the last token are computed: the others are not
   used.
   """
-  state, tokens = model.initial_state((1,)), prompt[:, None]
-  if len(tokens) > 1:
-    state, _ = model.apply(params, state, tokens[:-1])
-  carry = advance(model, params, state, tokens[-1:])
+
+  def read(length, start, state):
+    tokens = lax.dynamic_slice(prompt.tokens, (start,), (length,))
+    return model.apply(params, state, tokens[:, None])[0]
+
+  parts, last = (prompt.size - 1) // PART, prompt.size - 1
+  state = lax.fori_loop(
+    0,
+    parts,
+    lambda k, state: read(PART, k * PART, state),
+    model.initial_state((1,)),
+  )
+  state = lax.fori_loop(parts * PART, last, partial(read, 1), state)
+  carry = advance(model, params, state, prompt.tokens[last][None, None])
   return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), carry)
 
 

@@ -44,6 +44,7 @@ from lstm_jax.language.programs import per_model
 from lstm_jax.language.sampling import (
   advance,
   check_prompt,
+  filled,
   read_prompt,
   sample,
 )
@@ -76,8 +77,7 @@ def continuation_nats(
     )
   check_range("tokens", tokens, len(params.bias))
   columns = np.asarray(tokens, np.int32).T
-  prompt = np.asarray(prompt, np.int32)
-  nats = _continuation_nats(model)(params, prompt, columns)
+  nats = _continuation_nats(model)(params, filled(prompt), columns)
   return np.asarray(nats).sum(axis=0, dtype=np.float64)
 
 
@@ -150,8 +150,8 @@ def beam_search(
   rules = DrawingRules(suppress_tokens=suppress_tokens)
   rules = checked_rules(rules, len(params.bias))
   options = int(length), int(beam_size), rules.suppress_tokens
-  prompt = np.asarray(prompt, np.int32)
-  tokens, nats, least = _beam_search(model)(options, params, prompt)
+  found = _beam_search(model)(options, params, filled(prompt))
+  tokens, nats, least = found
   total = np.asarray(least).sum(dtype=np.float64)
   return np.asarray(tokens), total + np.asarray(nats, np.float64)
 

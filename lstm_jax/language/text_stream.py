@@ -40,7 +40,6 @@ from lstm_jax.language.sampling import (
   Carry,
   advance,
   check_prompt,
-  read_prompt,
 )
 from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
@@ -78,9 +77,12 @@ class TextStream:
     self._key_spec = jax.eval_shape(
       lambda: jax.random.key_data(jax.random.key(0))
     )
-    token = np.zeros(1, np.int32)
-    read = partial(read_prompt, model, count=1)
-    shapes = jax.eval_shape(read, params, token)
+
+    def first(params):
+      token = jnp.zeros((1, 1), jnp.int32)
+      return advance(model, params, model.initial_state((1,)), token)
+
+    shapes = jax.eval_shape(first, params)
     self._carry: Carry = jax.tree.map(
       lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
     )

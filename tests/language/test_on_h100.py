@@ -5,13 +5,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.benchmarks.launches import compile_for_h100
 from lstm_jax.language import ModelConfig, Regularizers, language_model
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.evaluate import predict
-from lstm_jax.language.sampling import _sample
+from lstm_jax.language.sampling import _sample, filled
 from lstm_jax.sequence.linear import is_linear
 from lstm_jax.training import (
   OptimizerConfig,
@@ -132,8 +133,9 @@ def test_an_evaluation_has_a_kernel_a_layer_or_one_loop(case):
 
 def test_sampling_has_kernels_for_the_prompt_alone(case):
   model, params, kernels, loops = case
-  prompt = jax.ShapeDtypeStruct((3,), jnp.int32)
+  prompt = filled(np.zeros(3, np.int32))
   rules = DrawingRules(temperature=0.8)
   run = partial(_sample(model), (T, 2, rules), {})
   found = kernels_and_loops(run, params, jax.random.key(0), prompt)
-  assert found == (kernels, loops + 1)  # and the loop over new tokens
+  # Loops also over the parts of the prompt, what is left of it, and new tokens.
+  assert found == (kernels, loops + 3)

@@ -13,7 +13,9 @@ from lstm_jax.language.drawing import (
   keep_top_k,
   keep_top_p,
 )
+from lstm_jax.language.sampling import filled
 from tests.compiling import count_programs
+from tests.draws import worst
 
 V = 9
 MODEL = language_model(
@@ -253,7 +255,7 @@ def test_a_nucleus_of_1_keeps_every_token(key):
 def test_a_long_prompt_takes_no_memory_for_its_logits(key):
   vocabulary_size, length = 5000, 400
   model = language_model(ModelConfig(hidden_size=4), vocabulary_size)
-  prompt = np.zeros(length, np.int32)
+  prompt = filled(np.zeros(length, np.int32))
   program = (
     sampling._sample(model)
     .lower((3, 2, DrawingRules()), {}, model.init(key), key, prompt)
@@ -265,9 +267,31 @@ def test_a_long_prompt_takes_no_memory_for_its_logits(key):
 
 def test_a_prompt_is_read_once_for_all_samples(key):
   params = jax.eval_shape(MODEL.init, key)
-  prompt = jax.ShapeDtypeStruct((7,), jnp.int32)
+  prompt = filled(np.zeros(7, np.int32))
   options = 3, 5, DrawingRules()
   program = sampling._sample(MODEL).lower(options, {}, params, key, prompt)
   text = program.as_text()
-  # The 6 outputs before the prompt's last token: of one text, and not of 5.
-  assert "tensor<6x1x" in text and "tensor<6x5" not in text
+  # The outputs of a part of the prompt: of one text, and not of 5.
+  assert "tensor<64x1x" in text and "tensor<64x5" not in text
+
+
+def test_prompts_of_other_lengths_share_one_program(params, key):
+  """Up to 64 tokens, then up to 128, and so on."""
+  tokens = np.arange(128) % V
+  for size in (64, 65):
+    sample(MODEL, params, key, tokens[:size], 3)
+  with count_programs() as programs:
+    for size in (1, 2, 33, 66, 127, 128):
+      sample(MODEL, params, key, tokens[:size], 3)
+  assert not programs
+
+
+def test_a_prompt_read_in_parts_has_the_state_and_logits_of_one_call(params):
+  tokens = np.arange(200) % V
+  read = jax.jit(sampling.read_prompt, static_argnums=(0, 3))
+  for size in (1, 2, 64, 65, 66, 128, 129, 130, 200):
+    prompt = tokens[:size]
+    state, logits = MODEL.apply(params, None, np.stack([prompt] * 2, axis=1))
+    expected = sampling.Carry(state, logits[-1])
+    found = read(MODEL, params, filled(prompt), 2)
+    assert worst(found, expected) < 1e-12

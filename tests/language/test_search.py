@@ -15,6 +15,7 @@ from lstm_jax.language import (
   sample,
   search,
 )
+from lstm_jax.language.sampling import filled
 from lstm_jax.language.search import beam_search, continuation_nats, sample_best
 
 V, LENGTH = 4, 4
@@ -166,9 +167,7 @@ def test_the_costs_of_a_long_beam_are_not_rounded():
 
 def test_the_costs_of_many_tokens_have_one_readout(key):
   params = jax.eval_shape(MODEL.init, key)
-  prompt, tokens = (
-    jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(3,), (8, 2)]
-  )
+  prompt, tokens = filled(PROMPT), jax.ShapeDtypeStruct((8, 2), jnp.int32)
   program = search._continuation_nats(MODEL).lower(params, prompt, tokens)
   assert f"tensor<7x2x{V}x" in program.as_text()
 
