@@ -23,7 +23,6 @@ from jax.experimental import multihost_utils
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.joining import ended_by_ctrl_c
 from experiments.trainer.opening import OpenedRun, open_run_dir
-from experiments.trainer.run_dir import SHA256
 from experiments.trainer.same_run import (
   changed_flags,
   described,
@@ -206,7 +205,7 @@ def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
   text = json.dumps(own).encode()
   size = int(from_first_process(len(text)))
   first = json.loads(_broadcast(text[:size].ljust(size)))
-  changes = changed_flags(first, config, facts[SHA256])
+  changes = changed_flags(first, config, facts)
   # --mesh may change when a run resumes, but not between processes.
   changes |= {
     name: own[name] for name in ("mesh", *facts) if first.get(name) != own[name]

@@ -155,7 +155,7 @@ def _resume_or_start(
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
   _check_kind(directory, config, record)
-  changes = changed_flags(record, config, facts[SHA256])
+  changes = changed_flags(record, config, facts)
   # `extends` computes with values of config.json, so they are checked first;
   # a change of any other flag is refused below in any case.
   if changes.keys() <= {*MAY_CHANGE}:

@@ -1,5 +1,6 @@
 """Whether a run directory holds the run that flags and corpus describe."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from experiments.trainer.extension import first_epochs
 from experiments.trainer.records import from_record, to_record
 from experiments.trainer.run_dir import (
   CONFIG,
+  INIT_FROM,
   JOB_FLAGS,
   SHA256,
+  TEACHERS,
   read_config,
   read_record,
 )
 
+HASHES = {"corpus": SHA256, "teacher": TEACHERS, "init_from": INIT_FROM}
 REPLACE_OR_KEEP = "--overwrite replaces it, another --run keeps it"
 
 
@@ -42,12 +46,13 @@ def check_same_run(
     advice: what to do about it, the end of the message.
   """
   record = read_record(directory)
-  changes = described(record, changed_flags(record, config, sha256))
+  changes = changed_flags(record, config, {SHA256: sha256})
+  reason = described(record, changes)
   if record.get(SHA256) != sha256:
-    changes = changes or "the corpus has changed"
-  if changes:
+    reason = reason or "the corpus has changed"
+  if reason:
     raise ValueError(
-      f"{directory} holds a finished run of another configuration: {changes}; "
+      f"{directory} holds a finished run of another configuration: {reason}; "
       f"{advice}"
     )
   check_not_extended(directory, config, advice=advice)
@@ -79,13 +84,19 @@ def check_not_extended(
 
 
 def changed_flags(
-  record: dict[str, Any], config: TrainConfig, sha256: str
+  record: dict[str, Any], config: TrainConfig, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Return the flags that differ from config.json, with their new values.
 
-  A corpus at another path does not differ if its hash, `sha256`, is the same.
+  What was moved does not differ if its hash in `facts` is that in config.json:
+  a corpus, teachers, or a run to begin from.
   """
-  same = {*JOB_FLAGS, *(["corpus"] if record.get(SHA256) == sha256 else [])}
+  moved = {
+    name
+    for name, entry in HASHES.items()
+    if record.get(entry) == facts.get(entry, "unknown")
+  }
+  same = {*JOB_FLAGS, *moved}
   return {
     name: value
     for name, value in recorded_flags(config).items()

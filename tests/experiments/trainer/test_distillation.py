@@ -169,6 +169,20 @@ def test_a_run_is_resumed_only_with_teachers_of_the_same_weights(config):
       pass
 
 
+def test_a_run_is_resumed_with_teachers_that_were_moved(config):
+  weights = {SHA256: "0", TEACHERS: ["1a2b"]}
+  with open_run_dir(config, weights):
+    pass
+  moved = replace(config, teacher=("elsewhere",))
+  with open_run_dir(moved, weights) as opened:
+    assert opened.resuming
+  with (
+    pytest.raises(ValueError, match=r"teacher is .* there and .* here"),
+    open_run_dir(moved, weights | {TEACHERS: ["3c4d"]}),
+  ):
+    pass
+
+
 def test_a_dry_run_counts_the_teachers_predictions(config, console):
   with_teacher = dry_run(config, console).bytes
   assert "teachers    their predictions take 0.10 MB" in console.file.getvalue()
