@@ -80,13 +80,14 @@ def test_every_page_with_code_is_run():
     if mark.name == "parametrize"
   )
   with_code = {
-    page.name
-    for page in DOCS.glob("*.md")
-    if code_blocks(page.read_text("utf-8"))
+    page for page in PAGES if code_blocks((ROOT / page).read_text("utf-8"))
   }
-  # Their code is run below, in test_gradbench.py and in test_own_cell.py.
+  # Their code is run below, and in test_gradbench.py and test_own_cell.py.
   others = {"coming-from.md", "gpu.md", "gradbench.md", "own-cell.md"}
-  assert with_code == {*marks, *others}
+  run_here = {f"docs/{page}" for page in (*marks, *others)}
+  # That of the README is run in test_readme.py.
+  assert with_code - run_here == {"README.md"}
+  assert run_here - with_code == set()
 
 
 @NEEDS_KERNELS
@@ -137,6 +138,15 @@ def test_the_readme_links_every_page():
   linked = {target.partition("#")[0] for target in links("README.md")}
   pages = {page.relative_to(ROOT).as_posix() for page in DOCS.glob("*.md")}
   assert pages - linked == set()
+
+
+def test_the_site_lists_every_page():
+  """A page belongs in `nav` of mkdocs.yml, and its folder into FOLDERS."""
+  nav = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:\n")[1]
+  listed = set(re.findall(r": (\S+\.md)$", nav, re.M))
+  pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+  assert pages - listed == set()
+  assert {f"docs/{page}" for page in pages} - {*PAGES} == set()
 
 
 def test_a_dead_link_would_be_found():

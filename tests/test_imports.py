@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import experiments
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = [  # from the top down, as in CONTRIBUTING.md
   "experiments",
@@ -122,6 +124,12 @@ def test_the_library_imports_only_its_dependencies(name):
     package = found.split(".")[0]
     if package not in ("lstm_jax", *REQUIRED, *OPTIONAL, PEERS.get(name)):
       assert package in sys.stdlib_module_names, f"{name} imports {found}"
+
+
+def test_the_experiments_name_every_package_of_their_extra():
+  extra = PROJECT["optional-dependencies"]["experiments"]
+  modules = {re.match(r"\w+", requirement)[0] for requirement in extra}
+  assert {*experiments._EXTRA} == modules  # of absl-py, the module is absl
 
 
 def test_without_posix_the_experiments_say_what_they_need(monkeypatch):

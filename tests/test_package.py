@@ -144,5 +144,6 @@ def test_a_version_has_a_date_to_cite_once_it_is_released():
   newest, state = re.findall(r"^## (\S+) \((.+)\)$", changes, re.M)[0]
   cited = (ROOT / "CITATION.cff").read_text("utf-8")
   assert newest == version and f"\nversion: {version}\n" in cited
+  assert lstm_jax.__version__ == version
   released = re.findall(r"^date-released: (\S+)$", cited, re.M)
   assert released == ([] if state == "unreleased" else [state])

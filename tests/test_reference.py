@@ -4,10 +4,14 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import lstm_jax
+from lstm_jax import interop
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -49,12 +53,17 @@ def test_a_package_exports_what_its_page_of_the_reference_shows(package):
   assert missing == []
 
 
-PACKAGES = (
-  *("lstm_jax", "lstm_jax.cells", "lstm_jax.sequence", "lstm_jax.language"),
-  *("lstm_jax.training", "lstm_jax.testing", "lstm_jax.interop.flax"),
-  *("lstm_jax.interop.keras", "lstm_jax.interop.onnx"),
-  "lstm_jax.interop.torch",
-)
+# They export no name.
+INTERNAL = "lstm_jax.interop", "lstm_jax.mosaic_gpu"
+PACKAGES = [
+  "lstm_jax",
+  *(
+    module.name
+    for module in pkgutil.walk_packages(lstm_jax.__path__, "lstm_jax.")
+    if module.ispkg and module.name not in INTERNAL
+  ),
+]
+SHARED = "extra", "tensors"  # by the modules of `interop`
 ENTRY = re.compile(
   r"^::: (\S+)\n(?:    options:\n(?:      heading: .*\n)?"
   r"      members:(?: \[([^\]]*)\]|((?:\n        - \w+)+)))?",
@@ -93,6 +102,17 @@ def test_every_exported_name_is_in_the_reference(package):
   )
   assert exported
   missing = {n for n in exported if not is_documented(n, getattr(module, n))}
+  assert missing == set()
+
+
+def test_every_module_of_interop_is_in_the_reference():
+  page = (DOCS / "reference" / "interop.md").read_text("utf-8")
+  missing = {
+    module.name
+    for module in pkgutil.iter_modules(interop.__path__)
+    if module.name not in SHARED
+    and not re.search(rf"^::: lstm_jax\.interop\.{module.name}\b", page, re.M)
+  }
   assert missing == set()
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 
@@ -211,10 +211,13 @@ def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:
     ValueError: there are fewer than two known tokens.
   """
   tokenizer: Tokenizer
-  if config.tokenizer == "word":
-    tokenizer = WordTokenizer.from_text(train, config.min_count)
-  else:
-    tokenizer = CharTokenizer.from_text(text)
+  match config.tokenizer:
+    case "character":
+      tokenizer = CharTokenizer.from_text(text)
+    case "word":
+      tokenizer = WordTokenizer.from_text(train, config.min_count)
+    case _ as unknown:
+      assert_never(unknown)
   if tokenizer.size - len(tokenizer.unknown_tokens) < 2:
     raise ValueError(
       f"there is nothing to predict: corpus {config.corpus} has only one "

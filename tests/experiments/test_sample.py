@@ -14,6 +14,7 @@ from lstm_jax.language import beam_search
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.search import continuation_nats
 from tests.experiments.sampled import DEFAULTS, sample_texts
+from tests.processes import ROOT
 
 
 @pytest.mark.exhaustive
@@ -50,6 +51,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   trained = SimpleNamespace(model=1, params=2, tokenizer=tokenizer)
   rules = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
   rules, given = DrawingRules(**rules, suppress_tokens=(5,)), {}
+  assert None not in rules  # a new rule is forwarded, too
 
   def draw(model, params, key, tokens, length, **options):
     given[draw] = key, tokens.tolist(), length, options
@@ -102,6 +104,13 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   sample_texts("run", num_samples=2)
   expected = unrestricted | {"suppress_tokens": (5,), "num_samples": 2}
   assert given[draw][3] == expected
+
+
+def test_every_rule_is_documented_and_has_no_effect_on_a_greedy_draw():
+  rules = {*DrawingRules._fields} - {"temperature", "suppress_tokens"}
+  assert rules == {*sample.DRAWING} - {"seed"}
+  page = (ROOT / "docs" / "running.md").read_text("utf-8")
+  assert {rule for rule in rules if f"| `--{rule}=" not in page} == set()
 
 
 @pytest.mark.exhaustive

@@ -126,7 +126,9 @@ def test_a_feature_that_is_off_costs_nothing(cell, key):
     "reverse": False,
     "adjoint": Explicit(residuals="gates", chunk=None),
     "compute_dtype": None,
+    "implementation": None,
   }
+  assert off.keys() == unroll.__kwdefaults__.keys()
   assert program(partial(unroll, cell)) == bare
   assert program(partial(unroll, cell, **off)) == bare
   on = {
@@ -136,6 +138,9 @@ def test_a_feature_that_is_off_costs_nothing(cell, key):
     "zoneout": type(args[1])(*(False for _ in args[1])),
     "state_dropout": jnp.ones(1),
   }
+  assert on.keys() | {"reverse"} == FEATURES["all"](cell).keys()
+  left = {"time_major", "adjoint", "compute_dtype", "implementation"}
+  assert off.keys() - left == on.keys() | {"reverse"}  # a new option: add it
   for name, value in on.items():
     assert program(partial(unroll, cell, **{name: value})) != bare, name
 

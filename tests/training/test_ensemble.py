@@ -1,3 +1,5 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,6 +19,7 @@ from lstm_jax.training import (
   make_train_step,
   member,
 )
+from lstm_jax.training.optimizer import Rule
 from tests.contract import EXHAUSTIVE
 from tests.draws import worst
 from tests.training.small import EPOCH, MODEL, steps
@@ -152,7 +155,7 @@ def test_members_are_shared_by_no_more_devices_than_there_are():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("rule", ["adamw", "sgd", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_members_have_their_own_learning_rates(rule, key):
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64)
   model = language_model(config, 9)

@@ -1,4 +1,5 @@
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,13 @@ from lstm_jax.training import (
   make_train_step,
   train,
 )
+from lstm_jax.training.optimizer import Rule
 from tests.draws import worst
 from tests.training.small import EPOCH, MODEL, start, steps
 
 
 @pytest.mark.everyday(2)
-@pytest.mark.parametrize("rule", ["adamw", "rmsprop", "sgd", "adagrad"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
   rate = {"sgd": 0.3, "adagrad": 0.3}.get(rule, 0.03)
   update, state = start(key, optimizer=rule, learning_rate=rate, warmup_steps=5)

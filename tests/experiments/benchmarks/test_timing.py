@@ -7,6 +7,13 @@ import jax
 import pytest
 
 from experiments.benchmarks import timing
+from experiments.benchmarks.peers import (
+  linear,
+  models,
+  resets,
+  samplers,
+  sequences,
+)
 from experiments.benchmarks.peers.proof import Peer, Unsupported
 from experiments.trainer.environment import REPOSITORY
 
@@ -114,6 +121,17 @@ def test_the_environment_has_the_number_of_devices_and_of_cores(
   environment = timing.environment()
   assert environment["num_devices"] == 77
   assert environment["processor"] == "3 × EPYC"
+
+
+def test_the_version_of_every_peer_is_recorded():
+  makers = models.models() | sequences.sequences() | samplers.samplers()
+  makers |= linear.linear() | resets.reset_peers()
+  # Of Haiku and PyTorch, too, whether they are installed or not.
+  distributions = {"haiku": "dm-haiku"}
+  needed = {package for _, package in makers.values()}
+  assert {"torch", "haiku", "onnxruntime"} <= needed
+  missing = {distributions.get(n, n) for n in needed} - {*timing.PACKAGES}
+  assert missing == set()
 
 
 def test_the_environment_names_the_installed_versions(monkeypatch):

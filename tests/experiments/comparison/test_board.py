@@ -30,8 +30,10 @@ from experiments.comparison.board_charts import (
   labels,
   points,
 )
+from experiments.comparison.plan import ReproduceConfig, parse, plan
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.setup import make_model
-from tests.experiments.test_recipes import RECIPES, parse
+from tests.experiments.test_recipes import RECIPES
 from tests.experiments.trainer.resuming import read_rows
 from tests.processes import ROOT
 
@@ -103,8 +105,12 @@ def test_a_row_of_ours_has_the_figures_of_its_records(row):
       published = result.values[result.seeds.index(config["seed"])]
       assert abs(best - published) < 6e-5
       continue
-    evaluation = (directory / "evaluation.json").read_text("utf-8")
-    losses = json.loads(evaluation)["nats_per_character"]
+    text = (directory / "evaluation.json").read_text("utf-8")
+    evaluation, job = json.loads(text), plan(row, ReproduceConfig())[0]
+    options = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
+    for name in ("checkpoint", "window"):  # as `reproduce` evaluates the row
+      assert evaluation[name] == getattr(options, name), name
+    losses = evaluation["nats_per_character"]
     single = [r for r in row.results if r.protocol in evaluate.PROTOCOLS]
     assert losses.keys() == {result.protocol for result in single}
     for result in single:
@@ -114,8 +120,10 @@ def test_a_row_of_ours_has_the_figures_of_its_records(row):
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
 def test_a_row_of_ours_has_the_parameters_of_its_recipe(row):
-  config, _ = parse(RECIPES / f"{row.recipe}.flags")
-  size = VOCABULARY.get(row.name, VOCABULARY[row.corpus])
+  job = plan(row, ReproduceConfig())[0]  # with the row's own flags
+  config = parse(TrainConfig(), job.train_flags)
+  size = VOCABULARY.get(row.name) or VOCABULARY.get(row.corpus)
+  assert size, f"VOCABULARY lacks {row.name} and its corpus {row.corpus}"
   model = make_model(config, size, None)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == row.parameters

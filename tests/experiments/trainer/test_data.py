@@ -1,7 +1,9 @@
 """The vocabulary of a corpus, and the prompt of a run's samples."""
 
+import json
 import os
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from experiments.trainer.config import DataConfig
 from experiments.trainer.corpus_path import KEPT, find_corpus, keep
 from experiments.trainer.data import (
   default_prompt,
+  make_tokenizer,
   read_corpus,
   read_corpus_text,
+  stored_tokenizer,
 )
 from lstm_jax.language import CharTokenizer
 from tests.patterns import exact
@@ -25,6 +29,17 @@ def test_characters_that_only_the_validation_split_has_are_known(tmp_path):
   assert corpus.tokenizer.symbols == "abx"
   assert corpus.train.text == "ab" * 45
   assert corpus.val.tokens.tolist() == [0, 1, 2] * 3 + [0]
+
+
+@pytest.mark.parametrize(
+  "kind", get_args(get_type_hints(DataConfig)["tokenizer"])
+)
+def test_every_tokenizer_has_the_name_of_its_tokens_and_can_be_stored(kind):
+  text = "to be or not to be"
+  tokenizer = make_tokenizer(DataConfig(tokenizer=kind), text, text)
+  assert tokenizer.unit == kind
+  fields = json.loads(json.dumps(tokenizer._asdict()))
+  assert stored_tokenizer(kind, fields) == tokenizer
 
 
 def test_a_sample_begins_after_a_line_break_or_the_first_token():
