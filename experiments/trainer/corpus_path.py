@@ -47,6 +47,20 @@ def recorded_corpus(corpus: str) -> str:
   return corpus if is_name(corpus) else recorded_path(corpus)
 
 
+def corpus_when_resumed(
+  directory: Path, before: str, corpus: str, sha256: str
+) -> str:
+  """Return what config.json of a resumed run holds for the flag --corpus.
+
+  It is what it holds already, `before`, unless the text is no longer there.
+  """
+  now = recorded_corpus(corpus)
+  # Of an absolute path, all of these are that path.
+  places = directory / before, REPOSITORY / before
+  stays = now == before or before in CORPORA
+  return before if stays or any(_has_hash(p, sha256) for p in places) else now
+
+
 def recorded_path(name: str) -> str:
   """Return the path of a file or directory that config.json holds.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import corpus_when_resumed
 from experiments.trainer.environment import environment, time_now
 from experiments.trainer.extension import (
   MAY_CHANGE,
@@ -172,12 +173,14 @@ def _resume_or_start(
   _check_facts(directory, config, record, facts, may_extend)
   begins_again = not list_checkpoints(directory / CHECKPOINTS)
   if begins_again:
-    # From the weights of --init_from as they are now: `facts` has their step
-    # and checksum.
-    record |= facts
+    record |= facts  # the step and checksum of --init_from as it is now
+  before = record["corpus"]
+  record["corpus"] = corpus_when_resumed(
+    directory, before, config.data.corpus, facts[SHA256]
+  )
   if extending:
     return _extend(directory, config, record, result)
-  if begins_again:
+  if begins_again or record["corpus"] != before:
     write_json(directory / CONFIG, record)
   return OpenedRun(directory, resuming=True)
 

@@ -141,12 +141,17 @@ def beam_search(
 
   Raises:
     ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
-      length or beam_size is not an integer ≥ 1; or suppress_tokens are not
-      integers in [0, V), or leave no token.
+      length or beam_size is not an integer ≥ 1, or N V is not below 2³¹; or
+      suppress_tokens are not integers in [0, V), or leave no token.
   """
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
   check_count("beam_size", beam_size)
+  if int(beam_size) * len(params.bias) >= 2**31:  # they have int32 indices
+    raise ValueError(
+      f"beam_size times the {len(params.bias):,} tokens of the vocabulary must "
+      f"be below {2**31:,}, got {beam_size:,}"
+    )
   rules = DrawingRules(suppress_tokens=suppress_tokens)
   rules = checked_rules(rules, len(params.bias))
   options = int(length), int(beam_size), rules.suppress_tokens

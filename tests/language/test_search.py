@@ -104,6 +104,7 @@ def test_the_best_of_n_is_the_likeliest_of_the_samples(params, key):
     ({"length": 0}, "length must be an integer ≥ 1, got 0$"),
     ({"length": 2.5}, "length must be an integer ≥ 1, got 2.5$"),
     ({"beam_size": 0}, "beam_size must be an integer ≥ 1, got 0$"),
+    ({"beam_size": 2**29}, "beam_size times the 4 tokens .*, got 536,870,912$"),
     ({"suppress_tokens": [1.5]}, r"must be integers, got \[1.5\]$"),
     ({"suppress_tokens": tuple(range(V))}, "leave at least one of 4 tokens"),
   ],

@@ -262,3 +262,22 @@ def test_a_run_whose_late_batches_would_change_is_not_extended(
   more = replace(late, num_epochs=3, patience=2)
   edit_config(finished, patience=1)
   assert opened(more).extended_from == 3
+
+
+def test_a_run_that_resumes_with_a_moved_corpus_records_where_it_is_now(
+  finished, config, tmp_path, monkeypatch
+):
+  def recorded():
+    return read_run_history(finished).config.data.corpus
+
+  monkeypatch.chdir(finished)
+  copy = shutil.copy(config.data.corpus, tmp_path / "text.md")
+  longer = replace(config, corpus=str(copy), num_epochs=2)
+  opened(longer)
+  assert recorded() == config.data.corpus  # which is still there
+  Path(config.data.corpus).unlink()
+  opened(longer)  # resumed, not extended
+  assert recorded() == str(copy)
+  renamed = copy.rename(tmp_path / "renamed.md")
+  opened(replace(longer, corpus=str(renamed), num_epochs=3))
+  assert recorded() == str(renamed)
