@@ -175,7 +175,8 @@ def one_step(
   checked, num_extras = innermost or (parts, 0)
 
   def prepared(params, state, x, extras):
-    """Check all; return the weights as JAX arrays and the state, not None."""
+    """Check all; return all but extras as JAX arrays, with a state not None."""
+    x = jnp.asarray(x)
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
@@ -185,13 +186,13 @@ def one_step(
       batch_shape = x.shape if is_token(x) else x.shape[:-1]
       state = initial_state(params, batch_shape)
     check_inputs("x", initial_state, params, state, x)
-    return params, state
+    return params, as_arrays(state), x
 
   def forward(
     params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any
   ) -> tuple[StateT, StepResiduals]:
     """Return the state after one step, and what its backward needs."""
-    return advance(*prepared(params, state, x, extras), x, *extras)
+    return advance(*prepared(params, state, x, extras), *extras)
 
   def advance(params, state, x, *extras):  # `forward` without its checks
     ax = project(params, x)
@@ -205,6 +206,7 @@ def one_step(
   def backward(saved: StepResiduals, d_state: StateT) -> tuple:
     """Return the cotangents (d_params, d_state, dx), and None per extra."""
     params, x, h, gates, residuals, extras = saved
+    d_state = as_arrays(d_state)
     if recur_backward is None or parameter_gradients is None:
       raise ValueError(
         "this cell has no backward: differentiate forward(params, state, x)[0]"
@@ -248,8 +250,7 @@ def one_step(
         cell takes none.
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
-    x = jnp.asarray(x)
-    params, state = prepared(params, state, x, extras)
+    params, state, x = prepared(params, state, x, extras)
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras
@@ -266,9 +267,8 @@ def one_step(
 
 def cell_name(cell: Cell) -> str:
   """Return the name of a cell, such as "lstm", for a message."""
-  if isinstance(cell, ModuleType):
-    return cell.__name__.rpartition(".")[2]
-  return getattr(cell, "__name__", type(cell).__name__)
+  name = getattr(cell, "__name__", type(cell).__name__)
+  return name.rpartition(".")[2]  # of a module, without its packages
 
 
 def output_size(cell: Cell, params: Params) -> int:

@@ -74,8 +74,8 @@ def update_average(
   mean, num_averaged = average
   # JAX divides int32 by int32 in float32; `float` is float64 with x64.
   if ema_decay:
-    count = jnp.asarray(step, float)
-    rate = 1 - jnp.minimum(ema_decay, (1 + count) / (10 + count))
+    # 1 − d', of which float32 would keep few digits if d' were rounded first.
+    rate = jnp.maximum(1 - ema_decay, 9 / (10 + jnp.asarray(step, float)))
   else:
     num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
     rate = 1 / jnp.maximum(num_averaged, 1).astype(float)

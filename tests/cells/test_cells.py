@@ -278,3 +278,14 @@ def test_the_scale_of_an_lru_is_not_rounded_to_0_beside_a_decay_of_1(key):
   a = D + 1  # x W_x + b of ones
   np.testing.assert_allclose(value, H * scale * a, 1e-14)
   np.testing.assert_allclose(gradient.nu, scale / 2 * a, 1e-14)
+
+
+def test_a_step_of_float64_arrays_of_numpy_needs_no_x64(key, recwarn):
+  made = jax.tree.map(np.asarray, one_step_arguments(lstm, key))
+  with jax.enable_x64(False):
+    state, residuals = lstm.forward(*made)
+    d_state = jax.tree.map(lambda x: np.asarray(x, float), state)
+    cotangents = lstm.backward(residuals, d_state)
+  assert not recwarn.list
+  dtypes = {x.dtype for x in jax.tree.leaves((residuals, cotangents))}
+  assert dtypes == {jnp.dtype(jnp.float32)}

@@ -106,6 +106,18 @@ def test_the_average_of_weights_that_do_not_change_is_exact():
     assert (update(0, other).params == params).all()
 
 
+@pytest.mark.parametrize("decay, step", [(1 - 1e-7, 2**30), (1 - 1e-8, 10**7)])
+def test_the_share_of_new_weights_in_the_moving_average_keeps_its_digits(
+  decay, step
+):
+  with jax.enable_x64(False):
+    average, new = init_average(jnp.zeros(1)), jnp.ones(1)
+    finite = jnp.array(True)
+    average = update_average(average, new, jnp.int32(step), finite, decay)
+  share = max(1 - decay, 9 / (10 + step))
+  np.testing.assert_allclose(average.params, share, rtol=1e-6)
+
+
 def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   optimizer = make_optimizer(
     OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100
