@@ -7,7 +7,8 @@ state before them, which returns the logits [T, B, V] and the state after them,
 for any T and B ≥ 1. docs/coming-from.md has programs that read these formats:
 
   onnx       with the vocabulary, for any runtime of ONNX, in the weights' dtype
-  stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it.
+  stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it,
+             with the version of JAX that wrote it or a later one.
              The arguments are the tokens and the arrays of the state, layer by
              layer, each layer's in the order of its state's fields (h, c for
              `lstm`; h, c, n, m for `slstm`). The results are the logits and the

@@ -5,11 +5,11 @@ makes the gradients of the weights of each row, [V, D, 4H] for V rows and an
 LSTM, and JAX adds them up afterwards. Over a batch axis, the products of the
 backward add them up themselves.
 
-So a call of such a function is an operation of its own here, `shared_rows`, as
-long as `vmap` may still come: within `vmap` itself, and within a function that
-JAX traces and may map later, such as the body of a scan. `vmap` replaces this
-operation by the function of one more batch axis. All else that JAX does with
-it, it does with the program of the function: differentiate, compile, evaluate.
+So a call of such a function is an operation of its own here, `shared_rows`,
+within `vmap`, and within a function that JAX traces and may map later, such as
+the body of a scan. `vmap` replaces this operation by a call of the function
+with one more batch axis. To differentiate, compile or evaluate it, JAX takes
+the program of the function.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive, find_top_trace, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+
+from lstm_jax.cells.platform import platform, traced_for
 
 Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
 
@@ -32,9 +34,9 @@ def over_batch(
   This is so where `vmap` maps x and none of the weights, and is applied before
   the gradient is taken: in `grad` of `vmap` of `unroll`, for example, also with
   `jit`, `checkpoint` or a scan between the two. Elsewhere, JAX maps `run`. So
-  it does where a cell uses the name of an axis or closes over a traced value,
-  where `vmap` has an `spmd_axis_name`, and where the state has a number, which
-  may be one for all rows.
+  it does where a cell has effects, uses the name of an axis or closes over a
+  traced value, where `vmap` has an `spmd_axis_name`, and where the state has a
+  number, which may be one for all rows.
 
   Args:
     run: returns (state, outputs) for any number of batch axes. The outputs are
@@ -50,22 +52,41 @@ def over_batch(
   if not _may_be_mapped() or not all(map(jnp.ndim, jax.tree.leaves(state))):
     return run(*inputs)
   program, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
-  # The name of an axis is an effect. What is closed over, `run` has not as an
-  # argument, so that it could not be called with its mapped value later.
+  # The name of an axis is an effect. What `run` closes over is no argument: it
+  # could not be called with the mapped value later.
   closed_over = any(isinstance(c, jax.core.Tracer) for c in program.consts)
   if closed_over or program.effects:
     return run(*inputs)
   leaves, structure = jax.tree.flatten(inputs)
   outputs = _shared_rows.bind(
-    *leaves, program=program, run=run, start=start, structure=structure
+    *leaves,
+    call_jaxpr=program,
+    run=_in_this_context(run),
+    start=start,
+    structure=structure,
   )
   return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+
+def _in_this_context(run: Run) -> Run:
+  """Return `run` with the precision and the platform of this call.
+
+  `vmap` calls it later, when their contexts have been left.
+  """
+  config: Any = jax.config
+  precision, name = config.jax_default_matmul_precision, platform()
+
+  def in_context(*inputs):
+    with jax.default_matmul_precision(precision), traced_for(name):
+      return run(*inputs)
+
+  return in_context
 
 
 def _may_be_mapped() -> bool:
   """Return whether `vmap`, or tracing, is the innermost transformation.
 
-  If there is none, or a derivative, `vmap` has been applied or never will be.
+  Within a derivative, each row that a later `vmap` maps has its own gradient.
   """
   return type(find_top_trace(())) in _traces()
 
@@ -84,18 +105,18 @@ def _traces() -> tuple[type, ...]:
   return tuple(found)
 
 
-def _evaluate(*leaves, program, **_):
-  return jaxpr_as_fun(program)(*leaves)
+def _evaluate(*leaves, call_jaxpr, **_):
+  return jaxpr_as_fun(call_jaxpr)(*leaves)
 
 
-def _jvp(primals, tangents, *, program, **_):
+def _jvp(primals, tangents, *, call_jaxpr, **_):
   moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
 
   def of_moved(*values):
     leaves = list(primals)
     for k, value in zip(moved, values, strict=True):
       leaves[k] = value
-    return jaxpr_as_fun(program)(*leaves)
+    return jaxpr_as_fun(call_jaxpr)(*leaves)
 
   return jax.jvp(
     of_moved, [primals[k] for k in moved], [tangents[k] for k in moved]
@@ -105,7 +126,7 @@ def _jvp(primals, tangents, *, program, **_):
 def _batch(axis, leaves, dims, **params):
   """Return the results for mapped leaves, and where `vmap`'s axis is in each.
 
-  It comes first in the state, and before the batch axes in the outputs.
+  In the state, this axis is the first; in the outputs, the first after time.
   """
   are_mapped = [dim is not None for dim in dims]
   if not any(are_mapped):
@@ -119,11 +140,11 @@ def _batch(axis, leaves, dims, **params):
   state = jax.tree.unflatten(structure, leaves)[1]
   of_params, _, of_x, _ = jax.tree.unflatten(structure, are_mapped)
   num_state = len(jax.tree.leaves(state))
-  num_outputs = len(params["program"].out_avals)
+  num_outputs = len(params["call_jaxpr"].out_avals)
   places = [0] * num_state + [start] * (num_outputs - num_state)
   if any(jax.tree.leaves(of_params)) or not of_x or axis.spmd_name is not None:
     mapped = jax.vmap(
-      jaxpr_as_fun(params["program"]),
+      jaxpr_as_fun(params["call_jaxpr"]),
       [0 if is_mapped else None for is_mapped in are_mapped],
       places,
       spmd_axis_name=axis.spmd_name,
@@ -163,10 +184,25 @@ def _with_batch_axis(size, leaves, are_mapped, start, structure):
   return params, state, jnp.moveaxis(x, 0, start), extras
 
 
-_shared_rows = Primitive("shared_rows")
+class _Call(Primitive):
+  """An operation whose program `checkify` looks into.
+
+  It does so where the program's name is `call_jaxpr`. Then it calls `bind` with
+  a function in place of the program: that with the checks.
+  """
+
+  def bind(self, *args, subfuns=(), **params):
+    if subfuns:
+      return subfuns[0].call_wrapped(*args)
+    return super().bind(*args, **params)
+
+
+_shared_rows = _Call("shared_rows")
 _shared_rows.multiple_results = True
 _shared_rows.def_impl(_evaluate)
-_shared_rows.def_abstract_eval(lambda *_, program, **__: program.out_avals)
+_shared_rows.def_abstract_eval(
+  lambda *_, call_jaxpr, **__: call_jaxpr.out_avals
+)
 mlir.register_lowering(_shared_rows, mlir.lower_fun(_evaluate))
 ad.primitive_jvps[_shared_rows] = _jvp
 batching.fancy_primitive_batchers[_shared_rows] = _batch

@@ -242,8 +242,10 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 
 def _named(tree: Any) -> str:
-  """Return the names and shapes of arrays, such as "w_x [4, 24], b [24]"."""
+  """Return the names and shapes of arrays, such as "w_x [4, 24], b None"."""
+  leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: x is None)
   return ", ".join(
-    f"{jax.tree_util.keystr(path)} {axes_text(leaf.shape)}".lstrip(". ")
-    for path, leaf in jax.tree.leaves_with_path(tree)
+    f"{jax.tree_util.keystr(path)} "
+    f"{None if leaf is None else axes_text(leaf.shape)}".lstrip(". ")
+    for path, leaf in leaves
   )

@@ -203,3 +203,11 @@ def test_a_tensor_of_another_library_is_refused(key):
   params = lstm.init(key, D, H)._replace(b=Tensor())
   with pytest.raises(ValueError, match=r"^params\.b must be an array of NumPy"):
     check_weights(parts_of(lstm), params)
+
+
+def test_a_missing_array_is_named(key):
+  """As after a partition of the weights, before they are combined again."""
+  params = lstm.init(key, D, H)._replace(w_h=None)
+  found = rf"w_x \[{D}, {4 * H}\], w_h None, b \[{4 * H}\]; a step fails"
+  with pytest.raises(ValueError, match=found):
+    check_weights(parts_of(lstm), params)
