@@ -93,9 +93,9 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       is not given or is a run, holds another recipe's or corpus's results, or
       with --overwrite, those of changes that are not given; the corpus is a
       pipe; the corpus or the weights of a model to read change meanwhile, or
-      are not those of the results; or as in `train.run`: for the corpus, the
-      configurations and the models to read, before the first run; for a run's
-      directory and the memory, when that run is reached.
+      are not those of the results; another process begins all again; or as in
+      `train.run`: for the corpus, the configurations and the models to read,
+      before the first run; for a run's directory and the memory, at that run.
     Diverged: the recipe itself diverges.
   """
   job = config.job
@@ -126,7 +126,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       results = results.with_models(path, models_of_run(directory))
       if path.exists():  # another process may have added a row meanwhile
         found = read_ablations(path, recipe, sha256)
-        check_kept(path, rows, found)
+        check_kept(path, results, found)
         found = found.with_models(path, results.models)
         rows[:], results = found.rows, results._replace(models=found.models)
       if not results.has(name):  # that process may have measured the same run
@@ -219,7 +219,7 @@ def _train(
     return {"diverged": True, "environment": environment()}, None
   if result.stopped_by:
     return None, result.stopped_by
-  with collect_stop_requests() as requests:  # the row is kept
+  with collect_stop_requests() as requests:  # until the row is saved
     row = _measure(result, config.data, sha256)
   return row, requests[-1] if requests else result.signalled
 

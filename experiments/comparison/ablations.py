@@ -175,22 +175,19 @@ def check_all_named(
     )
 
 
-def check_kept(
-  path: Path, rows: Iterable[dict[str, Any]], found: Ablations
-) -> None:
-  """Raise ValueError if ablations.json has lost rows that it had before.
+def check_kept(path: Path, earlier: Ablations, found: Ablations) -> None:
+  """Raise ValueError if another process has begun ablations.json again.
 
   Args:
     path: ablations.json.
-    rows: those that it had.
+    earlier: what it held.
     found: what it holds now.
   """
-  lost = [row["change"] for row in rows if not found.has(row["change"])]
-  if lost:
+  kept = all(found.has(row["change"]) for row in earlier.rows)
+  if found.outdated != earlier.outdated or not kept:
     raise ValueError(
-      f"{path} has no results of {', '.join(lost)} any more: another process "
-      "trains all again; when it has ended, the same command without "
-      "--overwrite adds what is missing"
+      f"{path} was begun again by another process, with --overwrite; when it "
+      "has ended, the same command without --overwrite adds what is missing"
     )
 
 

@@ -55,7 +55,7 @@ def corpus_when_resumed(
   It is what it holds already, `before`, unless the text is no longer there.
   """
   now = recorded_corpus(corpus)
-  # Of an absolute path, all of these are that path.
+  # If `before` is absolute, both of these are `before`.
   places = directory / before, REPOSITORY / before
   stays = now == before or before in CORPORA
   return before if stays or any(_has_hash(p, sha256) for p in places) else now

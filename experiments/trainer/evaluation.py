@@ -94,7 +94,7 @@ def save(
     OSError: the file cannot be written; the error names it.
   """
   for directory, before in started.items():
-    if started_at(directory) not in (before, None):
+    if started_at(directory) != before:
       raise ValueError(
         f"{directory} holds another run than when the evaluation began: "
         "nothing is saved"

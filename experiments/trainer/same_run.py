@@ -89,7 +89,8 @@ def changed_flags(
   """Return the flags that differ from config.json, with their new values.
 
   What was moved does not differ if its hash in `facts` is that in config.json:
-  a corpus, teachers, or a run to begin from.
+  a corpus, teachers, or a run to begin from. The last is not read any more once
+  there is a checkpoint: `facts` then lacks its hash, and the path counts.
   """
   moved = {
     name

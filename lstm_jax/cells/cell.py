@@ -175,7 +175,7 @@ def one_step(
   checked, num_extras = innermost or (parts, 0)
 
   def prepared(params, state, x, extras):
-    """Check all; return all but extras as JAX arrays, with a state not None."""
+    """Check all; return (params, state, x) as JAX arrays, with a state."""
     x = jnp.asarray(x)
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
@@ -268,7 +268,7 @@ def one_step(
 def cell_name(cell: Cell) -> str:
   """Return the name of a cell, such as "lstm", for a message."""
   name = getattr(cell, "__name__", type(cell).__name__)
-  return name.rpartition(".")[2]  # of a module, without its packages
+  return name.rpartition(".")[2] if isinstance(cell, ModuleType) else name
 
 
 def output_size(cell: Cell, params: Params) -> int:

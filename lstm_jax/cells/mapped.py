@@ -52,8 +52,8 @@ def over_batch(
   if not _may_be_mapped() or not all(map(jnp.ndim, jax.tree.leaves(state))):
     return run(*inputs)
   program, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
-  # The name of an axis is an effect. What `run` closes over is no argument: it
-  # could not be called with the mapped value later.
+  # The name of an axis is an effect. `vmap` could not map a traced value that
+  # `run` closes over, since it is no argument.
   closed_over = any(isinstance(c, jax.core.Tracer) for c in program.consts)
   if closed_over or program.effects:
     return run(*inputs)
@@ -71,7 +71,8 @@ def over_batch(
 def _in_this_context(run: Run) -> Run:
   """Return `run` with the precision and the platform of this call.
 
-  `vmap` calls it later, when their contexts have been left.
+  `vmap` calls it later, when their contexts have been left. Others, such as
+  `jax.enable_x64`, are not kept.
   """
   config: Any = jax.config
   precision, name = config.jax_default_matmul_precision, platform()
@@ -128,15 +129,17 @@ def _batch(axis, leaves, dims, **params):
 
   In the state, this axis is the first; in the outputs, the first after time.
   """
+  # Not the program: outside of `jit`, a call of `run` is compiled.
+  run, start, structure = (params[k] for k in ("run", "start", "structure"))
   are_mapped = [dim is not None for dim in dims]
   if not any(are_mapped):
-    outputs = _shared_rows.bind(*leaves, **params)
+    inputs = jax.tree.unflatten(structure, leaves)
+    outputs = jax.tree.leaves(over_batch(run, start, *inputs))
     return outputs, [None] * len(outputs)
   leaves = [
     x if dim is None else jnp.moveaxis(x, dim, 0)
     for x, dim in zip(leaves, dims, strict=True)
   ]
-  start, structure = params["start"], params["structure"]
   state = jax.tree.unflatten(structure, leaves)[1]
   of_params, _, of_x, _ = jax.tree.unflatten(structure, are_mapped)
   num_state = len(jax.tree.leaves(state))
@@ -144,15 +147,14 @@ def _batch(axis, leaves, dims, **params):
   places = [0] * num_state + [start] * (num_outputs - num_state)
   if any(jax.tree.leaves(of_params)) or not of_x or axis.spmd_name is not None:
     mapped = jax.vmap(
-      jaxpr_as_fun(params["call_jaxpr"]),
+      lambda *leaves: jax.tree.leaves(run(*structure.unflatten(leaves))),
       [0 if is_mapped else None for is_mapped in are_mapped],
       places,
       spmd_axis_name=axis.spmd_name,
     )
     return mapped(*leaves), places
   inputs = _with_batch_axis(axis.size, leaves, are_mapped, start, structure)
-  outputs = over_batch(params["run"], start, *inputs)
-  return jax.tree.leaves(outputs), places
+  return jax.tree.leaves(over_batch(run, start, *inputs)), places
 
 
 def _with_batch_axis(size, leaves, are_mapped, start, structure):

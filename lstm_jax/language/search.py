@@ -147,7 +147,7 @@ def beam_search(
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
   check_count("beam_size", beam_size)
-  if int(beam_size) * len(params.bias) >= 2**31:  # they have int32 indices
+  if int(beam_size) * len(params.bias) >= 2**31:  # top_k's indices are int32
     raise ValueError(
       f"beam_size times the {len(params.bias):,} tokens of the vocabulary must "
       f"be below {2**31:,}, got {beam_size:,}"
@@ -155,8 +155,7 @@ def beam_search(
   rules = DrawingRules(suppress_tokens=suppress_tokens)
   rules = checked_rules(rules, len(params.bias))
   options = int(length), int(beam_size), rules.suppress_tokens
-  found = _beam_search(model)(options, params, filled(prompt))
-  tokens, nats, least = found
+  tokens, nats, least = _beam_search(model)(options, params, filled(prompt))
   total = np.asarray(least).sum(dtype=np.float64)
   return np.asarray(tokens), total + np.asarray(nats, np.float64)
 

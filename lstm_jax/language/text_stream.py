@@ -36,11 +36,7 @@ from lstm_jax.language.drawing import (
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.programs import per_model
-from lstm_jax.language.sampling import (
-  Carry,
-  advance,
-  check_prompt,
-)
+from lstm_jax.language.sampling import Carry, advance, check_prompt
 from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
 

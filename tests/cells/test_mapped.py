@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import checkify
 
 from lstm_jax import Autodiff, Explicit, Step, gru, lstm, slstm, unroll
+from lstm_jax.cells.platform import traced_for
 from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.sequence.options import FEATURES
 
@@ -63,6 +64,9 @@ def test_a_sequence_for_all_rows_is_computed_once(key):
     for f in (mapped, expected)
   )
   assert worst(found, right) < 1e-12
+  text = jax.jit(mapped).lower(params, scales).as_text()
+  gates = rf"{B}x{4 * H}xf64"
+  assert re.search(gates, text) and not re.search(rf"{V}x.*{gates}", text)
 
 
 @pytest.mark.everyday(1)
@@ -276,6 +280,21 @@ def test_a_mapped_program_has_the_precision_that_it_was_traced_with(key):
   text = jax.jit(jax.vmap(outputs, 1)).lower(xs).as_text()
   products = [line for line in text.splitlines() if "dot_general" in line]
   assert products and all("HIGHEST" in line for line in products)
+
+
+def test_a_mapped_program_is_for_the_device_that_it_was_traced_for(key):
+  params, _, xs = arguments(lstm, key, batch=(V,))
+
+  @jax.jit
+  def outputs(x):
+    with traced_for("cuda"):
+      return unroll(lstm, params, None, x)[1]
+
+  on_cpu = partial(unroll, lstm, params, None)
+  texts = [
+    jax.jit(jax.vmap(f, 1)).lower(xs).as_text() for f in (on_cpu, outputs)
+  ]
+  assert ["optimization_barrier" in text for text in texts] == [True, False]
 
 
 @pytest.mark.parametrize("cell", [gru, lstm])

@@ -85,7 +85,11 @@ def test_a_step_refuses_misfits_too_and_a_sequence_refuses_integers():
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("b", None, rf"weights do not fit .*w_h \[{H}, {4 * H}\]; a step fails"),
+    (
+      "b",
+      None,
+      rf"weights do not fit .*\[{H}, {4 * H}\], b None; a step fails",
+    ),
     ("w_x", [[0.0]], r"params\.w_x must be an array, got list"),
     ("b", [0.0], r"params\.b must be an array, got list"),
     ("w_h", "4H", r"params\.w_h must be an array, got str"),

@@ -87,13 +87,15 @@ def test_a_large_difference_has_three_digits_also_if_it_is_negative():
   assert [*differences] == ["", "-1.23e+05"]
 
 
-def test_a_row_is_not_added_to_results_that_lack_the_base(
-  config, console, monkeypatch
+@pytest.mark.parametrize("rows", ["", "base"])
+def test_a_row_is_not_added_to_results_that_were_begun_again(
+  rows, config, console, monkeypatch
 ):
-  """Another process has begun to train all again, by --overwrite."""
+  """By another process with --overwrite, which may have trained the base."""
   write_rows(config, "base")
-  path = record_path(config)
-  dropped = json.dumps(read_record(config) | {"rows": []})
+  path, record = record_path(config), read_record(config)
+  record |= {"outdated": {"base": "2026-12-01"}}
+  dropped = json.dumps(record if rows else record | {"rows": []})
 
   def measure_beside(*given):
     path.write_text(dropped)
@@ -102,7 +104,9 @@ def test_a_row_is_not_added_to_results_that_lack_the_base(
   ended = SimpleNamespace(stopped_by=None, signalled=None)
   monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
   monkeypatch.setattr(ablate, "_measure", measure_beside)
-  with pytest.raises(ValueError, match=r"json has no results of base any more"):
+  with pytest.raises(
+    ValueError, match=r"json was begun again by another process"
+  ):
     ablate.run(config, ["seed=5"], console)
   assert path.read_text() == dropped
 
@@ -113,7 +117,7 @@ def test_a_signal_in_a_measurement_stops_the_runs_after_it(
   """The row is kept, and the program prints the command that resumes it."""
 
   def measure(*given):
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
     return ROW
 
   ended = SimpleNamespace(stopped_by=None, signalled=None)
@@ -121,5 +125,5 @@ def test_a_signal_in_a_measurement_stops_the_runs_after_it(
   monkeypatch.setattr(ablate, "_measure", measure)
   Path(config.job.run).mkdir()
   rows, stopped_by = ablate.run(config, ["seed=5"], console)
-  assert stopped_by == signal.SIGINT
+  assert stopped_by == signal.SIGTERM
   assert rows == read_record(config)["rows"] == [{"change": "base"} | ROW]

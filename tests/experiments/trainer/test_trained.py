@@ -26,10 +26,8 @@ def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
   """Several runs may be read: the error must say whose cell is missing."""
   record = to_record(TrainConfig()) | {"cell": "nowhere"}
   (tmp_path / "config.json").write_text(json.dumps(record))
-  with pytest.raises(
-    ValueError,
-    match=f"^{exact(tmp_path)}/config.json: cell .* no module now",
-  ):
+  message = f"^{exact(tmp_path)}/config.json: cell .* no module nowhere"
+  with pytest.raises(ValueError, match=message):
     read(tmp_path)
 
 
