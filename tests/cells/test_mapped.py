@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.experimental import checkify
 
 from lstm_jax import Autodiff, Explicit, Step, gru, lstm, slstm, unroll
-from lstm_jax.cells.platform import traced_for
 from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.sequence.options import FEATURES
 
@@ -267,43 +265,3 @@ def test_no_row_has_a_gradient_of_the_weights_in_the_program(run, key):
   assert of_each.search(text_of_mapped) and not of_each.search(text)
   args = params, state, xs
   assert worst(found(*args), mapped(*args)) < 1e-12
-
-
-def test_a_mapped_program_has_the_precision_that_it_was_traced_with(key):
-  params, _, xs = arguments(lstm, key, batch=(V,))
-
-  @jax.jit
-  def outputs(x):
-    with jax.default_matmul_precision("highest"):
-      return unroll(lstm, params, None, x)[1]
-
-  text = jax.jit(jax.vmap(outputs, 1)).lower(xs).as_text()
-  products = [line for line in text.splitlines() if "dot_general" in line]
-  assert products and all("HIGHEST" in line for line in products)
-
-
-def test_a_mapped_program_is_for_the_device_that_it_was_traced_for(key):
-  params, _, xs = arguments(lstm, key, batch=(V,))
-
-  @jax.jit
-  def outputs(x):
-    with traced_for("cuda"):
-      return unroll(lstm, params, None, x)[1]
-
-  on_cpu = partial(unroll, lstm, params, None)
-  texts = [
-    jax.jit(jax.vmap(f, 1)).lower(xs).as_text() for f in (on_cpu, outputs)
-  ]
-  assert ["optimization_barrier" in text for text in texts] == [True, False]
-
-
-@pytest.mark.parametrize("cell", [gru, lstm])
-def test_checkify_finds_a_nan_in_a_sequence(cell, key):
-  params, state, xs = arguments(cell, key)
-  checked = checkify.checkify(
-    jax.jit(partial(unroll, cell)), errors=checkify.float_checks
-  )
-  error, outputs = checked(params, state, xs)
-  assert error.get() is None
-  assert worst(outputs, unroll(cell, params, state, xs)) < 1e-12
-  assert "nan" in checked(params, state, xs.at[1].set(jnp.nan))[0].get()

@@ -16,7 +16,7 @@ from experiments.trainer.distillation import (
 from experiments.trainer.footprint import dry_run
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import INIT_FROM, SHA256, TEACHERS
+from experiments.trainer.run_dir import SHA256, TEACHERS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language import make_batches
@@ -167,28 +167,6 @@ def test_a_run_is_resumed_only_with_teachers_of_the_same_weights(config):
       open_run_dir(config, weights | other),
     ):
       pass
-
-
-@pytest.mark.parametrize(
-  ("flag", "paths", "entry"),
-  [
-    ("teacher", [("a",), ("b",)], {TEACHERS: ["1a2b"]}),
-    ("init_from", ["a", "b"], {INIT_FROM: "1a2b"}),
-  ],
-)
-def test_a_run_is_resumed_with_weights_that_were_moved(
-  flag, paths, entry, config
-):
-  first, moved = (replace(config, **{flag: path}) for path in paths)
-  with open_run_dir(first, {SHA256: "0"} | entry):
-    pass
-  with open_run_dir(moved, {SHA256: "0"} | entry) as opened:
-    assert opened.resuming
-  with (
-    pytest.raises(ValueError, match=f"{flag} is .* there and .* here"),
-    open_run_dir(moved, {SHA256: "0"} | dict.fromkeys(entry, "other")),
-  ):
-    pass
 
 
 def test_a_dry_run_counts_the_teachers_predictions(config, console):

@@ -14,7 +14,13 @@ from experiments.trainer.locking import lock
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
-from experiments.trainer.run_dir import JOB_FLAGS, read_config
+from experiments.trainer.run_dir import (
+  INIT_FROM,
+  JOB_FLAGS,
+  SHA256,
+  TEACHERS,
+  read_config,
+)
 from experiments.trainer.same_run import changed_flags
 from experiments.trainer.trained import load
 from lstm_jax import gru
@@ -132,6 +138,28 @@ def test_every_flag_but_those_of_the_job_must_be_the_same(
   for name in to_record(config).keys() - {*JOB_FLAGS}:
     other = record | {name: "another"}
     assert [*changed_flags(other, config, {})] == [name]
+
+
+@pytest.mark.parametrize(
+  ("flag", "paths", "entry"),
+  [
+    ("teacher", [("a",), ("b",)], {TEACHERS: ["1a2b"]}),
+    ("init_from", ["a", "b"], {INIT_FROM: "1a2b"}),
+  ],
+)
+def test_weights_that_were_moved_are_no_other_configuration(
+  flag, paths, entry, config
+):
+  first, moved = (replace(config, **{flag: path}) for path in paths)
+  with open_run_dir(first, {SHA256: "0"} | entry):
+    pass
+  with open_run_dir(moved, {SHA256: "0"} | entry) as opened:
+    assert opened.resuming
+  with (
+    pytest.raises(ValueError, match=f"{flag} is .* there and .* here"),
+    open_run_dir(moved, {SHA256: "0"} | dict.fromkeys(entry, "other")),
+  ):
+    pass
 
 
 @pytest.mark.parametrize("failure", ["checkpoint", "sample"])
