@@ -17,8 +17,8 @@ KEY = jax.random.key(0)
 def mapped_arrays(cell, steps, batch):
   """Yield (its name, make_gradient, args) for each array that `vmap` maps.
 
-  These are w_x of the weights, the states, xs and a mask. xs come twice: the
-  second time JAX maps `unroll`, and does not make theirs a batch axis.
+  These are w_x of the weights, the states, xs and a mask. xs come twice: with
+  the name of an axis of a mesh, JAX maps `unroll`, and theirs is no batch axis.
 
   `vmap` maps over as many values as the batch has rows. Where there are also as
   many time steps, exchanged axes raise no error: they give wrong numbers.
@@ -33,11 +33,11 @@ def mapped_arrays(cell, steps, batch):
       map_one = partial(unroll_over, cell, arrays, place, jnp.stack(shifted))
       yield name, partial(make_gradient, map_one), args
       if name == "[2]":
-        map_jitted = partial(map_one, transform=jax.jit)
-        yield "xs, in jit", partial(make_gradient, map_jitted), args
+        map_named = partial(map_one, spmd_axis_name="data")
+        yield "xs, named", partial(make_gradient, map_named), args
 
 
-def unroll_over(cell, arrays, place, values, adjoint, *args, transform=None):
+def unroll_over(cell, arrays, place, values, adjoint, *args, **options):
   """Return `unroll` mapped over values of one array.
 
   Args:
@@ -47,7 +47,7 @@ def unroll_over(cell, arrays, place, values, adjoint, *args, transform=None):
     values: its values, along a new first axis.
     adjoint: as in `unroll`.
     *args: (params, state, xs).
-    transform: of the function that is mapped.
+    **options: of `jax.vmap`.
   """
   leaves, structure = jax.tree.flatten((*args, arrays[-1]))
 
@@ -56,7 +56,7 @@ def unroll_over(cell, arrays, place, values, adjoint, *args, transform=None):
     *args, mask = jax.tree.unflatten(structure, replaced)
     return unroll(cell, *args, mask=mask, adjoint=adjoint)
 
-  return jax.vmap(transform(one) if transform else one)(values)
+  return jax.vmap(one, **options)(values)
 
 
 def make_gradient(map_one, adjoint):
@@ -77,7 +77,8 @@ def derivatives(cell, adjoint):
   """Return the gradient's derivatives, in forward and in reverse mode.
 
   There is a pair for each mapped array of the state, by its name. With one time
-  step, some results do not depend on the mapped array.
+  step, some results, such as the gates where c is mapped, do not depend on this
+  array, so that `aligned` has to repeat them.
   """
   found = {}
   for name, make, args in mapped_arrays(cell, 1, 2):

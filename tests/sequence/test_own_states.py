@@ -144,7 +144,7 @@ def test_an_integer_in_the_state_is_named():
   [
     ("a mask", Explicit(), {"lengths": LENGTHS}),
     ("a reset", Autodiff(), {"reset": RESET}),
-    ("recompute", Explicit("recompute"), {}),
+    ("recompute", Explicit("recompute"), {}),  # gives `recur` a time axis
   ],
 )
 def test_a_number_for_all_rows_is_refused_where_rows_differ(

@@ -119,7 +119,8 @@ def test_a_sweep_without_a_checkpoint_begins_again_without_saying_resumed(
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.state_like)
 
   monkeypatch.setattr(sweep, "make_state", zeros)
-  monkeypatch.setattr(sweep, "restore", lambda *given: None)  # there is none
+  # There is no checkpoint. The zeros lack the axis of members that it reads.
+  monkeypatch.setattr(sweep, "restore", lambda *given: None)
   monkeypatch.setattr(sweep, "fit", lambda *a, **k: (None, signal.SIGTERM))
   for _ in range(2):  # stopped where a kill may end it: before a checkpoint
     sweep.run(as_sweep(config), console)
@@ -129,7 +130,7 @@ def test_a_sweep_without_a_checkpoint_begins_again_without_saying_resumed(
 def test_the_seconds_of_a_resumed_sweep_go_on_from_those_before(
   config, console, monkeypatch
 ):
-  """Here the clock of the second call is at 0 as the training begins.
+  """The clock is at 0 s as the resumed sweep goes on to train, after 100 s.
 
   It is at 5 and 8 s before the two checkpoints, of which each takes a second.
   """
