@@ -219,7 +219,7 @@ def _train(
     return {"diverged": True, "environment": environment()}, None
   if result.stopped_by:
     return None, result.stopped_by
-  with collect_stop_requests() as requests:  # until the row is saved
+  with collect_stop_requests() as requests:  # so that the row is saved
     row = _measure(result, config.data, sha256)
   return row, requests[-1] if requests else result.signalled
 

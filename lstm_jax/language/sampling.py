@@ -21,6 +21,7 @@ from lstm_jax.language.drawing import (
   draw,
   split_rules,
 )
+from lstm_jax.language.evaluate import next_power_of_2
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.programs import per_model
@@ -105,10 +106,8 @@ def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
 
 def filled(prompt: np.ndarray) -> Prompt:
   """Return a prompt [P], P ≥ 1, as a `Prompt`."""
-  size, length = len(prompt), PART
-  while length < size:
-    length *= 2
-  tokens = np.zeros(length, np.int32)
+  size = len(prompt)
+  tokens = np.zeros(max(PART, next_power_of_2(size)), np.int32)
   tokens[:size] = prompt
   return Prompt(jnp.asarray(tokens), jnp.int32(size))
 

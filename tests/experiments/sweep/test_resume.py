@@ -130,7 +130,7 @@ def test_a_sweep_without_a_checkpoint_begins_again_without_saying_resumed(
 def test_the_seconds_of_a_resumed_sweep_go_on_from_those_before(
   config, console, monkeypatch
 ):
-  """The clock is at 0 s as the resumed sweep goes on to train, after 100 s.
+  """The clock is at 0 s when the resumed sweep starts to train, after 100 s.
 
   It is at 5 and 8 s before the two checkpoints, of which each takes a second.
   """
