@@ -51,7 +51,6 @@ from experiments.analysis.protocols import (
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import (
-  find_corpus,
   is_piped,
   recorded_corpus,
   recorded_path,
@@ -59,7 +58,7 @@ from experiments.trainer.corpus_path import (
 from experiments.trainer.data import SPLITS, text_sha256
 from experiments.trainer.devices import num_cores
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
-from experiments.trainer.ensemble import cost, load_members
+from experiments.trainer.ensemble import cost, find_common_corpus, load_members
 from experiments.trainer.environment import device_name
 from experiments.trainer.evaluation import (
   FIGURES,
@@ -159,7 +158,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   check_regular(path)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
-    data = find_corpus(directory, data, sha256, console)
+    data = find_common_corpus(directories, members, console)
   part = Part(config.split, config.begin, config.end)
   excerpt = read_excerpt(data, sha256, config.corpus, part)
   tokenizer = trained.tokenizer

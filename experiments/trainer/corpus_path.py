@@ -9,6 +9,7 @@ through a pipe, such as standard input, is saved in the run directory.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,11 @@ def kept_if_piped(config: TrainConfig) -> DataConfig:
 
 
 def find_corpus(
-  directory: Path, data: DataConfig, sha256: str, console: Console | None = None
+  directory: Path,
+  data: DataConfig,
+  sha256: str,
+  console: Console | None = None,
+  others: Sequence[tuple[Path, DataConfig]] = (),
 ) -> DataConfig:
   """Return the data of a run with the path at which its corpus is now.
 
@@ -131,6 +136,8 @@ def find_corpus(
     data: as config.json holds it.
     sha256: hash of the corpus.
     console: prints where the text is found.
+    others: directories and data of other runs of this corpus, where it is
+      looked for next.
 
   Returns:
     `data` with that path; `data` unchanged if there is no such text.
@@ -138,18 +145,30 @@ def find_corpus(
   Raises:
     ValueError: there is no such text, and the path is a pipe or a device.
   """
+  for place in ((directory, data), *others):
+    if path := _corpus_of(*place, sha256, console):
+      return replace(data, corpus=path)
+  if is_piped(data.corpus):  # which may never end
+    raise ValueError(f"corpus {data.corpus} is not a regular file")
+  return data
+
+
+def _corpus_of(
+  directory: Path, data: DataConfig, sha256: str, console: Console | None
+) -> str | None:
+  """Return the path at which the corpus of one run is now, if it is found."""
   corpus = data.corpus
   if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:
     # A file of that name, made after the run started, hides the named corpus:
     # `is_name` is False.
     with suppress(ValueError):  # there is no home directory
       if is_name(corpus) and is_downloaded(corpus):
-        return data
+        return corpus
   else:
     own = [directory / KEPT] if corpus == KEPT else []
     for path in (*own, REPOSITORY / corpus, Path(corpus)):
       if _has_hash(path, sha256):
-        return replace(data, corpus=str(path))
+        return str(path)
   folders = [directory, Path(), Path("data"), REPOSITORY / "data"]
   with suppress(ValueError):  # there is no home directory
     folders.append(cache_dir())
@@ -159,10 +178,8 @@ def find_corpus(
       if _has_hash(path, sha256):
         if console:
           console.print(f"corpus  {corpus} is now {path}", soft_wrap=True)
-        return replace(data, corpus=str(path))
-  if is_piped(corpus):  # which may never end
-    raise ValueError(f"corpus {corpus} is not a regular file")
-  return data
+        return str(path)
+  return None
 
 
 def _text_file_sha256(path: Path) -> str:

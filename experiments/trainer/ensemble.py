@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from rich.console import Console
 
 from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig
+from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.files import are_numbers
 from experiments.trainer.trained import Trained, load
 
@@ -59,6 +61,18 @@ def differing_split(one: DataConfig, other: DataConfig) -> str | None:
   """Return the first of SPLIT_FLAGS in which two runs differ, or None."""
   differing = (f for f in SPLIT_FLAGS if getattr(one, f) != getattr(other, f))
   return next(differing, None)
+
+
+def find_common_corpus(
+  directories: list[Path], members: list[Trained], console: Console
+) -> DataConfig:
+  """Return the first run's data, with the path at which the corpus is now.
+
+  It is where `find_corpus` finds it for the first run, or else for another.
+  """
+  datas = (member.config.data for member in members)
+  first, *others = zip(directories, datas, strict=True)
+  return find_corpus(*first, members[0].corpus_sha256, console, others)
 
 
 def cost(directories: list[Path], members: list[Trained]) -> Cost:

@@ -1,11 +1,19 @@
 """What the members of an ensemble cost, and the splits that they share."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from experiments.trainer.config import DataConfig
-from experiments.trainer.ensemble import cost, differing_split
+from experiments.trainer.config import DataConfig, TrainConfig
+from experiments.trainer.data import text_sha256
+from experiments.trainer.ensemble import (
+  cost,
+  differing_split,
+  find_common_corpus,
+)
 from experiments.trainer.records import replace
 
 
@@ -39,3 +47,24 @@ def test_each_split_must_be_the_same(flag):
   other = replace(DataConfig(), min_count=3, **{flag: 0.3})
   assert differing_split(DataConfig(), other) == flag
   assert differing_split(other, replace(other, min_count=2)) is None
+
+
+def test_the_corpus_is_where_one_of_the_runs_has_read_it(tmp_path, monkeypatch):
+  """The first run may have read a copy that was deleted since."""
+  (tmp_path / "empty").mkdir()
+  monkeypatch.chdir(tmp_path / "empty")
+  text = tmp_path / "sonnets.txt"
+  text.write_text("Shall I compare thee")
+  members = [
+    SimpleNamespace(
+      config=replace(TrainConfig(), corpus=str(path)),
+      corpus_sha256=text_sha256(text.read_text()),
+    )
+    for path in (tmp_path / "deleted.txt", text)
+  ]
+  runs = [Path("one"), Path("other")]
+  found = find_common_corpus(runs, members, Console())
+  assert found == members[1].config.data
+  text.unlink()
+  found = find_common_corpus(runs, members, Console())
+  assert found == members[0].config.data  # its path is in the error
