@@ -26,7 +26,7 @@ from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_inputs, check_leaves, check_zero_state
 from lstm_jax.cells.mapped import over_batch
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
-from lstm_jax.cells.precision import as_arrays, cast_like, upcast
+from lstm_jax.cells.precision import as_array, as_arrays, cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import check_params, check_weights
@@ -176,7 +176,7 @@ def one_step(
 
   def prepared(params, state, x, extras):
     """Check all; return (params, state, x) as JAX arrays, with a state."""
-    x = jnp.asarray(x)
+    x = as_array("x must be inputs [..., D] or tokens [...]", x)
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)

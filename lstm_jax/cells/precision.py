@@ -34,6 +34,21 @@ def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
   return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def as_array(expected: str, values: Any) -> jax.Array:
+  """Return values as a JAX array.
+
+  Raises:
+    ValueError: they cannot be one; `expected` is how the message begins.
+  """
+  try:
+    return jnp.asarray(values)
+  except jax.errors.JAXTypeError:  # of a tracer that has left its function
+    raise
+  except (TypeError, ValueError) as error:  # such as None, or (None, mask)
+    found = type(values).__name__
+    raise ValueError(f"{expected}, got {found}: {error}") from error
+
+
 def as_arrays(tree: Tree) -> Tree:
   """Return a tree of JAX arrays.
 

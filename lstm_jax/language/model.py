@@ -40,12 +40,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.affine import affine, is_token, linear
+from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.cell import Cell, State, zeros_like_traced
 from lstm_jax.cells.checks import check_count
-from lstm_jax.cells.precision import as_arrays, cast_matrices
+from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
+from lstm_jax.language.arguments import as_params, as_time_major
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params
 from lstm_jax.language.readout import (
   grouped_linear_cross_entropy,
@@ -97,8 +98,9 @@ class LanguageModel(NamedTuple):
       token under dropout, plus the penalties of the model's `Regularizers`.
       The key may be None only if the model has no `Regularizers`.
 
-  The three functions that take a state take None for the zero state, and raise
-  ValueError if tokens are not integers [T, ...].
+  The three functions that take a state take None for the zero state. They raise
+  ValueError if tokens are not integers [T, ...], or if params are not those of
+  this configuration and vocabulary.
   """
 
   init: Callable[[jax.Array], LanguageParams]
@@ -197,7 +199,7 @@ def _language_model(
     With `in_loop`, XLA may move the table out of a loop around a single time
     step.
     """
-    tokens = _as_tokens(tokens)
+    tokens = as_time_major(tokens)
     embedding, (lowest, *others) = params.embedding, params.layers
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
@@ -246,7 +248,7 @@ def _language_model(
   def apply(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
   ) -> tuple[tuple[State, ...], jax.Array]:
-    params = as_arrays(params)
+    params = as_params(config, vocabulary_size, params)
     state, hs = hidden_states(params, state, tokens, in_loop=True)
     return state, dense(hs, *readout_weights(params))
 
@@ -256,7 +258,7 @@ def _language_model(
     tokens: jax.Array,
     targets: jax.Array,
   ) -> tuple[jax.Array, tuple[State, ...]]:
-    params = as_arrays(params)
+    params = as_params(config, vocabulary_size, params)
     state, hs = hidden_states(params, state, tokens)
     return mean_nats(readout_weights(params), hs, targets), state
 
@@ -272,7 +274,8 @@ def _language_model(
       return nats, (nats, state)
     if key is None:
       raise ValueError("a model with regularizers needs a key, got None")
-    tokens, params = _as_tokens(tokens), as_arrays(params)
+    tokens = as_time_major(tokens)
+    params = as_params(config, vocabulary_size, params)
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
     if state is None:
       state = initial_state(tokens.shape[1:])
@@ -288,13 +291,3 @@ def _language_model(
     return nats + regularizers.penalty(hs, dropped_hs), (nats, state)
 
   return LanguageModel(init, initial_state, apply, loss, training_loss)
-
-
-def _as_tokens(tokens: Any) -> jax.Array:
-  """Return tokens as an array; raise ValueError unless integers [T, ...]."""
-  tokens = jnp.asarray(tokens)
-  if not is_token(tokens) or not tokens.ndim:
-    raise ValueError(
-      f"tokens must be integers [T, ...], got {tokens.dtype} {tokens.shape}"
-    )
-  return tokens

@@ -12,6 +12,7 @@ from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.caching import check_hashable
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
+  axes_text,
   check_broadcasts,
   check_inputs,
   check_leaves,
@@ -19,7 +20,7 @@ from lstm_jax.cells.checks import (
   is_integer,
   time_major_hint,
 )
-from lstm_jax.cells.precision import as_arrays
+from lstm_jax.cells.precision import as_array, as_arrays
 from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.sequence.wrappers import Wrapped
 
@@ -30,7 +31,7 @@ CHANGED = "carry input and carry output must have equal types"
 
 def as_inputs(xs: Any) -> jax.Array:
   """Return xs as a JAX array; raise ValueError if they cannot be one."""
-  return _as_array("xs must be inputs [T, ..., D] or tokens [T, ...]", xs)
+  return as_array("xs must be inputs [T, ..., D] or tokens [T, ...]", xs)
 
 
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
@@ -165,7 +166,7 @@ def combined_mask(
     return mask
   shape = step_shape[1:]
   expected = f"lengths must be integers {list(shape)}"
-  lengths = _as_array(expected, _within_int32(lengths))
+  lengths = as_array(expected, _within_int32(lengths))
   if lengths.shape != shape or not is_token(lengths):
     raise ValueError(
       f"{expected}, got {lengths.dtype} {lengths.shape}"
@@ -211,7 +212,7 @@ def bool_array(
     ValueError: they have another shape or dtype.
   """
   expected = f"{name} must be bool {list(step_shape)}"
-  values = _as_array(expected, values)
+  values = as_array(expected, values)
   if values.shape != step_shape or values.dtype != bool:
     exchanged = *step_shape[1::-1], *step_shape[2:]
     raise ValueError(
@@ -219,21 +220,6 @@ def bool_array(
       + time_major_hint(values.shape == exchanged != step_shape)
     )
   return values
-
-
-def _as_array(expected: str, values: Any) -> jax.Array:
-  """Return values as a JAX array.
-
-  Raises:
-    ValueError: they cannot be one; `expected` is how the message begins.
-  """
-  try:
-    return jnp.asarray(values)
-  except jax.errors.JAXTypeError:  # of a tracer that has left its function
-    raise
-  except (TypeError, ValueError) as error:  # such as None, or (None, mask)
-    found = type(values).__name__
-    raise ValueError(f"{expected}, got {found}: {error}") from error
 
 
 def zoneout_rates(
@@ -288,7 +274,8 @@ def with_time_axis(
     ValueError: x does not broadcast to that shape.
   """
   shape = step_shape[0], *field.shape
-  x = x if x is None else jnp.asarray(x)  # the check's error names None
+  if x is not None:  # which the next check names
+    x = as_array(f"{name} must broadcast to {axes_text(shape)}", x)
   check_broadcasts(name, x, shape)
   padded = (1,) * (len(shape) - x.ndim) + x.shape
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))

@@ -171,6 +171,16 @@ def test_tokens_of_another_shape_are_an_error(row, key):
     row.cell.step(params, state, jnp.zeros((B, D), int))
 
 
+@pytest.mark.parametrize("x", [None, "text", [[1.0], [1.0, 2.0]]])
+def test_x_that_is_no_array_is_refused(x):
+  params = lstm.init(jax.random.key(0), D, H)
+  expected = re.escape("x must be inputs [..., D] or tokens [...]")
+  message = f"^{expected}, got {type(x).__name__}: "
+  for f in lstm.step, lstm.forward:
+    with pytest.raises(ValueError, match=message):
+      f(params, None, x)
+
+
 def test_variants_without_their_additions_are_the_lstm(key):
   """Peepholes or rounds are all 0, or the projection is the identity."""
   params, state, xs = arguments(lstm, key)

@@ -185,6 +185,7 @@ def test_tokens_that_are_no_integers_are_refused(size, key):
     (jnp.zeros((2, size)), rf"float64 \(2, {size}\)"),
     (jnp.zeros((2, 1), bool), r"bool \(2, 1\)"),
     (jnp.zeros((), int), r"int64 \(\)"),
+    (None, "NoneType"),
   ):
     message = rf"^tokens must be integers \[T, \.\.\.\], got {got}"
     for f, arguments in (

@@ -105,7 +105,7 @@ def test_what_a_stream_cannot_read_or_write_is_refused(key):
     stream.read("")
   with pytest.raises(ValueError, match="character '§' at position 1 is not"):
     stream.read("a§")
-  words = TextStream(make_model(WORDS, key)[0], params, WORDS, RULES)
+  words = TextStream(*make_model(WORDS, key), WORDS, RULES)
   with pytest.raises(ValueError, match=r"not in the vocabulary .*: 'foul'$"):
     words.read("thou foul")
   for tokens in ([-1, -1], [CHARACTERS.size], [0.7], []):

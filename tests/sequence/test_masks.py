@@ -264,6 +264,9 @@ def test_error_messages_name_what_does_not_fit(key):
   message = r"^zoneout\.c must broadcast to \[5, 3, 6\], got None$"
   with pytest.raises(ValueError, match=message):
     run(zoneout=lstm.LSTMState(0.1, None))
+  message = r"^zoneout\.c must broadcast to \[5, 3, 6\], got str: "
+  with pytest.raises(ValueError, match=message):
+    run(zoneout=lstm.LSTMState(0.1, "0.1"))
   message = (
     "^state_dropout must be an array of factors, such as regularize.factors "
     "returns, got one number; a rate is not a factor$"

@@ -1,0 +1,65 @@
+"""Check the weights and the tokens that a language model is given."""
+
+from typing import Any
+
+import jax
+
+from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.checks import types_text
+from lstm_jax.cells.precision import as_array, as_arrays
+from lstm_jax.language.params import LanguageParams, ModelConfig
+
+
+def as_params(
+  config: ModelConfig, vocabulary_size: int, params: Any
+) -> LanguageParams:
+  """Return the weights of a language model as JAX arrays.
+
+  Without this check, weights of another vocabulary would give losses too, and a
+  bias of one element would be added to all logits.
+
+  Args:
+    config: the model's.
+    vocabulary_size: V.
+    params: the weights. Those of the layers are checked by `unroll_stack`.
+
+  Raises:
+    ValueError: params are not `LanguageParams`; the embedding, the readout or
+      the bias is no array of the model's shape; or a tied readout is not None.
+  """
+  if not isinstance(params, LanguageParams):
+    types = types_text(LanguageParams, type(params))
+    raise ValueError(f"params must be {types}")
+  embedding = vocabulary_size, config.embedding_size
+  _check_shape("embedding", params.embedding, embedding)
+  if not config.tied:
+    _check_shape("readout", params.readout, ("n", vocabulary_size))
+  elif params.readout is not None:
+    found = type(params.readout).__name__
+    raise ValueError(f"params.readout must be None, as it is tied, got {found}")
+  _check_shape("bias", params.bias, (vocabulary_size,))
+  return as_arrays(params)
+
+
+def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
+  """Raise ValueError unless a weight has a shape; "n" stands for any size."""
+  if hasattr(array, "shape"):
+    pairs = zip(array.shape, shape, strict=False)
+    fits = all(expected in ("n", size) for size, expected in pairs)
+    if fits and len(array.shape) == len(shape):
+      return
+    found = f"{array.shape}"
+  else:
+    found = type(array).__name__
+  expected = ", ".join(map(str, shape))
+  raise ValueError(f"params.{name} must be [{expected}], got {found}")
+
+
+def as_time_major(tokens: Any) -> jax.Array:
+  """Return tokens as an array; raise ValueError unless integers [T, ...]."""
+  tokens = as_array("tokens must be integers [T, ...]", tokens)
+  if not is_token(tokens) or not tokens.ndim:
+    raise ValueError(
+      f"tokens must be integers [T, ...], got {tokens.dtype} {tokens.shape}"
+    )
+  return tokens
