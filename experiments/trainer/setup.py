@@ -141,7 +141,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     _check_traceable(config, model, state_like)
   decay, shardings = config.averaging.ema_decay, None
   if mesh:
-    shardings = state_shardings(mesh, optimizer, state_like)
+    shardings = state_shardings(mesh, state_like)
     state_of = jax.jit(state_of, out_shardings=shardings)
     train_step = make_mesh_train_step(
       mesh, model, optimizer, shardings=shardings, ema_decay=decay

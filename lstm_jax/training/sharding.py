@@ -130,26 +130,22 @@ def _check_axes(sizes: Mapping[str, int]) -> dict[str, int]:
   return {k: check_count(f"{name} {k}", n) for k, n in sizes.items()}
 
 
-def state_shardings(
-  mesh: Mesh, optimizer: optax.GradientTransformation, state: TrainState
-) -> TrainState:
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
   """Return the sharding of each array, as the module's docstring lists them."""
   replicated = NamedSharding(mesh, PartitionSpec())
-  params = _params_shardings(mesh, state.params)
   batch = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
+  params = _params_shardings(mesh, state.params)
   average = Average._make((params, replicated)) if state.average else None
-  opt_state = optax.tree.map_params(
-    optimizer,
-    lambda kept, own, w: jax.tree.map(
-      lambda x: own if x.shape == getattr(w, "shape", 0) else replicated, kept
-    ),
-    state.opt_state,
-    params,
-    state.params,
-    transform_non_params=lambda _: replicated,
-    # A list holds moments of one weight, as in `optax.sm3`, or weights.
-    is_leaf=lambda node: isinstance(node, optax.MaskedNode | list),
-  )
+  weights = jax.tree.leaves_with_path(state.params)
+  names = [(path, weight.shape) for path, weight in weights]
+  own = dict(zip(names, jax.tree.leaves(params), strict=True))
+
+  def of_moment(path: tuple[Any, ...], moment: Any) -> NamedSharding:
+    # The path of a weight ends the paths of its moments.
+    ends = ((path[k:], moment.shape) for k in range(len(path)))
+    return next((own[end] for end in ends if end in own), replicated)
+
+  opt_state = jax.tree.map_with_path(of_moment, state.opt_state)
   carry = jax.tree.map(lambda _: batch, state.carry)
   return TrainState._make((replicated, params, average, opt_state, carry))
 

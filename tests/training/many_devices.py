@@ -119,7 +119,7 @@ def start(config, mesh, groups):
     state = state._replace(average=start_average(state.average))
   if not mesh:
     return make_train_step(model, rule, ema_decay=decay), None, state
-  shardings = state_shardings(mesh, rule, state)
+  shardings = state_shardings(mesh, state)
   made, partition = [], sharding.partition
 
   def record(*arguments):
@@ -266,7 +266,7 @@ def queued():
   optimizer = make_optimizer(OptimizerConfig(), MANY)
   params = model.init(jax.random.key(0))
   state = init_state(model, optimizer, params, batch_size=32)
-  shardings = state_shardings(mesh, optimizer, state)
+  shardings = state_shardings(mesh, state)
   step = make_mesh_train_step(mesh, model, optimizer, shardings=shardings)
   state, tokens = place(state, shardings), np.zeros((64, 32), np.int32)
   for _ in range(MANY):

@@ -62,7 +62,7 @@ def start(mesh):
   optimizer = make_optimizer(OptimizerConfig(), 100)
   params = model.init(jax.random.key(0))
   state = init_state(model, optimizer, params, B, averaged=True)
-  shardings = state_shardings(mesh, optimizer, state)
+  shardings = state_shardings(mesh, state)
   step = make_mesh_train_step(
     mesh, model, optimizer, shardings=shardings, ema_decay=0.9
   )

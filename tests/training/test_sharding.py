@@ -133,15 +133,22 @@ def matrices(params):
     optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
     first_rows(),
     optax.sm3(1e-3),
+    optax.flatten(optax.adam(1e-3)),
+    optax.multi_transform(
+      {"slow": optax.adam(1e-3), "fast": optax.adam(1e-2)},
+      lambda params: params._replace(
+        embedding="slow", layers="fast", readout="slow", bias="slow"
+      ),
+    ),
   ],
-  ids=["adafactor", "matrices", "two parts", "inject", "rows", "sm3"],
+  ids=["factored", "mask", "parts", "inject", "rows", "sm3", "flat", "labels"],
 )
 def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
   mesh = make_mesh({"data": 1})
   make = partial(init_state, MODEL, optimizer, batch_size=3)
   params = jax.eval_shape(MODEL.init, key)
   state = jax.eval_shape(lambda params: make(params=params), params)
-  shardings = state_shardings(mesh, optimizer, state)
+  shardings = state_shardings(mesh, state)
   assert jax.tree.structure(shardings) == jax.tree.structure(state)
   of_shape = {leaf.shape: s for leaf, s in each_array(params, shardings.params)}
   for leaf, found in each_array(state.opt_state, shardings.opt_state):
@@ -162,7 +169,7 @@ def test_weights_in_a_list_and_their_moments_are_replicated():
   layer = ListParams(np.zeros((4, 4)), [np.zeros((4, 4)), np.zeros(4)])
   params = LanguageParams(np.zeros((5, 4)), (layer,), None, np.zeros(5))
   state = TrainState(np.zeros(()), params, None, optimizer.init(params), ())
-  shardings = state_shardings(make_mesh({"data": 1}), optimizer, state)
+  shardings = state_shardings(make_mesh({"data": 1}), state)
   assert jax.tree.structure(shardings) == jax.tree.structure(state)
   for tree in (shardings.params, shardings.opt_state[0].mu):
     (found,) = tree.layers
@@ -178,7 +185,7 @@ def each_array(tree, shardings):
 def test_a_mesh_takes_keys_of_the_default_kind_alone(key):
   mesh, rule = make_mesh({"data": 1}), make_optimizer(OptimizerConfig(), 9)
   state = init_state(MODEL, rule, MODEL.init(key), 3)
-  shardings = state_shardings(mesh, rule, state)
+  shardings = state_shardings(mesh, state)
   train_step = make_mesh_train_step(mesh, MODEL, rule, shardings=shardings)
   other = jax.random.key(0, impl="rbg")
   message = "^key must be of the kind .*three.*, got .*rbg"
