@@ -42,7 +42,7 @@ from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.weight_checks import PARTS
 from lstm_jax.sequence.arguments import check_functions, check_sequence
-from lstm_jax.sequence.in_place import separate
+from lstm_jax.sequence.joined import separate
 from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.scan import forward
 

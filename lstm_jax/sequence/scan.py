@@ -56,7 +56,8 @@ from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence import linear
 from lstm_jax.sequence.batch_axes import aligned
-from lstm_jax.sequence.in_place import scan_in_place, separate
+from lstm_jax.sequence.in_place import scan_in_place
+from lstm_jax.sequence.joined import separate
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
   ScanOptions,

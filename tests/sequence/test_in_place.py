@@ -16,11 +16,9 @@ from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import in_place, state_cotangents
 from lstm_jax.sequence.in_place import (
   GPU_STEPS,
-  Joined,
-  join,
   scan_in_place,
-  separate,
 )
+from lstm_jax.sequence.joined import Joined, join, separate
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
