@@ -18,10 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive, find_top_trace, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
+from jax.extend.core import find_top_trace
 
-from lstm_jax.cells.platform import platform, traced_for
+from lstm_jax.cells.operation import call, operation
 
 Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
 
@@ -51,37 +50,7 @@ def over_batch(
   inputs = params, state, x, extras
   if not _may_be_mapped() or not all(map(jnp.ndim, jax.tree.leaves(state))):
     return run(*inputs)
-  program, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
-  # The name of an axis is an effect. `vmap` could not map a traced value that
-  # `run` closes over, since it is no argument.
-  closed_over = any(isinstance(c, jax.core.Tracer) for c in program.consts)
-  if closed_over or program.effects:
-    return run(*inputs)
-  leaves, structure = jax.tree.flatten(inputs)
-  outputs = _shared_rows.bind(
-    *leaves,
-    call_jaxpr=program,
-    run=_in_this_context(run),
-    start=start,
-    structure=structure,
-  )
-  return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-
-def _in_this_context(run: Run) -> Run:
-  """Return `run` with the precision and the platform of this call.
-
-  `vmap` calls it later, when their contexts have been left. Others, such as
-  `jax.enable_x64`, are not kept.
-  """
-  config: Any = jax.config
-  precision, name = config.jax_default_matmul_precision, platform()
-
-  def in_context(*inputs):
-    with jax.default_matmul_precision(precision), traced_for(name):
-      return run(*inputs)
-
-  return in_context
+  return call(_shared_rows, run, *inputs, start=start)
 
 
 def _may_be_mapped() -> bool:
@@ -106,24 +75,6 @@ def _traces() -> tuple[type, ...]:
   return tuple(found)
 
 
-def _evaluate(*leaves, call_jaxpr, **_):
-  return jaxpr_as_fun(call_jaxpr)(*leaves)
-
-
-def _jvp(primals, tangents, *, call_jaxpr, **_):
-  moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-  def of_moved(*values):
-    leaves = list(primals)
-    for k, value in zip(moved, values, strict=True):
-      leaves[k] = value
-    return jaxpr_as_fun(call_jaxpr)(*leaves)
-
-  return jax.jvp(
-    of_moved, [primals[k] for k in moved], [tangents[k] for k in moved]
-  )
-
-
 def _batch(axis, leaves, dims, **params):
   """Return the results for mapped leaves, and where `vmap`'s axis is in each.
 
@@ -132,10 +83,6 @@ def _batch(axis, leaves, dims, **params):
   # Not the program: outside of `jit`, a call of `run` is compiled.
   run, start, structure = (params[k] for k in ("run", "start", "structure"))
   are_mapped = [dim is not None for dim in dims]
-  if not any(are_mapped):
-    inputs = jax.tree.unflatten(structure, leaves)
-    outputs = jax.tree.leaves(over_batch(run, start, *inputs))
-    return outputs, [None] * len(outputs)
   leaves = [
     x if dim is None else jnp.moveaxis(x, dim, 0)
     for x, dim in zip(leaves, dims, strict=True)
@@ -186,25 +133,4 @@ def _with_batch_axis(size, leaves, are_mapped, start, structure):
   return params, state, jnp.moveaxis(x, 0, start), extras
 
 
-class _Call(Primitive):
-  """An operation whose program `checkify` looks into.
-
-  It does so where the program's name is `call_jaxpr`. Then it calls `bind` with
-  a function in place of the program: that with the checks.
-  """
-
-  def bind(self, *args, subfuns=(), **params):
-    if subfuns:
-      return subfuns[0].call_wrapped(*args)
-    return super().bind(*args, **params)
-
-
-_shared_rows = _Call("shared_rows")
-_shared_rows.multiple_results = True
-_shared_rows.def_impl(_evaluate)
-_shared_rows.def_abstract_eval(
-  lambda *_, call_jaxpr, **__: call_jaxpr.out_avals
-)
-mlir.register_lowering(_shared_rows, mlir.lower_fun(_evaluate))
-ad.primitive_jvps[_shared_rows] = _jvp
-batching.fancy_primitive_batchers[_shared_rows] = _batch
+_shared_rows = operation("shared_rows", _batch)

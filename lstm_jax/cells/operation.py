@@ -1,0 +1,121 @@
+"""Calls of a function that `jax.vmap` maps by a rule of their own.
+
+Such a call is an operation of its own in a program. `vmap` replaces it by what
+the rule returns, also where JAX traces the call first and maps it later, as
+within `jit`, a scan or the backward of a custom VJP. To differentiate, compile
+or evaluate the operation, JAX takes the program of the function.
+
+`jax.custom_batching.custom_vmap` is not enough: its rule sees the innermost
+`vmap` only, and it has no derivative in forward mode.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+from lstm_jax.cells.platform import platform, traced_for
+
+# (axis, leaves, dims, **params) -> (the leaves of the outputs, their dims): as
+# JAX's `batching.fancy_primitive_batchers`, with the params of `call`.
+Rule = Callable[..., tuple[Any, Any]]
+
+
+class Operation(Primitive):
+  """An operation whose program `checkify` looks into.
+
+  It does so where the program's name is `call_jaxpr`. Then it calls `bind` with
+  a function in place of the program: that with the checks.
+  """
+
+  def bind(self, *args, subfuns=(), **params):
+    """Return the leaves of the outputs."""
+    if subfuns:
+      return subfuns[0].call_wrapped(*args)
+    return super().bind(*args, **params)
+
+
+def operation(name: str, rule: Rule) -> Operation:
+  """Return an operation that `vmap` maps by a rule, if it maps an input."""
+
+  def map_it(axis, leaves, dims, **params):
+    if any(dim is not None for dim in dims):
+      return rule(axis, leaves, dims, **params)
+    outputs = made.bind(*leaves, **params)
+    return outputs, [None] * len(outputs)
+
+  made = Operation(name)
+  made.multiple_results = True
+  made.def_impl(_evaluate)
+  made.def_abstract_eval(lambda *_, call_jaxpr, **__: call_jaxpr.out_avals)
+  mlir.register_lowering(made, mlir.lower_fun(_evaluate))
+  ad.primitive_jvps[made] = _jvp
+  batching.fancy_primitive_batchers[made] = map_it
+  return made
+
+
+def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
+  """Return `run(*inputs)`, as an operation.
+
+  It is not one where `run` has effects, uses the name of an axis or closes over
+  a traced value: JAX then maps `run` itself.
+
+  Args:
+    operation: what `operation` returned.
+    run: the function; its inputs and outputs are trees of arrays.
+    inputs: its inputs.
+    params: further parameters of the operation. Its rule gets these, `run`,
+      which keeps the precision and the platform of this call, `structure`, the
+      tree of the inputs, and the program, `call_jaxpr`.
+  """
+  program, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
+  # The name of an axis is an effect. `vmap` could not map a traced value that
+  # `run` closes over, since it is no argument.
+  closed_over = any(isinstance(c, jax.core.Tracer) for c in program.consts)
+  if closed_over or program.effects:
+    return run(*inputs)
+  leaves, structure = jax.tree.flatten(inputs)
+  outputs = operation.bind(
+    *leaves,
+    call_jaxpr=program,
+    run=in_this_context(run),
+    structure=structure,
+    **params,
+  )
+  return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+
+def in_this_context(run: Callable) -> Callable:
+  """Return `run` with the precision and the platform of this call.
+
+  `vmap` calls it later, when their contexts have been left. Others, such as
+  `jax.enable_x64`, are not kept.
+  """
+  config: Any = jax.config
+  precision, name = config.jax_default_matmul_precision, platform()
+
+  def in_context(*inputs):
+    with jax.default_matmul_precision(precision), traced_for(name):
+      return run(*inputs)
+
+  return in_context
+
+
+def _evaluate(*leaves, call_jaxpr, **_):
+  return jaxpr_as_fun(call_jaxpr)(*leaves)
+
+
+def _jvp(primals, tangents, *, call_jaxpr, **_):
+  moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+  def of_moved(*values):
+    leaves = list(primals)
+    for k, value in zip(moved, values, strict=True):
+      leaves[k] = value
+    return jaxpr_as_fun(call_jaxpr)(*leaves)
+
+  return jax.jvp(
+    of_moved, [primals[k] for k in moved], [tangents[k] for k in moved]
+  )
