@@ -10,6 +10,10 @@ reverse mode, the derivative of a loop that carries zs would add an array
 [T, ...] at every step, in a time that grows as T². In forward mode over a
 gradient that loop would be faster by a third, but a JVP rule cannot know
 whether its result will be transposed.
+
+It is `lax.scan` as well where `vmap` maps other inputs, but not zs, which would
+be copied for each row first. The rows of a Jacobian by `jacrev`, for example,
+share the gates.
 """
 
 from collections.abc import Callable
@@ -22,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.mesh import vary_alike
+from lstm_jax.cells.operation import call, in_this_context, operation
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.sequence.batch_axes import aligned
 from lstm_jax.sequence.joined import join
@@ -64,24 +69,72 @@ def scan_in_place(
   else:
     scan = _scan_unrolled if few else _scan_without_copies
 
+  def overwriting(operands, carry, zs, xs):
+    return scan(partial(f, operands), carry, zs, xs, reverse)
+
+  def plain(operands, carry, zs, xs):
+    if scan is _scan_unrolled:  # it overwrites nothing
+      return overwriting(operands, carry, zs, xs)
+    return _scan_plainly(
+      partial(f, operands), carry, zs, xs, reverse, joins=not on_cpu
+    )
+
   @jax.custom_jvp
-  def run(operands, carry, zs, xs):
-    last, *each = scan(partial(f, operands), carry, zs, xs, reverse)
-    inputs = operands, carry, zs, xs
+  def run(*inputs):
+    last, *each = call(
+      _scan_in_place,
+      overwriting,
+      *inputs,
+      plain=in_this_context(plain),
+      index=len(jax.tree.leaves((operands, carry))),
+      num_carried=len(jax.tree.leaves(carry)),
+    )
     return aligned(last, 0, inputs), *aligned(each, 1, inputs)
 
   @run.defjvp
   def run_jvp(primals, tangents):
-    def plain(operands, carry, zs, xs):
-      return _scan_plainly(
-        partial(f, operands), carry, zs, xs, reverse, joins=not on_cpu
-      )
-
     # The values are those of `run`, not of `plain`: under `vmap`, JAX takes the
     # batch axes of the body and of this rule to be the same (`batch_axes`).
     return run(*primals), jax.jvp(plain, primals, tangents)[1]
 
   return run(operands, carry, zs, xs)
+
+
+def _batch(
+  axis, leaves, dims, *, run, plain, index, num_carried, structure, call_jaxpr
+):
+  """Return the results for mapped leaves, and where `vmap`'s axis is in each.
+
+  Args:
+    axis: of `vmap`.
+    leaves: of the inputs of `scan_in_place`.
+    dims: where the axis is in each of them.
+    run: the scan that overwrites zs.
+    plain: a scan that does not, for zs that are not mapped.
+    index: which of the leaves zs are.
+    num_carried: how many arrays the carry has.
+    structure: the tree of the leaves.
+    call_jaxpr: the program of `run`.
+  """
+  num_outputs = len(call_jaxpr.out_avals)
+  places = [0] * num_carried + [1] * (num_outputs - num_carried)  # T is first
+
+  def mapped(f):
+    def of_leaves(*leaves):
+      return jax.tree.leaves(f(*jax.tree.unflatten(structure, leaves)))
+
+    how = {"axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
+    return jax.vmap(of_leaves, dims, places, **how)
+
+  if dims[index] is None:
+    return mapped(plain)(*leaves), places
+  # An operation again, for a `vmap` around this one.
+  where = {"index": index, "num_carried": num_carried}
+  run, plain = mapped(run), mapped(plain)
+  return call(_scan_in_place, run, *leaves, plain=plain, **where), places
+
+
+_scan_in_place = operation("scan_in_place", _batch)
 
 
 def _scan_plainly(f, carry, zs, xs, reverse, joins):

@@ -1,5 +1,6 @@
 """Masks, resets, zoneout, state dropout, direction and chunks of `unroll`."""
 
+import re
 from functools import partial
 from itertools import product
 
@@ -113,7 +114,9 @@ def test_a_feature_that_is_off_costs_nothing(cell, key):
       return jax.vjp(run, *args)[1](cotangents)
 
     outputs = jax.eval_shape(run, *args)
-    return jax.jit(gradient).lower(args, outputs).as_text()
+    text = jax.jit(gradient).lower(args, outputs).as_text().removesuffix("}\n")
+    # JAX 0.10 may write a function of its own, such as `clip`, several times.
+    return {*re.sub(r"@(\w+?)_\d+\b", r"@\1", text).split("  func.func ")}
 
   bare = program(lambda *args: scan_sequence(cell, ScanOptions(), *args, ()))
   off = {

@@ -1,0 +1,81 @@
+"""Jacobians by `jacrev`, whose rows share the gates of one forward."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
+from lstm_jax.cells.platform import traced_for
+from tests.contract import each_cell
+from tests.draws import arguments, normal_like, worst
+from tests.sequence.options import OPTIONS
+
+# The Jacobian of a function of (params, state, xs), as users may ask for it;
+# `others` are three more states.
+NESTINGS = {
+  "plain": lambda f: lambda others, *args: jax.jacrev(f, (0, 1, 2))(*args),
+  "jit": lambda f: (
+    lambda others, *args: jax.jacrev(jax.jit(f), (0, 1, 2))(*args)
+  ),
+  "for each state": lambda f: (
+    lambda others, params, state, xs: jax.vmap(
+      lambda state: jax.jacrev(f, (0, 1))(params, state, xs)
+    )(others)
+  ),
+  "state by state": lambda f: (
+    lambda others, params, state, xs: jax.jacrev(
+      lambda others: jax.vmap(lambda state: f(params, state, xs))(others)
+    )(others)
+  ),
+  "second order": lambda f: (
+    lambda others, params, state, xs: jax.hessian(
+      lambda state: jnp.sin(f(params, state, xs)).sum()
+    )(state)
+  ),
+}
+
+
+@pytest.mark.everyday(2)
+@each_cell(
+  ("nesting", "options", "platform"),
+  [*product(NESTINGS, ["plain", "masked"], ["cpu", "cuda"])],
+  others=[("plain", "plain", "cpu")],
+)
+def test_a_jacobian_equals_that_of_autodiff(
+  cell, nesting, options, platform, key
+):
+  params, state, xs = arguments(cell, key)
+  others = normal_like(key, jax.tree.map(lambda s: jnp.stack(3 * [s]), state))
+
+  def jacobian(adjoint):
+    def outputs(*args):
+      return unroll(cell, *args, adjoint=adjoint, **OPTIONS[options])[1].sum(1)
+
+    f = jax.jit(NESTINGS[nesting](outputs))
+    return f(others, params, state, xs)
+
+  expected = jacobian(Autodiff())
+  with traced_for(platform):
+    found = jacobian(Explicit())
+  assert worst(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("cell", [lstm, gru])
+def test_the_rows_of_a_jacobian_share_the_gates(cell, key):
+  """A copy of the gates for each row would need 10 times as much memory."""
+  params = cell.init(key, 8, 32)
+  state = cell.initial_state(params, (1,))
+  xs = jax.random.normal(key, (200, 1, 8))
+
+  def reserved(adjoint, compiled=lambda f: f):
+    def last(state):
+      return unroll(cell, params, state, xs, adjoint=adjoint)[0].h[0]
+
+    program = jax.jit(jax.jacrev(compiled(last))).lower(state).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  autodiff = reserved(Autodiff())
+  assert reserved(Explicit()) < autodiff
+  assert reserved(Explicit(), jax.jit) < autodiff
