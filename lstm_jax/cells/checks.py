@@ -50,9 +50,11 @@ def check_inputs(
     kind, expected = "inputs", (*leading, *batch, size)
   if x.shape != expected:
     batch_first = bool(leading) and x.shape[:1] == batch
+    vectors = is_token(x) and x.shape == (*expected, size)
     raise ValueError(
       f"{name} must be {kind} {axes_text(expected)}, got {x.shape}"
       + time_major_hint(batch_first and x.shape[2:] == expected[2:])
+      + (f"; inputs must be floats, not {x.dtype}" if vectors else "")
     )
 
 

@@ -167,6 +167,7 @@ def test_inputs_of_another_shape_are_an_error(row, shape, key):
 def test_tokens_of_another_shape_are_an_error(row, key):
   params, state, _ = one_step_arguments(row.cell, key)
   message = re.escape(f"x must be integer tokens [{B}], got {(B, D)}")
+  message += "; inputs must be floats, not int(32|64)"
   with pytest.raises(ValueError, match=rf"^{message}(\n|$)"):
     row.cell.step(params, state, jnp.zeros((B, D), int))
 

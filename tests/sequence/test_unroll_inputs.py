@@ -72,7 +72,10 @@ def test_without_a_state_integer_vectors_are_tokens_of_two_batch_axes(key):
   params, _, _ = arguments(lstm, key)
   pixels = jax.random.randint(key, (T, B, D), 0, D).astype(jnp.uint8)
   assert unroll(lstm, params, None, pixels)[1].shape == (T, B, D, H)
-  message = r"^xs must be integer tokens \[5, 3\], got \(5, 3, 4\)$"
+  message = (
+    r"^xs must be integer tokens \[5, 3\], got \(5, 3, 4\); "
+    r"inputs must be floats, not uint8$"
+  )
   with pytest.raises(ValueError, match=message):
     unroll(lstm, params, lstm.initial_state(params, (B,)), pixels)
 
