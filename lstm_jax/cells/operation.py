@@ -60,7 +60,8 @@ def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
   """Return `run(*inputs)`, as an operation.
 
   It is not one where `run` has effects, uses the name of an axis or closes over
-  a traced value: JAX then maps `run` itself.
+  a traced value: JAX then maps `run` itself. Nor is it with `jax.disable_jit`,
+  so that a cell can print its values.
 
   Args:
     operation: what `operation` returned.
@@ -70,6 +71,9 @@ def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
       which keeps the precision and the platform of this call, `structure`, the
       tree of the inputs, and the program, `call_jaxpr`.
   """
+  config: Any = jax.config
+  if config.jax_disable_jit:
+    return run(*inputs)
   program, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
   # The name of an axis is an effect. `vmap` could not map a traced value that
   # `run` closes over, since it is no argument.

@@ -99,8 +99,8 @@ class LanguageModel(NamedTuple):
       The key may be None only if the model has no `Regularizers`.
 
   The three functions that take a state take None for the zero state. They raise
-  ValueError if tokens are not integers [T, ...], or if params are not those of
-  this configuration and vocabulary.
+  ValueError if tokens are not integers [T, ...], or if params do not fit the
+  vocabulary, the embedding size or the cell.
   """
 
   init: Callable[[jax.Array], LanguageParams]

@@ -11,9 +11,9 @@ reverse mode, the derivative of a loop that carries zs would add an array
 gradient that loop would be faster by a third, but a JVP rule cannot know
 whether its result will be transposed.
 
-It is `lax.scan` as well where `vmap` maps other inputs, but not zs, which would
-be copied for each row first. The rows of a Jacobian by `jacrev`, for example,
-share the gates.
+With `may_share`, it is `lax.scan` as well where `vmap` maps other inputs, but
+not zs, which would be copied for each row first. In the backward pass, the rows
+of a Jacobian by `jacrev` share the gates.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,7 @@ def scan_in_place(
   zs: jax.Array,
   xs: Any,
   reverse: bool,
+  may_share: bool = False,
 ) -> tuple[Any, jax.Array, Any]:
   """Scan f over zs and xs, with each new z written over the old one.
 
@@ -55,6 +56,9 @@ def scan_in_place(
     zs: [T, ...], T ≥ 1.
     xs: a tree of arrays [T, ...], or None.
     reverse: True to scan from the last step to the first.
+    may_share: whether the rows of a `vmap` that does not map zs read the same
+      zs, by `lax.scan`. If not, JAX copies zs for each row: in a forward pass,
+      whose results are arrays for each row anyway, that is faster.
 
   Returns:
     (carry after the last step, new zs [T, ...], ys). `separate(ys)` is the tree
@@ -79,9 +83,8 @@ def scan_in_place(
       partial(f, operands), carry, zs, xs, reverse, joins=not on_cpu
     )
 
-  @jax.custom_jvp
-  def run(*inputs):
-    last, *each = call(
+  def scanned(*inputs):
+    return call(
       _scan_in_place,
       overwriting,
       *inputs,
@@ -89,6 +92,10 @@ def scan_in_place(
       index=len(jax.tree.leaves((operands, carry))),
       num_carried=len(jax.tree.leaves(carry)),
     )
+
+  @jax.custom_jvp
+  def run(*inputs):
+    last, *each = (scanned if may_share else overwriting)(*inputs)
     return aligned(last, 0, inputs), *aligned(each, 1, inputs)
 
   @run.defjvp

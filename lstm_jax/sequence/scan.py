@@ -221,7 +221,13 @@ def backward_sums(
   else:
     inputs = residuals, dhs, extras
     d_state, das, ys = scan_in_place(
-      body, operands, d_last, gates, inputs, not options.reverse
+      body,
+      operands,
+      d_last,
+      gates,
+      inputs,
+      not options.reverse,
+      may_share=True,
     )
   hs = separate(hs_and_residuals[0])
   hs_before = states_before(state.h, hs, options.reverse)

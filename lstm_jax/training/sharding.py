@@ -142,7 +142,7 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
 
   def of_moment(path: tuple[Any, ...], moment: Any) -> NamedSharding:
     # The path of a weight ends the paths of its moments.
-    ends = ((path[k:], moment.shape) for k in range(len(path)))
+    ends = ((path[k:], np.shape(moment)) for k in range(len(path)))
     return next((own[end] for end in ends if end in own), replicated)
 
   opt_state = jax.tree.map_with_path(of_moment, state.opt_state)

@@ -17,6 +17,7 @@ from lstm_jax import (
 from lstm_jax.cells.platform import traced_for
 from lstm_jax.language.readout import linear_cross_entropy
 from lstm_jax.sequence import state_cotangents
+from lstm_jax.sequence.in_place import scan_in_place
 from tests.compiling import count_programs
 from tests.contract import each_cell
 from tests.draws import arguments, weighed, worst
@@ -136,3 +137,23 @@ def test_a_second_loss_of_a_readout_compiles_nothing():
   targets = jnp.zeros((T, B), int)
   for f in (linear_cross_entropy, jax.grad(linear_cross_entropy)):
     assert compiles_once(lambda f=f: f(hs, w, b, targets))
+
+
+def test_a_cell_sees_values_in_a_gradient_without_jit(key):
+  """With `jax.disable_jit`, a user may print within a cell, or stop in it."""
+  params, state, xs = arguments(lstm, key)
+  seen = []
+
+  def recur(params, state, ax):
+    seen.append(isinstance(state.h, jax.core.Tracer))
+    return lstm.recur(params, state, ax)
+
+  def body(params, state, z, x):
+    state, gates, residuals = recur(params, state, z)
+    return state, gates, residuals
+
+  with jax.disable_jit():
+    axs = lstm.project(params, xs)
+    scan_in_place(body, params, state, axs, None, False, may_share=True)
+  assert seen
+  assert not any(seen)

@@ -155,6 +155,8 @@ def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
     expected = of_shape.get(leaf.shape, shardings.step)
     assert found.spec == expected.spec
     found.shard_shape(leaf.shape)  # which raises for a layout with more axes
+  found = state_shardings(mesh, state._replace(opt_state={"number": 0}))
+  assert found.opt_state == {"number": shardings.step}
 
 
 class ListParams(NamedTuple):
