@@ -77,13 +77,13 @@ def scan_in_place(
     return scan(partial(f, operands), carry, zs, xs, reverse)
 
   def plain(operands, carry, zs, xs):
-    if scan is _scan_unrolled:  # it overwrites nothing
-      return overwriting(operands, carry, zs, xs)
     return _scan_plainly(
       partial(f, operands), carry, zs, xs, reverse, joins=not on_cpu
     )
 
   def scanned(*inputs):
+    if scan is _scan_unrolled or not may_share:
+      return overwriting(*inputs)
     return call(
       _scan_in_place,
       overwriting,
@@ -95,7 +95,7 @@ def scan_in_place(
 
   @jax.custom_jvp
   def run(*inputs):
-    last, *each = (scanned if may_share else overwriting)(*inputs)
+    last, *each = scanned(*inputs)
     return aligned(last, 0, inputs), *aligned(each, 1, inputs)
 
   @run.defjvp
