@@ -5,11 +5,10 @@ makes the gradients of the weights of each row, [V, D, 4H] for V rows and an
 LSTM, and JAX adds them up afterwards. Over a batch axis, the products of the
 backward add them up themselves.
 
-So a call of such a function is an operation of its own here, `shared_rows`,
-within `vmap`, and within a function that JAX traces and may map later, such as
-the body of a scan. `vmap` replaces this operation by a call of the function
-with one more batch axis. To differentiate, compile or evaluate it, JAX takes
-the program of the function.
+So a call of such a function is an operation of its own (`cells.operation`),
+`shared_rows`, within `vmap`, and within a function that JAX traces and may map
+later, such as the body of a scan. `vmap` replaces this operation by a call of
+the function with one more batch axis.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import find_top_trace
 
-from lstm_jax.cells.operation import call, operation
+from lstm_jax.cells.operation import call, from_leaves, operation
 
 Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
 
@@ -94,7 +93,7 @@ def _batch(axis, leaves, dims, **params):
   places = [0] * num_state + [start] * (num_outputs - num_state)
   if any(jax.tree.leaves(of_params)) or not of_x or axis.spmd_name is not None:
     mapped = jax.vmap(
-      lambda *leaves: jax.tree.leaves(run(*structure.unflatten(leaves))),
+      from_leaves(run, structure),
       [0 if is_mapped else None for is_mapped in are_mapped],
       places,
       spmd_axis_name=axis.spmd_name,

@@ -91,6 +91,13 @@ def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
   return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
+def from_leaves(run: Callable, structure: Any) -> Callable:
+  """Return `run` from the leaves of its inputs to those of its outputs."""
+  return lambda *leaves: jax.tree.leaves(
+    run(*jax.tree.unflatten(structure, leaves))
+  )
+
+
 def in_this_context(run: Callable) -> Callable:
   """Return `run` with the precision and the platform of this call.
 

@@ -26,7 +26,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.mesh import vary_alike
-from lstm_jax.cells.operation import call, in_this_context, operation
+from lstm_jax.cells.operation import (
+  call,
+  from_leaves,
+  in_this_context,
+  operation,
+)
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.sequence.batch_axes import aligned
 from lstm_jax.sequence.joined import join
@@ -127,11 +132,8 @@ def _batch(
   places = [0] * num_carried + [1] * (num_outputs - num_carried)  # T is first
 
   def mapped(f):
-    def of_leaves(*leaves):
-      return jax.tree.leaves(f(*jax.tree.unflatten(structure, leaves)))
-
     how = {"axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
-    return jax.vmap(of_leaves, dims, places, **how)
+    return jax.vmap(from_leaves(f, structure), dims, places, **how)
 
   if dims[index] is None:
     return mapped(plain)(*leaves), places

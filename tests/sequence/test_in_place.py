@@ -14,10 +14,7 @@ from jax.sharding import PartitionSpec
 from lstm_jax import Autodiff, Explicit, gru, lstm, slstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import in_place, state_cotangents
-from lstm_jax.sequence.in_place import (
-  GPU_STEPS,
-  scan_in_place,
-)
+from lstm_jax.sequence.in_place import GPU_STEPS, scan_in_place
 from lstm_jax.sequence.joined import Joined, join, separate
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
