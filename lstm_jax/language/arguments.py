@@ -55,7 +55,7 @@ def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
   raise ValueError(f"params.{name} must be [{expected}], got {found}")
 
 
-def as_time_major(tokens: Any) -> jax.Array:
+def as_token_array(tokens: Any) -> jax.Array:
   """Return tokens as an array; raise ValueError unless integers [T, ...]."""
   tokens = as_array("tokens must be integers [T, ...]", tokens)
   if not is_token(tokens) or not tokens.ndim:

@@ -46,7 +46,7 @@ from lstm_jax.cells.cell import Cell, State, zeros_like_traced
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
-from lstm_jax.language.arguments import as_params, as_time_major
+from lstm_jax.language.arguments import as_params, as_token_array
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params
 from lstm_jax.language.readout import (
   grouped_linear_cross_entropy,
@@ -199,7 +199,7 @@ def _language_model(
     With `in_loop`, XLA may move the table out of a loop around a single time
     step.
     """
-    tokens = as_time_major(tokens)
+    tokens = as_token_array(tokens)
     embedding, (lowest, *others) = params.embedding, params.layers
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
@@ -274,7 +274,7 @@ def _language_model(
       return nats, (nats, state)
     if key is None:
       raise ValueError("a model with regularizers needs a key, got None")
-    tokens = as_time_major(tokens)
+    tokens = as_token_array(tokens)
     params = as_params(config, vocabulary_size, params)
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
     if state is None:
