@@ -2,8 +2,9 @@
 
 Such a call is an operation of its own in a program. `vmap` replaces it by what
 the rule returns, also where JAX traces the call first and maps it later, as
-within `jit`, a scan or the backward of a custom VJP. To differentiate, compile
-or evaluate the operation, JAX takes the program of the function.
+within `jit`, a scan or the backward of a custom VJP. To differentiate,
+transpose, compile or evaluate the operation, JAX takes the program of the
+function.
 
 `jax.custom_batching.custom_vmap` is not enough: its rule sees the innermost
 `vmap` only, and it has no derivative in forward mode.
@@ -52,6 +53,7 @@ def operation(name: str, rule: Rule) -> Operation:
   made.def_abstract_eval(lambda *_, call_jaxpr, **__: call_jaxpr.out_avals)
   mlir.register_lowering(made, mlir.lower_fun(_evaluate))
   ad.primitive_jvps[made] = _jvp
+  ad.primitive_transposes[made] = _transpose
   batching.fancy_primitive_batchers[made] = map_it
   return made
 
@@ -120,13 +122,34 @@ def _evaluate(*leaves, call_jaxpr, **_):
 
 def _jvp(primals, tangents, *, call_jaxpr, **_):
   moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-  def of_moved(*values):
-    leaves = list(primals)
-    for k, value in zip(moved, values, strict=True):
-      leaves[k] = value
-    return jaxpr_as_fun(call_jaxpr)(*leaves)
-
   return jax.jvp(
-    of_moved, [primals[k] for k in moved], [tangents[k] for k in moved]
+    _of_some(primals, moved, call_jaxpr),
+    [primals[k] for k in moved],
+    [tangents[k] for k in moved],
   )
+
+
+def _transpose(cotangents, *operands, call_jaxpr, **_):
+  """Return the cotangents of the inputs in which the program is linear.
+
+  They are those of its VJP at 0. JAX cannot transpose the program itself where
+  a value in it is chosen by whether an input is finite.
+  """
+  linear = [k for k, x in enumerate(operands) if ad.is_undefined_primal(x)]
+  zeros = [ad.zeros_like_aval(operands[k].aval) for k in linear]
+  _, vjp = jax.vjp(_of_some(operands, linear, call_jaxpr), *zeros)
+  transposed = vjp([ad.instantiate_zeros(d) for d in cotangents])
+  found = dict(zip(linear, transposed, strict=True))
+  return [found.get(k) for k in range(len(operands))]
+
+
+def _of_some(leaves, places, call_jaxpr):
+  """Return the program as a function of the leaves at some places alone."""
+
+  def run(*values):
+    given = dict(zip(places, values, strict=True))
+    return jaxpr_as_fun(call_jaxpr)(
+      *(given.get(k, leaf) for k, leaf in enumerate(leaves))
+    )
+
+  return run

@@ -50,6 +50,17 @@ def _jvp(primals, tangents, *, axis, count):
   return _aligned.bind(*primals, axis=axis, count=count), tangents[:count]
 
 
+def _transpose(cotangents, *operands, axis, count):
+  """Return the cotangents of the leaves; the inputs have none.
+
+  For `jax.linear_transpose` of a backward, in which these may be cotangents.
+  """
+  del axis
+  others = [None] * (len(operands) - count)
+  pairs = zip(operands, [*cotangents, *others], strict=True)
+  return [d if ad.is_undefined_primal(x) else None for x, d in pairs]
+
+
 def _batch(operands, mapped_axes, *, axis, count):
   """Move the mapped axis of each of the first `count` operands to `axis`.
 
@@ -75,5 +86,6 @@ _aligned.multiple_results = True
 _aligned.def_impl(_first)
 _aligned.def_abstract_eval(_first)
 ad.primitive_jvps[_aligned] = _jvp
+ad.primitive_transposes[_aligned] = _transpose
 batching.primitive_batchers[_aligned] = _batch
 mlir.register_lowering(_aligned, lambda _, *xs, **how: _first(*xs, **how))

@@ -44,6 +44,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.operation import call, from_leaves, operation
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 
@@ -217,16 +218,44 @@ def backward(
   zeros = jax.tree.map(lambda d: jnp.zeros((steps, *d.shape), d.dtype), d_last)
   d_outputs = zeros._replace(h=dhs.astype(d_last.h.dtype))
   decays = _decays(cell, params, zeros, gates, residuals, extras)
-  scanned = jax.tree.map(
-    partial(_cotangents, reverse=reverse), decays, d_outputs, d_last
-  )
-  d_first, d_after = jax.tree.transpose(
-    jax.tree.structure(d_last), jax.tree.structure((0, 0)), scanned
+
+  def cotangents(decays, d_outputs, d_last):
+    scanned = jax.tree.map(
+      partial(_cotangents, reverse=reverse), decays, d_outputs, d_last
+    )
+    return jax.tree.transpose(
+      jax.tree.structure(d_last), jax.tree.structure((0, 0)), scanned
+    )
+
+  d_first, d_after = call(
+    _all_cotangents, cotangents, decays, d_outputs, d_last
   )
   _, das, *extra_cotangents = cell.recur_backward(
     params, gates, residuals, d_after, *extras
   )
   return d_first, das, extra_cotangents
+
+
+def _batch(axis, leaves, dims, *, run, structure, call_jaxpr):
+  """Return the cotangents for mapped leaves, and where `vmap`'s axis is.
+
+  They are an operation again, which can be transposed.
+  """
+  count = len(call_jaxpr.out_avals) // 2
+  places = [0] * count + [1] * count  # of the first states; of all, T first
+  mapped = jax.vmap(
+    from_leaves(run, structure),
+    dims,
+    places,
+    axis_size=axis.size,
+    spmd_axis_name=axis.spmd_name,
+  )
+  return call(_all_cotangents, mapped, *leaves), places
+
+
+# An operation, which can be transposed: JAX cannot transpose `_decayed`, which
+# asks whether the cotangent is finite.
+_all_cotangents = operation("linear_cotangents", _batch)
 
 
 def states_before(first: Any, after: Any, reverse: bool) -> Any:

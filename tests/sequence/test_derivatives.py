@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax import Autodiff, Explicit, Step, gru, lstm, min_gru, unroll
 from lstm_jax.sequence.in_place import MOST_UNROLLED
 from tests.contract import CELLS, EXHAUSTIVE, REPRESENTATIVE_CELLS
 from tests.draws import T, arguments, normal_like, weighed, worst
@@ -112,3 +112,36 @@ def test_the_hessian_equals_that_of_autodiff(cell, key):
   for adjoint in (Explicit(), Step()):
     assert worst(jax.jit(hessian(adjoint))(xs), expected) < 1e-11, adjoint
   assert worst(hessian(Explicit())(xs), expected) < 1e-11
+
+
+@pytest.mark.everyday(2)
+@CELLS
+def test_the_transpose_of_a_backward_is_forward_mode(cell, key):
+  """`lax.custom_linear_solve` transposes the matrix that it is given."""
+  args = arguments(cell, key, steps=T, batch=(2,))
+  tangents = normal_like(jax.random.key(1), args)
+  assert T > MOST_UNROLLED  # else there is no loop
+
+  def product(args, tangents, adjoint):
+    f = partial(unroll, cell, adjoint=adjoint)
+    if adjoint == Autodiff():
+      return jax.jvp(f, args, tangents)[1]
+    outputs, vjp = jax.vjp(f, *args)
+    return jax.linear_transpose(vjp, outputs)(tangents)[0]
+
+  run = jax.jit(product, static_argnums=2)
+  expected = run(args, tangents, Autodiff())
+  for adjoint in (Explicit(), Explicit(chunk=2), Step()):
+    assert worst(run(args, tangents, adjoint), expected) < 1e-12, adjoint
+
+
+@pytest.mark.parametrize("cell", [gru, min_gru])
+def test_a_mapped_backward_can_be_transposed(cell, key):
+  params, state, xs = arguments(cell, key, steps=T, batch=(2,))
+  hs, vjp = jax.vjp(lambda x: unroll(cell, params, state, x)[1], xs)
+  mapped = jax.vmap(lambda d_hs: vjp(d_hs)[0])
+  many = jnp.stack([xs, xs + 1])
+  found = jax.linear_transpose(mapped, jnp.stack([hs, hs]))(many)[0]
+  alone = jax.linear_transpose(lambda d_hs: vjp(d_hs)[0], hs)
+  expected = jnp.stack([alone(x)[0] for x in many])
+  assert worst(found, expected) < 1e-12
