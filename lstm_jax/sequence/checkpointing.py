@@ -3,8 +3,7 @@
 Gradient checkpointing
 
 Array elements saved for the backward, with chunks of C time steps and a state
-of S vectors (2 for the LSTM). R is what `scan` saves per unit and time step
-(its table, 6 for the LSTM):
+of S vectors (2 for the LSTM):
 
   residuals    saved                      the backward of a chunk
   "gates"      the state before each      runs its steps forward again, and
@@ -12,11 +11,12 @@ of S vectors (2 for the LSTM). R is what `scan` saves per unit and time step
   "recompute"  the state after each       computes its gates from its states,
                step as well, B·H·S·T      without a loop
 
-Both need R·C·B·H more for the current chunk, besides the inputs, the outputs
-and their cotangents. "gates" needs least memory at C = √(S·T/R), where it grows
-as √T. It costs a second forward pass, about a third of a training step's
-products. The states of "recompute" include the outputs, which are in memory
-anyway. As all states of a chunk are known, one call computes all C steps,
+The current chunk needs K·C·B·H more: what its steps save (table of `scan`) and
+the arrays of its backward. For the LSTM, K is about 8, or 16 with "recompute",
+which has x W_x and h W_h beside the gates. "gates" needs least memory at
+C = √(S·T/K), where it grows as √T. It costs a second forward pass, about a
+third of a training step's products. The states of "recompute" include the
+outputs, which are in memory anyway. As it knows the states, one call computes
 
   gates of C steps = recur(the states before them, xs W_x)
 
