@@ -42,9 +42,11 @@ def as_array(expected: str, values: Any) -> jax.Array:
   """
   try:
     return jnp.asarray(values)
-  except jax.errors.JAXTypeError:  # of a tracer that has left its function
+  # Of a tracer that has left its function, or of a device without memory.
+  except (jax.errors.JAXTypeError, jax.errors.JaxRuntimeError):
     raise
-  except (TypeError, ValueError) as error:  # such as None, or (None, mask)
+  # Such as None, (None, mask), or a tensor of PyTorch that needs a gradient.
+  except (TypeError, ValueError, RuntimeError) as error:
     found = type(values).__name__
     raise ValueError(f"{expected}, got {found}: {error}") from error
 

@@ -112,6 +112,23 @@ def test_lists_are_taken_as_arrays():
   assert given.h.shape == (T + 1, B, H)
 
 
+def test_what_cannot_be_read_as_an_array_is_refused():
+  class Tensor:
+    """As a tensor of PyTorch that needs a gradient."""
+
+    error = RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    def __array__(self, *_, **__):
+      raise self.error
+
+  params = lstm.init(KEY, D, H)
+  with pytest.raises(ValueError, match=r"^xs .*, got Tensor: Can't call numpy"):
+    unroll(lstm, params, None, Tensor())
+  Tensor.error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+  with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    unroll(lstm, params, None, Tensor())
+
+
 @pytest.mark.parametrize("field", ["h", "c"])
 @pytest.mark.parametrize(
   "value", [None, [0.0] * H, "0", jax.ShapeDtypeStruct((B, H), jnp.float32)]
