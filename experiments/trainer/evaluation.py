@@ -15,7 +15,7 @@ from experiments.trainer.files import read_json, write_json
 from experiments.trainer.format import format_nats, number_table, perplexity
 from experiments.trainer.run_dir import read_config
 
-# Entries that are equal for all results in one file.
+# Entries that are equal for all results in one file, but for "runs" (`_same`).
 SAME = (
   *("corpus_sha256", "begin", "end", "device"),
   *("runs", "step", "val_loss"),  # of the members
@@ -90,27 +90,38 @@ def save(
       before the evaluation.
 
   Raises:
-    ValueError: a run was replaced since, as by --overwrite.
+    ValueError: a run was moved, deleted or replaced since, as by --overwrite.
     OSError: the file cannot be written; the error names it.
   """
   for directory, before in started.items():
     if started_at(directory) != before:
       raise ValueError(
-        f"{directory} holds another run than when the evaluation began: "
-        "nothing is saved"
+        f"{directory} was moved, deleted or replaced since the evaluation "
+        "began: nothing is saved"
       )
   write_json(path, merge_earlier(path, record))
+
+
+def _same(record: dict[str, Any]) -> tuple[str, ...]:
+  """Return the entries of SAME that tell whose results a file holds.
+
+  The losses tell the weights, wherever the runs are now. Where a member has
+  none, as before its first evaluation, its directory does.
+  """
+  losses = record["val_loss"]
+  known = isinstance(losses, list) and None not in losses
+  return tuple(name for name in SAME if not (known and name == "runs"))
 
 
 def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   """Return the record, with the file's results of other protocols added.
 
-  The file is ignored if one of its entries SAME differs from the record's: its
-  results are then of another text or part, other weights or another device.
+  The file is ignored if its results are of another text or part, other weights
+  or another device.
   """
   try:
     earlier = read_json(path)
-    if any(earlier[name] != record[name] for name in SAME):
+    if any(earlier[name] != record[name] for name in _same(record)):
       return record
     merged = earlier | record
     for name in FIGURES:

@@ -47,7 +47,9 @@ def test_runs_that_do_not_belong_together_are_refused(
   explored.write_run(changed)
   refused(f"{same}: the vocabulary of", corpus_sha256=sha256)
   with pytest.raises(ValueError, match="run is given twice"):
-    evaluate.run(replace(options, run=(str(run), f"{run}/")), console)
+    evaluate.run(
+      replace(options, run=(str(run), f"{run}/../{run.name}")), console
+    )
 
 
 def test_a_mixture_needs_characters_and_a_loss_needs_two_words(
@@ -156,6 +158,6 @@ def test_nothing_is_saved_in_a_run_that_replaced_the_evaluated_one(
 
   monkeypatch.setattr(evaluate, "print_table", replace_run)
   options = replace(options, protocol=("cold",))
-  with pytest.raises(ValueError, match="run holds another run than when the"):
+  with pytest.raises(ValueError, match="run was moved, deleted or replaced"):
     evaluate.run(options, console)
   assert not (run / run_dir.EVALUATION).exists()

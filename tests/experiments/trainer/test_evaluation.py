@@ -82,6 +82,20 @@ def test_the_results_of_another_text_model_or_device_are_not_kept(
   assert merge_earlier(path, record) == record
 
 
+def test_an_ensemble_keeps_its_results_where_its_runs_have_been_moved(
+  tmp_path,
+):
+  """Unless a member has no loss that tells its weights."""
+  path = tmp_path / "ensemble.json"
+  for losses, kept in (([2.5, 2.4], True), ([2.5, None], False)):
+    earlier = {"val_loss": losses, "runs": ["a/x", "a/y"]}
+    write_json(path, results("cold", 3.0) | earlier)
+    record = results("stateful", 2.0) | earlier | {"runs": ["b/x", "b/y"]}
+    merged = merge_earlier(path, record)
+    assert merged["runs"] == ["b/x", "b/y"]
+    assert ("cold" in merged["nats"]) == kept
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "[" * 100_000])
 def test_a_damaged_file_is_ignored(text, tmp_path):
   path = tmp_path / "evaluation.json"
