@@ -15,16 +15,26 @@ V = 7  # how many rows `vmap` maps
 
 
 def test_a_mapped_program_has_the_precision_that_it_was_traced_with(key):
-  params, _, xs = arguments(lstm, key, batch=(V,))
+  params, state, xs = arguments(lstm, key, batch=(V,))
 
   @jax.jit
   def outputs(x):
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("high"):  # the tests' is "highest"
       return unroll(lstm, params, None, x)[1]
 
-  text = jax.jit(jax.vmap(outputs, 1)).lower(xs).as_text()
-  products = [line for line in text.splitlines() if "dot_general" in line]
-  assert products and all("HIGHEST" in line for line in products)
+  @jax.jit
+  def gradient(d_hs):  # the rows share xs and the gates
+    with jax.default_matmul_precision("high"):
+      return jax.vjp(lambda s: unroll(lstm, params, s, xs)[1], state)[1](d_hs)
+
+  d_hs = jnp.ones((3, *xs.shape[:-1], state.h.shape[-1]))
+  for mapped, inputs in (
+    (jax.vmap(outputs, 1), xs),
+    (jax.vmap(gradient), d_hs),
+  ):
+    text = jax.jit(mapped).lower(inputs).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("[HIGH, HIGH]" in line for line in products)
 
 
 def test_a_mapped_program_is_for_the_device_that_it_was_traced_for(key):

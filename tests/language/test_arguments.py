@@ -43,7 +43,7 @@ def test_weights_of_another_vocabulary_or_embedding_are_refused(key):
 
 def test_a_bias_of_one_element_is_not_added_to_all_logits(key):
   params = language_model(CONFIG, V).init(key)
-  for shape in (1,), (), (1, V):
+  for shape in (1,), (), (1, V), (V, 1):
     message = f"params.bias must be [9], got {shape}"
     refused(params._replace(bias=jnp.zeros(shape)), message)
 

@@ -280,16 +280,18 @@ def test_joined_arrays_are_separated_whole_and_in_part():
     jnp.ones((T, B, H), jnp.float32),
     {"a": jnp.full((T, B, 2), 2.0, jnp.bfloat16), "b": jnp.zeros((T, B, 3))},
     (),
+    (jnp.arange(3.0), jnp.array(4.0)),  # without a batch
   )
   joined = join(tree)
-  assert isinstance(joined, Joined) and len(joined.arrays) == 3
+  assert isinstance(joined, Joined) and len(joined.arrays) == 4
   for found, expected in (
     (separate(joined), tree),
     (separate(joined[1]), tree[1]),
     (separate(joined[0]), tree[0]),
     (separate(joined[2]), tree[2]),
+    (separate(joined[3]), tree[3]),
     (separate(tree), tree),
   ):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-      assert a.dtype == b.dtype and (a == b).all()
+      assert (a.dtype, a.shape) == (b.dtype, b.shape) and (a == b).all()

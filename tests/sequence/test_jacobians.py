@@ -81,8 +81,11 @@ def test_the_rows_of_a_jacobian_share_the_gates(cell, key):
   assert reserved(Explicit(), jax.jit) < autodiff
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("cell", [lstm, gru])
-def test_the_gates_of_each_first_state_take_the_place_of_its_x_w_x(cell, key):
+def test_the_gates_of_each_first_state_take_the_place_of_its_x_w_x(
+  cell, nested, key
+):
   """The rows share x W_x, but have gates of their own."""
   rows, steps, batch, hidden = 8, 200, 4, 32
   params = cell.init(key, 8, hidden)
@@ -96,7 +99,11 @@ def test_the_gates_of_each_first_state_take_the_place_of_its_x_w_x(cell, key):
     return jax.grad(loss)(state)
 
   states = jax.tree.map(lambda s: jnp.stack(rows * [s]), state)
-  compiled = jax.jit(jax.vmap(gradient)).lower(states).compile()
+  mapped = jax.vmap(gradient)
+  if nested:
+    states = jax.tree.map(lambda s: s.reshape(2, -1, *s.shape[1:]), states)
+    mapped = jax.vmap(mapped)
+  compiled = jax.jit(mapped).lower(states).compile()
   size = 4 * rows * steps * batch * hidden  # bytes
   # 7 times; with x W_x beside the gates, 9 (GRU) or 10.
   assert compiled.memory_analysis().temp_size_in_bytes < 8 * size

@@ -21,6 +21,7 @@ from lstm_jax.training import (
   place,
   state_shardings,
 )
+from lstm_jax.training.averaging import Average
 from tests.processes import finish, free_port, start
 from tests.training.many_devices import (
   DEEP,
@@ -133,6 +134,8 @@ def matrices(params):
     optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
     first_rows(),
     optax.sm3(1e-3),
+    optax.scale_by_adam(),  # in no chain
+    optax.GradientTransformation(lambda params: params, None),
     optax.flatten(optax.adam(1e-3)),
     optax.multi_transform(
       {"slow": optax.adam(1e-3), "fast": optax.adam(1e-2)},
@@ -141,7 +144,18 @@ def matrices(params):
       ),
     ),
   ],
-  ids=["factored", "mask", "parts", "inject", "rows", "sm3", "flat", "labels"],
+  ids=[
+    "factored",
+    "mask",
+    "parts",
+    "inject",
+    "rows",
+    "sm3",
+    "unchained",
+    "weights",
+    "flat",
+    "labels",
+  ],
 )
 def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
   mesh = make_mesh({"data": 1})
@@ -155,6 +169,9 @@ def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
     expected = of_shape.get(leaf.shape, shardings.step)
     assert found.spec == expected.spec
     found.shard_shape(leaf.shape)  # which raises for a layout with more axes
+  averaged = state._replace(average=Average(params, state.step))
+  found = state_shardings(mesh, averaged).average
+  assert found == Average(shardings.params, shardings.step)
   found = state_shardings(mesh, state._replace(opt_state={"number": 0}))
   assert found.opt_state == {"number": shardings.step}
 

@@ -89,6 +89,7 @@ def test_an_error_names_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
     (AssertionError(), "AssertionError"),
     (KeyError("step"), "KeyError: 'step'"),
     (OSError("a: No space left [os_error_code='28']"), "No space left"),
+    (OSError("a: No space left [b='c'] [os_error_code='28']"), "No space left"),
     (
       ValueError(
         'a: No space left [tensorstore_spec=\'{"b":[4],"c":true}\'] '

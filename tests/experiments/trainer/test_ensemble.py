@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.data import text_sha256
 from experiments.trainer.ensemble import (
@@ -40,6 +41,15 @@ def test_the_seconds_of_a_damaged_result_are_not_known(
   assert cost(runs, []).training_seconds == seconds
 
 
+def test_the_seconds_of_one_member_of_a_sweep_are_not_known(tmp_path):
+  """The file has the seconds of all members together."""
+  (tmp_path / "result.json").write_text('{"seconds": 2.5}')
+  config = dict.fromkeys(run_dir.FLAGS)
+  for record, seconds in ((config, 2.5), (config | {"num_seeds": 2}, None)):
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert cost([tmp_path], []).training_seconds == seconds
+
+
 @pytest.mark.parametrize(
   "flag", ["val_fraction", "test_fraction", "dev_fraction"]
 )
@@ -55,16 +65,21 @@ def test_the_corpus_is_where_one_of_the_runs_has_read_it(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path / "empty")
   text = tmp_path / "sonnets.txt"
   text.write_text("Shall I compare thee")
+  copy = tmp_path / "deleted.txt"
   members = [
     SimpleNamespace(
-      config=replace(TrainConfig(), corpus=str(path)),
+      config=replace(TrainConfig(), corpus=str(path), min_count=count),
       corpus_sha256=text_sha256(text.read_text()),
     )
-    for path in (tmp_path / "deleted.txt", text)
+    for path, count in ((copy, 2), (text, 3))
   ]
+  own = members[0].config.data
   runs = [Path("one"), Path("other")]
   found = find_common_corpus(runs, members, Console())
-  assert found == members[1].config.data
+  assert found == replace(own, corpus=str(text))
+  copy.write_text(text.read_text())
+  assert find_common_corpus(runs, members, Console()) == own
+  copy.unlink()
   text.unlink()
   found = find_common_corpus(runs, members, Console())
-  assert found == members[0].config.data  # its path is in the error
+  assert found == own  # its path is in the error
