@@ -1,6 +1,7 @@
 """A sequence as chunks of time steps: to save memory, or to stay in the cache.
 
-Gradient checkpointing
+On a CPU, `scan_in_cache` takes chunks for large batches (`chunk_size`), and
+saves everything as without chunks. The rest is about gradient checkpointing.
 
 Array elements saved for the backward, with chunks of C time steps and a state
 of S vectors (2 for the LSTM):
@@ -27,36 +28,8 @@ The last chunk may have fewer steps. Then hs and the cotangent of xs are copied
 once, to join its part to the others. A function exported with a symbolic T
 (`jax.export`) has only whole chunks: the last one is filled with masked steps,
 unless T is a multiple of C by its form, such as 32·n.
-
-Large batches on a CPU
-
-The products x W_x of all inputs, T·B·G·H numbers for G gates, are written once
-and read again step by step, and so are the cotangents daₜ of the gates'
-pre-activations. Where they are larger than the cache, a chunk at a time is
-faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
-and a chunk's da right after its backward, for the weights' gradients. All
-residuals are saved, as without chunks. A chunk of at most 4 steps needs no loop
-(`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
-
-Chunks are taken for more than 8,192 rows T·B. Each has the fewest time steps
-that make 1,024 rows. All gradients then take (2 cores, Zen 5, jax 0.12.0.1)
-
-  gru   H 128, T 128, B 1024    368 ms instead of 490
-  gru   H 128, T 32, B 4096     417 ms instead of 495
-  rnn   H 128, T 128, B 1024    150 ms instead of 186
-  lstm  H 128, T 64, B 1024     242 ms instead of 268
-  lstm  H 256, T 1024, B 32     457 ms instead of 491
-
-With 8,192 rows chunks are slower: lstm H 512, T 64, B 128, 321 ms instead of
-310. A cell with a linear recurrence reads and writes its arrays several times
-for each product, and chunks are faster from 6 MiB of x W_x on:
-
-  min_gru  H 256, T 256, B 32   31 ms instead of 38; outputs alone 10, not 23
-  min_gru  H 1024, T 128, B 32  139 ms instead of 163
-  lru      H 256, T 256, B 32   13 ms instead of 22
 """
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -64,10 +37,11 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.platform import compiled, is_cpu
+from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.batch_axes import aligned
+from lstm_jax.sequence.chunk_size import default_chunk, is_large
 from lstm_jax.sequence.chunks import NOTHING, Chunks, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
@@ -77,21 +51,15 @@ from lstm_jax.sequence.primal import (
   scan_states,
 )
 from lstm_jax.sequence.scan import (
-  MANY_ROWS,
   SequenceResiduals,
   backward_sums,
   forward,
-  num_rows,
   projects_first,
   scan_sequence,
 )
 from lstm_jax.sequence.wrappers import masked
 
 Policy = ResidualPolicy | Literal["all"]  # "all": nothing is recomputed
-
-MANY_BYTES = 6 * 2**20  # of x W_x: more are read from memory, not the cache
-FULL_SPEED_ROWS = 1024  # rows with which a matrix product is at full speed
-SYMBOLIC_CHUNK = 32  # C where T or B is symbolic: 1,024 rows at B 32
 
 
 def scan_checkpointed(
@@ -118,10 +86,8 @@ def scan_checkpointed(
     xs: inputs [T, ..., D] or tokens [T, ...].
     extras: further arguments of a wrapped cell's steps, each [T, ...].
   """
-  steps, batch = xs.shape[0], math.prod(state.h.shape[:-1])
-  if chunk is None and num_rows(state, xs) is None:
-    chunk = SYMBOLIC_CHUNK
-  chunk = chunk or math.ceil(FULL_SPEED_ROWS / max(1, batch))
+  steps = xs.shape[0]
+  chunk = chunk or default_chunk(state, xs)
   if not isinstance(steps, int):
     return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
   if chunk >= steps and policy != "recompute":  # one chunk saves no memory
@@ -139,23 +105,10 @@ def scan_in_cache(
   extras: tuple,
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) as `scan_sequence` does, by chunks if that is faster."""
-  rows = num_rows(state, xs)
-  if rows is not None and is_cpu() and _is_large(cell, params, xs, rows):
-    return scan_checkpointed(
-      cell, options, "all", None, params, state, xs, extras
-    )
-  return scan_sequence(cell, options, params, state, xs, extras)
-
-
-def _is_large(cell: Cell, params: Params, xs: jax.Array, rows: int) -> bool:
-  """Return whether a sequence is faster by chunks.
-
-  It depends on the rows T·B, or for a linear recurrence on the size of x W_x.
-  """
-  if not is_linear(cell):
-    return rows > MANY_ROWS
-  projected = jax.eval_shape(cell.project, params, xs)
-  return projected.size * projected.dtype.itemsize > MANY_BYTES
+  inputs = params, state, xs, extras
+  if is_large(cell, params, state, xs):
+    return scan_checkpointed(cell, options, "all", None, *inputs)
+  return scan_sequence(cell, options, *inputs)
 
 
 def _scan_filled(

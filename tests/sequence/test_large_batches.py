@@ -8,7 +8,7 @@ import pytest
 
 from lstm_jax import Autodiff, Explicit, gru, lstm, min_gru, unroll
 from lstm_jax.cells.platform import clear_programs, traced_for
-from lstm_jax.sequence import checkpointing, in_place
+from lstm_jax.sequence import checkpointing, chunk_size, in_place
 from tests.contract import TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.gradients import value_and_gradient
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("traced_anew")
 @pytest.fixture
 def large(monkeypatch):
   """Take T·B rows for many, any x W_x for large, and two steps for a chunk."""
-  monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
-  monkeypatch.setattr(checkpointing, "MANY_BYTES", 0)
-  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
+  monkeypatch.setattr(chunk_size, "MANY_ROWS", T * B - 1)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", 0)
+  monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
 
 
 @pytest.fixture
@@ -112,19 +112,19 @@ def test_chunks_of_tokens_have_the_gradient_of_autodiff(key):
 def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops() == 2  # over time steps, forward and backward
   clear_programs()
-  monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B)
-  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
+  monkeypatch.setattr(chunk_size, "MANY_ROWS", T * B)
+  monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
   assert loops() == 2
   assert loops(batch=B + 1) > 2
 
 
 def test_a_linear_recurrence_has_chunks_if_its_products_are_large(monkeypatch):
-  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
+  monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
   size = 4 * T * B * 2 * H  # bytes of x W_x, [T, B, 2H] in float32
-  monkeypatch.setattr(checkpointing, "MANY_BYTES", size)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", size)
   assert loops(min_gru) == 2
   clear_programs()
-  monkeypatch.setattr(checkpointing, "MANY_BYTES", size - 1)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", size - 1)
   assert loops(min_gru) > 2
 
 
@@ -229,9 +229,9 @@ def test_chunks_round_no_state_or_cotangent_to_bfloat16(
     return *gradient, last, unroll(cell, params, state, xs, adjoint=adjoint)[0]
 
   expected = run(Explicit(chunk=steps))
-  monkeypatch.setattr(checkpointing, "MANY_ROWS", 0)
-  monkeypatch.setattr(checkpointing, "MANY_BYTES", 0)
-  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", chunk * B)
+  monkeypatch.setattr(chunk_size, "MANY_ROWS", 0)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", 0)
+  monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", chunk * B)
   for adjoint in (
     Explicit(),  # as for a large batch
     Explicit(chunk=chunk),

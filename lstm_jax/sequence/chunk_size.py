@@ -1,0 +1,75 @@
+"""When a CPU takes a sequence by chunks of time steps, and of how many.
+
+The products x W_x of all inputs, T·B·G·H numbers for G gates, are written once
+and read again step by step, and so are the cotangents daₜ of the gates'
+pre-activations. Where they are larger than the cache, a chunk at a time is
+faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
+and a chunk's da right after its backward, for the weights' gradients. All
+residuals are saved, as without chunks. A chunk of at most 4 steps needs no loop
+(`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
+
+Chunks are taken for more than 8,192 rows T·B. Each has the fewest time steps
+that make 1,024 rows. All gradients then take (2 cores, Zen 5, jax 0.12.0.1)
+
+  gru   H 128, T 128, B 1024    368 ms instead of 490
+  gru   H 128, T 32, B 4096     417 ms instead of 495
+  rnn   H 128, T 128, B 1024    150 ms instead of 186
+  lstm  H 128, T 64, B 1024     242 ms instead of 268
+  lstm  H 256, T 1024, B 32     457 ms instead of 491
+
+With 8,192 rows chunks are slower: lstm H 512, T 64, B 128, 321 ms instead of
+310. A cell with a linear recurrence reads and writes its arrays several times
+for each product, and chunks are faster from 6 MiB of x W_x on:
+
+  min_gru  H 256, T 256, B 32   31 ms instead of 38; outputs alone 10, not 23
+  min_gru  H 1024, T 128, B 32  139 ms instead of 163
+  lru      H 256, T 256, B 32   13 ms instead of 22
+"""
+
+import math
+
+import jax
+
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.platform import is_cpu
+from lstm_jax.sequence.linear import is_linear
+from lstm_jax.sequence.scan import MANY_ROWS, num_rows
+
+MANY_BYTES = 6 * 2**20  # of x W_x: more are read from memory, not the cache
+FULL_SPEED_ROWS = 1024  # rows with which a matrix product is at full speed
+SYMBOLIC_CHUNK = 32  # C where T or B is symbolic: 1,024 rows at B 32
+
+
+def is_large(cell: Cell, params: Params, state: State, xs: jax.Array) -> bool:
+  """Return whether a sequence is faster by chunks; not if T or B is symbolic.
+
+  It depends on the rows T·B, or for a linear recurrence on the size of x W_x.
+
+  Args:
+    cell: the cell.
+    params: the weights.
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+  """
+  rows = num_rows(state, xs)
+  if rows is None or not is_cpu():
+    return False
+  if not is_linear(cell):
+    return rows > MANY_ROWS
+  projected = jax.eval_shape(cell.project, params, xs)
+  return projected.size * projected.dtype.itemsize > MANY_BYTES
+
+
+def default_chunk(state: State, xs: jax.Array) -> int:
+  """Return C: the fewest time steps that make 1,024 rows C·B.
+
+  It is 32 if T or B is symbolic.
+
+  Args:
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+  """
+  if num_rows(state, xs) is None:
+    return SYMBOLIC_CHUNK
+  batch = math.prod(state.h.shape[:-1])
+  return math.ceil(FULL_SPEED_ROWS / max(1, batch))
