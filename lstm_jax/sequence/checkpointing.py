@@ -79,8 +79,7 @@ def scan_checkpointed(
     options: the compute dtype and the direction.
     policy: "gates" saves the state before each chunk, "recompute" the state
       after each step as well, and "all" everything that the backward needs.
-    chunk: C, time steps per chunk; None for the fewest that have C·B ≥ 1,024
-      rows, or for 32 if T or B is symbolic.
+    chunk: C, time steps per chunk; None for `default_chunk`.
     params: the weights.
     state: the state before the first step.
     xs: inputs [T, ..., D] or tokens [T, ...].
@@ -106,7 +105,7 @@ def scan_in_cache(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) as `scan_sequence` does, by chunks if that is faster."""
   inputs = params, state, xs, extras
-  if is_large(cell, params, state, xs):
+  if is_large(cell, *inputs):
     return scan_checkpointed(cell, options, "all", None, *inputs)
   return scan_sequence(cell, options, *inputs)
 

@@ -19,9 +19,10 @@ pytestmark = pytest.mark.usefixtures("traced_anew")
 
 @pytest.fixture
 def large(monkeypatch):
-  """Take T·B rows for many, any x W_x for large, and two steps for a chunk."""
+  """Take T·B rows for many, any arrays for large, and two steps for a chunk."""
   monkeypatch.setattr(chunk_size, "MANY_ROWS", T * B - 1)
   monkeypatch.setattr(chunk_size, "MANY_BYTES", 0)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES_OF_LINEAR", 0)
   monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
 
 
@@ -113,18 +114,33 @@ def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops() == 2  # over time steps, forward and backward
   clear_programs()
   monkeypatch.setattr(chunk_size, "MANY_ROWS", T * B)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", 0)
   monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
   assert loops() == 2
   assert loops(batch=B + 1) > 2
 
 
+@pytest.mark.parametrize("cell", [lstm, gru])
+@pytest.mark.usefixtures("looped")
+def test_a_small_model_is_one_chunk(cell, monkeypatch):
+  monkeypatch.setattr(chunk_size, "MANY_ROWS", 0)
+  monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
+  # Saved in float32: four gates, tanh c and h; or five local gradients and h.
+  size = 4 * T * B * 6 * H
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", size)
+  assert loops(cell) == 2
+  clear_programs()
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", size - 1)
+  assert loops(cell) > 2
+
+
 def test_a_linear_recurrence_has_chunks_if_its_products_are_large(monkeypatch):
   monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
   size = 4 * T * B * 2 * H  # bytes of x W_x, [T, B, 2H] in float32
-  monkeypatch.setattr(chunk_size, "MANY_BYTES", size)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES_OF_LINEAR", size)
   assert loops(min_gru) == 2
   clear_programs()
-  monkeypatch.setattr(chunk_size, "MANY_BYTES", size - 1)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES_OF_LINEAR", size - 1)
   assert loops(min_gru) > 2
 
 
@@ -156,7 +172,7 @@ def test_outputs_alone_are_one_loop():
 
 
 def test_chunks_of_one_step_copy_no_inputs():
-  steps, batch, size = 32, 1024, 16
+  steps, batch, size = 32, 1024, 32
   params = jax.eval_shape(lambda: gru.init(jax.random.key(0), size, size))
 
   def loss(params, xs, dhs, reset):
@@ -177,11 +193,15 @@ def test_chunks_of_one_step_copy_no_inputs():
 
 @pytest.mark.parametrize(
   ("steps", "batch", "expected"),
-  [(16, 512, []), (17, 512, [2]), (16, 513, [2]), (5, 2000, [1])],
+  [
+    *((16, 512, []), (17, 512, [2]), (16, 513, [2]), (5, 2000, [1])),
+    *((200, 64, [20]), (25, 400, [5]), (23, 400, [3])),  # C divides T, or not
+  ],
 )
 def test_more_than_8192_rows_are_chunks_of_1024_or_more(
   steps, batch, expected, monkeypatch
 ):
+  monkeypatch.setattr(chunk_size, "MANY_BYTES", 0)
   chunks = []
   scan = checkpointing._scan_chunks
 
@@ -231,6 +251,7 @@ def test_chunks_round_no_state_or_cotangent_to_bfloat16(
   expected = run(Explicit(chunk=steps))
   monkeypatch.setattr(chunk_size, "MANY_ROWS", 0)
   monkeypatch.setattr(chunk_size, "MANY_BYTES", 0)
+  monkeypatch.setattr(chunk_size, "MANY_BYTES_OF_LINEAR", 0)
   monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", chunk * B)
   for adjoint in (
     Explicit(),  # as for a large batch
