@@ -2,9 +2,9 @@
 
 Such a call is an operation of its own in a program. `vmap` replaces it by what
 the rule returns, also where JAX traces the call first and maps it later, as
-within `jit`, a scan or the backward of a custom VJP. To differentiate,
-transpose, compile or evaluate the operation, JAX takes the program of the
-function.
+within `jit`, a scan or the backward of a custom VJP. To compile or evaluate the
+operation, and in general to differentiate or transpose it, JAX takes the
+program of the function.
 
 `jax.custom_batching.custom_vmap` is not enough: its rule sees the innermost
 `vmap` only, and it has no derivative in forward mode.
@@ -71,7 +71,8 @@ def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
     inputs: its inputs.
     params: further parameters of the operation. Its rule gets these, `run`,
       which keeps the precision and the platform of this call, `structure`, the
-      tree of the inputs, and the program, `call_jaxpr`.
+      tree of the inputs, and the program, `call_jaxpr`. One named `plain` is
+      the function to be differentiated or transposed in place of `run`.
   """
   config: Any = jax.config
   if config.jax_disable_jit:
@@ -120,36 +121,38 @@ def _evaluate(*leaves, call_jaxpr, **_):
   return jaxpr_as_fun(call_jaxpr)(*leaves)
 
 
-def _jvp(primals, tangents, *, call_jaxpr, **_):
+def _jvp(primals, tangents, **params):
   moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
   return jax.jvp(
-    _of_some(primals, moved, call_jaxpr),
+    _of_some(primals, moved, **params),
     [primals[k] for k in moved],
     [tangents[k] for k in moved],
   )
 
 
-def _transpose(cotangents, *operands, call_jaxpr, **_):
-  """Return the cotangents of the inputs in which the program is linear.
+def _transpose(cotangents, *operands, **params):
+  """Return the cotangents of the inputs in which the function is linear.
 
-  They are those of its VJP at 0. JAX cannot transpose the program itself where
+  They are those of its VJP at 0. JAX cannot transpose the function itself where
   a value in it is chosen by whether an input is finite.
   """
   linear = [k for k, x in enumerate(operands) if ad.is_undefined_primal(x)]
   zeros = [ad.zeros_like_aval(operands[k].aval) for k in linear]
-  _, vjp = jax.vjp(_of_some(operands, linear, call_jaxpr), *zeros)
+  _, vjp = jax.vjp(_of_some(operands, linear, **params), *zeros)
   transposed = vjp([ad.instantiate_zeros(d) for d in cotangents])
   found = dict(zip(linear, transposed, strict=True))
   return [found.get(k) for k in range(len(operands))]
 
 
-def _of_some(leaves, places, call_jaxpr):
-  """Return the program as a function of the leaves at some places alone."""
+def _of_some(leaves, places, *, call_jaxpr, structure, plain=None, **_):
+  """Return what is differentiated, as a function of the leaves at some places.
+
+  That is `plain`, if the operation has it, and otherwise its program.
+  """
+  program = from_leaves(plain, structure) if plain else jaxpr_as_fun(call_jaxpr)
 
   def run(*values):
     given = dict(zip(places, values, strict=True))
-    return jaxpr_as_fun(call_jaxpr)(
-      *(given.get(k, leaf) for k, leaf in enumerate(leaves))
-    )
+    return program(*(given.get(k, leaf) for k, leaf in enumerate(leaves)))
 
   return run

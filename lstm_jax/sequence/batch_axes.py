@@ -53,7 +53,8 @@ def _jvp(primals, tangents, *, axis, count):
 def _transpose(cotangents, *operands, axis, count):
   """Return the cotangents of the leaves; the inputs have none.
 
-  For `jax.linear_transpose` of a backward, in which these may be cotangents.
+  `jax.linear_transpose` of a backward needs this. There the leaves, and the
+  inputs that tell what is mapped, can be cotangents.
   """
   del axis
   others = [None] * (len(operands) - count)

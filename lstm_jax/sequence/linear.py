@@ -239,10 +239,10 @@ def backward(
 def _batch(axis, leaves, dims, *, run, structure, call_jaxpr):
   """Return the cotangents for mapped leaves, and where `vmap`'s axis is.
 
-  They are an operation again, which can be transposed.
+  They are computed by such an operation again, which can be transposed.
   """
   count = len(call_jaxpr.out_avals) // 2
-  places = [0] * count + [1] * count  # of the first states; of all, T first
+  places = [0] * count + [1] * count  # first in d_first, after T in d_after
   mapped = jax.vmap(
     from_leaves(run, structure),
     dims,
@@ -254,7 +254,8 @@ def _batch(axis, leaves, dims, *, run, structure, call_jaxpr):
 
 
 # An operation, which can be transposed: JAX cannot transpose `_decayed`, which
-# asks whether the cotangent is finite.
+# asks whether the cotangent is finite. The transpose does not ask: an infinite
+# tangent becomes NaN where λ is 0.
 _all_cotangents = operation("linear_cotangents", _batch)
 
 
