@@ -15,7 +15,7 @@ from experiments.trainer.files import read_json, write_json
 from experiments.trainer.format import format_nats, number_table, perplexity
 from experiments.trainer.run_dir import read_config
 
-# Entries that are equal for all results in one file, but for "runs" (`_same`).
+# Entries that must be equal for results to share a file (but see `_same`).
 SAME = (
   *("corpus_sha256", "begin", "end", "device"),
   *("runs", "step", "val_loss"),  # of the members
@@ -103,13 +103,13 @@ def save(
 
 
 def _same(record: dict[str, Any]) -> tuple[str, ...]:
-  """Return the entries of SAME that tell whose results a file holds.
+  """Return those entries of SAME that must be equal to share a file.
 
-  The losses tell the weights, wherever the runs are now. Where a member has
-  none, as before its first evaluation, its directory does.
+  Validation losses identify the weights, also where runs have been moved. If a
+  member has no loss, as a checkpoint between evaluations, the paths of the runs
+  must be equal too.
   """
-  losses = record["val_loss"]
-  known = isinstance(losses, list) and None not in losses
+  known = None not in record["val_loss"]
   return tuple(name for name in SAME if not (known and name == "runs"))
 
 

@@ -42,7 +42,7 @@ def as_array(expected: str, values: Any) -> jax.Array:
   """
   try:
     return jnp.asarray(values)
-  # Of a tracer that has left its function, or of a device without memory.
+  # Of a tracer that has left its function, or of XLA, if memory runs out.
   except (jax.errors.JAXTypeError, jax.errors.JaxRuntimeError):
     raise
   # Such as None, (None, mask), or a tensor of PyTorch that needs a gradient.

@@ -1,6 +1,6 @@
 """A sequence as chunks of time steps: to save memory, or to stay in the cache.
 
-On a CPU, `scan_in_cache` takes chunks for large batches (`chunk_size`), and
+On a CPU, `scan_in_cache` takes chunks of large sequences (`chunk_size`), and
 saves everything as without chunks. The rest is about gradient checkpointing.
 
 Array elements saved for the backward, with chunks of C time steps and a state
@@ -12,12 +12,12 @@ of S vectors (2 for the LSTM):
   "recompute"  the state after each       computes its gates from its states,
                step as well, B·H·S·T      without a loop
 
-The current chunk needs K·C·B·H more: what its steps save (table of `scan`) and
-the arrays of its backward. For the LSTM, K is about 8, or 16 with "recompute",
-which has x W_x and h W_h beside the gates. "gates" needs least memory at
-C = √(S·T/K), where it grows as √T. It costs a second forward pass, about a
-third of a training step's products. The states of "recompute" include the
-outputs, which are in memory anyway. As it knows the states, one call computes
+The current chunk needs K·C·B·H more: what its steps save (table of `scan`), and
+further arrays of its backward. K was measured for the LSTM: about 8, and 16
+with "recompute", which has x W_x and h W_h beside the gates. "gates" needs
+least memory at C = √(S·T/K), where it grows as √T, and a second forward pass,
+about a third of a training step's products. The states of "recompute" include
+the outputs, which are in memory anyway. As they are known, one call computes
 
   gates of C steps = recur(the states before them, xs W_x)
 
@@ -41,7 +41,7 @@ from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.batch_axes import aligned
-from lstm_jax.sequence.chunk_size import default_chunk, is_large
+from lstm_jax.sequence.chunk_size import default_chunk, even_chunk, is_large
 from lstm_jax.sequence.chunks import NOTHING, Chunks, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
@@ -106,7 +106,8 @@ def scan_in_cache(
   """Return (state, hs) as `scan_sequence` does, by chunks if that is faster."""
   inputs = params, state, xs, extras
   if is_large(cell, *inputs):
-    return scan_checkpointed(cell, options, "all", None, *inputs)
+    chunk = even_chunk(state, xs)
+    return scan_checkpointed(cell, options, "all", chunk, *inputs)
   return scan_sequence(cell, options, *inputs)
 
 

@@ -9,8 +9,8 @@ residuals are saved, as without chunks. A chunk of at most 4 steps needs no loop
 (`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
 
 Chunks are taken for more than 8,192 rows T·B and 12 MiB of arrays saved for the
-backward. Each has some 1,024 rows. All gradients then take (2 cores, Zen 5, jax
-0.12.0.1)
+backward. Each has at least 1,024 rows (`even_chunk`). All gradients then take
+(2 cores, Zen 5, jax 0.12.0.1)
 
   gru   H 128, T 128, B 1024    368 ms instead of 490
   gru   H 128, T 32, B 4096     417 ms instead of 495
@@ -19,15 +19,17 @@ backward. Each has some 1,024 rows. All gradients then take (2 cores, Zen 5, jax
   lstm  H 256, T 1024, B 32     457 ms instead of 491
 
 With 8,192 rows chunks are slower: lstm H 512, T 64, B 128, 321 ms instead of
-310. With less than 12 MiB they are as well, as each chunk's arrays are copied
-to those of the sequence and back (2 cores, Zen 4, jax 0.12.0.1):
+310. They are also slower where at most 12 MiB are saved, because the arrays of
+each chunk are copied to those of the sequence and back (2 cores, Zen 4, jax
+0.12.0.1):
 
   gru   D 8, H 32, T 200, B 64    10.4 ms instead of 8.6
   lstm  D = H 32, T 1000, B 16    18.8 ms instead of 15.1
   rnn   D = H 64, T 512, B 32     20.3 ms instead of 14.6
 
-With jax 0.10, narrow layers are slower in chunks of larger sequences, too (gru,
-D = H 16, T 1024, B 256: 180 ms instead of 129).
+With jax 0.10, chunks are slower also for larger sequences of narrow layers,
+which have them all the same (gru, D = H 16, T 1024, B 256: 180 ms instead of
+129).
 
 A cell with a linear recurrence reads and writes its arrays several times for
 each product, and chunks are faster from 6 MiB of x W_x on:
@@ -49,7 +51,7 @@ from lstm_jax.cells.platform import is_cpu
 from lstm_jax.sequence.linear import is_linear
 from lstm_jax.sequence.scan import MANY_ROWS, num_rows
 
-MANY_BYTES = 12 * 2**20  # saved for the backward: more than a cache holds
+MANY_BYTES = 12 * 2**20  # saved for the backward
 MANY_BYTES_OF_LINEAR = 6 * 2**20  # of x W_x
 FULL_SPEED_ROWS = 1024  # rows with which a matrix product is at full speed
 SYMBOLIC_CHUNK = 32  # C where T or B is symbolic: 1,024 rows at B 32
@@ -58,7 +60,10 @@ SYMBOLIC_CHUNK = 32  # C where T or B is symbolic: 1,024 rows at B 32
 def is_large(
   cell: Cell, params: Params, state: State, xs: jax.Array, extras: tuple
 ) -> bool:
-  """Return whether a sequence is faster by chunks; not if T or B is symbolic.
+  """Return whether a sequence is faster by chunks.
+
+  It is not on other devices than a CPU; with a symbolic T or B, nobody knows,
+  and the result is False.
 
   Args:
     cell: the cell.
@@ -85,10 +90,9 @@ def is_large(
 
 
 def default_chunk(state: State, xs: jax.Array) -> int:
-  """Return C: the fewest time steps that make 1,024 rows C·B, or a few more.
+  """Return C, the fewest time steps that make 1,024 rows C·B.
 
-  More, but not twice as many, are taken if they divide T: a shorter last chunk
-  costs time and memory. C is 32 if T or B is symbolic.
+  It is 32 if T or B is symbolic.
 
   Args:
     state: the state before the first step.
@@ -97,10 +101,19 @@ def default_chunk(state: State, xs: jax.Array) -> int:
   if num_rows(state, xs) is None:
     return SYMBOLIC_CHUNK
   batch = math.prod(state.h.shape[:-1])
-  fewest = math.ceil(FULL_SPEED_ROWS / max(1, batch))
-  return next(
-    (c for c in range(fewest, 2 * fewest) if xs.shape[0] % c == 0), fewest
-  )
+  return math.ceil(FULL_SPEED_ROWS / max(1, batch))
+
+
+def even_chunk(state: State, xs: jax.Array) -> int:
+  """Return the least C from `default_chunk` on, below twice it, that divides T.
+
+  It is `default_chunk` if there is none below T. A shorter last chunk costs
+  time and memory. Neither T nor B may be symbolic. The arguments are those of
+  `default_chunk`.
+  """
+  fewest, steps = default_chunk(state, xs), xs.shape[0]
+  chunks = range(fewest, min(2 * fewest, steps))
+  return next((c for c in chunks if steps % c == 0), fewest)
 
 
 def _num_bytes(f: Callable, *inputs: Any) -> int:

@@ -19,11 +19,11 @@ def test_a_mapped_program_has_the_precision_that_it_was_traced_with(key):
 
   @jax.jit
   def outputs(x):
-    with jax.default_matmul_precision("high"):  # the tests' is "highest"
+    with jax.default_matmul_precision("high"):  # "highest" in conftest.py
       return unroll(lstm, params, None, x)[1]
 
   @jax.jit
-  def gradient(d_hs):  # the rows share xs and the gates
+  def gradient(d_hs):  # mapped over d_hs alone, as in `jacrev`
     with jax.default_matmul_precision("high"):
       return jax.vjp(lambda s: unroll(lstm, params, s, xs)[1], state)[1](d_hs)
 

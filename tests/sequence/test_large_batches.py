@@ -125,7 +125,7 @@ def test_a_small_batch_is_one_chunk(monkeypatch):
 def test_a_small_model_is_one_chunk(cell, monkeypatch):
   monkeypatch.setattr(chunk_size, "MANY_ROWS", 0)
   monkeypatch.setattr(chunk_size, "FULL_SPEED_ROWS", 2 * B)
-  # Saved in float32: four gates, tanh c and h; or five local gradients and h.
+  # Saved in float32: four gates, c and h; or five local gradients and h.
   size = 4 * T * B * 6 * H
   monkeypatch.setattr(chunk_size, "MANY_BYTES", size)
   assert loops(cell) == 2
@@ -195,7 +195,9 @@ def test_chunks_of_one_step_copy_no_inputs():
   ("steps", "batch", "expected"),
   [
     *((16, 512, []), (17, 512, [2]), (16, 513, [2]), (5, 2000, [1])),
-    *((200, 64, [20]), (25, 400, [5]), (23, 400, [3])),  # C divides T, or not
+    # C divides T, or there is no such number below T.
+    *((200, 64, [20]), (25, 400, [5]), (23, 400, [3]), (150, 64, [25])),
+    *((31, 300, [4]), (5, 5000, [1]), (11, 1000, [2])),
   ],
 )
 def test_more_than_8192_rows_are_chunks_of_1024_or_more(
@@ -216,6 +218,14 @@ def test_more_than_8192_rows_are_chunks_of_1024_or_more(
   assert chunks == expected
 
 
+def test_a_chunk_is_never_the_whole_sequence():
+  """In a linear recurrence, fewer rows than 2,048 can go by chunks."""
+  xs = jax.ShapeDtypeStruct((100, 16, D), jnp.float32)
+  params = min_gru.init(jax.random.key(0), D, H)
+  state = min_gru.initial_state(params, (16,))
+  assert chunk_size.even_chunk(state, xs) == 64
+
+
 KEPT_LONG = {  # biases with which a state is kept for some hundred steps
   "min_gru": lambda b: jnp.where(jnp.arange(b.size) < H, -6.0, 1.0),
   "lru": None,
@@ -230,7 +240,7 @@ def test_chunks_round_no_state_or_cotangent_to_bfloat16(
   name, chunk, key, monkeypatch
 ):
   """With bfloat16 weights; roundings of 2⁻⁹ would add up over 200 steps."""
-  cell, steps = TABLE[name].cell, 200
+  cell, steps = TABLE[name].cell, 199  # a prime: the last chunk is shorter
   params = cell.init(key, D, H, jnp.float32)
   if KEPT_LONG[name]:
     params = params._replace(b=KEPT_LONG[name](params.b))

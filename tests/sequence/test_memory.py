@@ -258,7 +258,8 @@ def test_a_shorter_last_chunk_costs_one_more_array_of_outputs():
 
   outputs = 4 * 1024 * batch * hidden
   # On a CPU all have chunks of 32 steps, here 1,024 rows: it is the default of
-  # "recompute", and Explicit() takes it for large batches. 1,031 is a prime.
+  # "recompute", and Explicit() takes it for large sequences. No larger C
+  # divides the prime 1,031.
   for adjoint in (Explicit("recompute"), Explicit(chunk=32), Explicit()):
     more = reserved(1031, adjoint) - reserved(1024, adjoint)
     assert more < 1.1 * outputs, adjoint

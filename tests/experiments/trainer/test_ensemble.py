@@ -65,21 +65,21 @@ def test_the_corpus_is_where_one_of_the_runs_has_read_it(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path / "empty")
   text = tmp_path / "sonnets.txt"
   text.write_text("Shall I compare thee")
-  copy = tmp_path / "deleted.txt"
+  deleted = tmp_path / "deleted.txt"
   members = [
     SimpleNamespace(
       config=replace(TrainConfig(), corpus=str(path), min_count=count),
       corpus_sha256=text_sha256(text.read_text()),
     )
-    for path, count in ((copy, 2), (text, 3))
+    for path, count in ((deleted, 2), (text, 3))
   ]
   own = members[0].config.data
   runs = [Path("one"), Path("other")]
   found = find_common_corpus(runs, members, Console())
   assert found == replace(own, corpus=str(text))
-  copy.write_text(text.read_text())
+  deleted.write_text(text.read_text())
   assert find_common_corpus(runs, members, Console()) == own
-  copy.unlink()
+  deleted.unlink()
   text.unlink()
   found = find_common_corpus(runs, members, Console())
   assert found == own  # its path is in the error
