@@ -124,7 +124,7 @@ def product_by_transpose(f, args, tangents):
   return jax.linear_transpose(vjp, outputs)(tangents)[0]
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @CELLS
 def test_the_transpose_of_a_backward_is_forward_mode(cell, key):
   args = arguments(cell, key, steps=T, batch=(B,))
@@ -164,6 +164,7 @@ def test_a_mapped_backward_can_be_transposed(cell, key):
   assert worst(found, expected) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [gru, min_gru])
 def test_a_backward_can_be_the_matrix_of_a_linear_solve(cell, key):
   """`lax.custom_linear_solve` transposes it, and so does its gradient."""
