@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import find_top_trace
 
-from lstm_jax.cells.operation import call, from_leaves, operation
+from lstm_jax.cells.operation import call, mapped_over, operation
 
 Run = Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]]
 
@@ -92,13 +92,8 @@ def _batch(axis, leaves, dims, **params):
   num_outputs = len(params["call_jaxpr"].out_avals)
   places = [0] * num_state + [start] * (num_outputs - num_state)
   if any(jax.tree.leaves(of_params)) or not of_x or axis.spmd_name is not None:
-    mapped = jax.vmap(
-      from_leaves(run, structure),
-      [0 if is_mapped else None for is_mapped in are_mapped],
-      places,
-      spmd_axis_name=axis.spmd_name,
-    )
-    return mapped(*leaves), places
+    first = [0 if is_mapped else None for is_mapped in are_mapped]
+    return mapped_over(axis, run, structure, first, places)(*leaves), places
   inputs = _with_batch_axis(axis.size, leaves, are_mapped, start, structure)
   return jax.tree.leaves(over_batch(run, start, *inputs)), places
 

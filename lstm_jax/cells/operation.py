@@ -101,6 +101,25 @@ def from_leaves(run: Callable, structure: Any) -> Callable:
   )
 
 
+def mapped_over(axis: Any, run: Callable, structure: Any, dims, places):
+  """Return `jax.vmap` of `run` from its leaves, over the axis that a rule gets.
+
+  Args:
+    axis: of `vmap`.
+    run: the function.
+    structure: the tree of its inputs.
+    dims: where the axis is in each leaf of the inputs.
+    places: where it is in each leaf of the outputs.
+  """
+  return jax.vmap(
+    from_leaves(run, structure),
+    dims,
+    places,
+    axis_size=axis.size,
+    spmd_axis_name=axis.spmd_name,
+  )
+
+
 def in_this_context(run: Callable) -> Callable:
   """Return `run` with the precision and the platform of this call.
 

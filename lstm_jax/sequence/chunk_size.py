@@ -62,8 +62,7 @@ def is_large(
 ) -> bool:
   """Return whether a sequence is faster by chunks.
 
-  It is not on other devices than a CPU; with a symbolic T or B, nobody knows,
-  and the result is False.
+  The result is False on devices other than a CPU, and if T or B is symbolic.
 
   Args:
     cell: the cell.
@@ -107,7 +106,7 @@ def default_chunk(state: State, xs: jax.Array) -> int:
 def even_chunk(state: State, xs: jax.Array) -> int:
   """Return the least C from `default_chunk` on, below twice it, that divides T.
 
-  It is `default_chunk` if there is none below T. A shorter last chunk costs
+  If no such C is below T, return `default_chunk`. A shorter last chunk costs
   time and memory. Neither T nor B may be symbolic. The arguments are those of
   `default_chunk`.
   """

@@ -28,8 +28,8 @@ from jax import lax
 from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.operation import (
   call,
-  from_leaves,
   in_this_context,
+  mapped_over,
   operation,
 )
 from lstm_jax.cells.platform import is_cpu
@@ -132,8 +132,7 @@ def _batch(
   places = [0] * num_carried + [1] * (num_outputs - num_carried)  # T is first
 
   def mapped(f):
-    how = {"axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
-    return jax.vmap(from_leaves(f, structure), dims, places, **how)
+    return mapped_over(axis, f, structure, dims, places)
 
   if dims[index] is None:
     return mapped(plain)(*leaves), places

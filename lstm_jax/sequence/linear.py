@@ -44,7 +44,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.operation import call, from_leaves, operation
+from lstm_jax.cells.operation import call, mapped_over, operation
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 
@@ -243,13 +243,7 @@ def _batch(axis, leaves, dims, *, run, structure, call_jaxpr):
   """
   count = len(call_jaxpr.out_avals) // 2
   places = [0] * count + [1] * count  # first in d_first, after T in d_after
-  mapped = jax.vmap(
-    from_leaves(run, structure),
-    dims,
-    places,
-    axis_size=axis.size,
-    spmd_axis_name=axis.spmd_name,
-  )
+  mapped = mapped_over(axis, run, structure, dims, places)
   return call(_all_cotangents, mapped, *leaves), places
 
 
