@@ -156,7 +156,7 @@ def to_torch(layers: Stack, *, bias: bool = True) -> dict[str, np.ndarray]:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
       either; the lowest layer first. b is written to bias_ih, b_n of a `gru`
-      to bias_hh. PyTorch's gradient of bias_hh has that of b where this has 0.
+      to bias_hh. PyTorch's gradient of bias_hh is that of b where ours is 0.
     bias: False for a module that is made with bias=False.
 
   Raises:
@@ -228,7 +228,7 @@ def _pop_params(
   def pop(name: str, *shape: int | None) -> Array:
     x = arrays.pop(f"{name}{suffix}", None)
     if x is None:
-      raise ValueError(f"{name}{suffix} is missing")
+      raise ValueError(f"{name}{suffix} is missing, others are {[*arrays]}")
     return check_shape(f"{name}{suffix}", x, *shape)
 
   projected = cell is projected_lstm

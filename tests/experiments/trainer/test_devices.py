@@ -251,7 +251,7 @@ def test_what_else_is_wrong_with_a_sweep_is_not_hidden(monkeypatch, tmp_path):
 
 
 def test_devices_that_do_not_divide_the_members_are_refused():
-  message = "--devices must divide the 4 models that .* together, got 3"
+  message = "--devices must divide the number of models .* together, 4, got 3"
   with pytest.raises(ValueError, match=message):
     share_members(changed(devices="3"), 4)
 
