@@ -12,6 +12,7 @@ import sys
 
 _EXTRA = "absl", "matplotlib", "rich"
 _missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+# While `python -m` looks for its module, sys.argv[0] is "-m".
 _starts_program = sys.argv[0] == "-m"
 _message = ""
 if importlib.util.find_spec("fcntl") is None:  # as on Windows

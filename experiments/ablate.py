@@ -180,7 +180,7 @@ def _start(
   split = "dev" if config.data.dev_fraction else "val"
   if config.job.overwrite:
     check_all_named(path, recipe, sha256, configs)
-    outdated = start_times(path.parent.glob("*"))  # also unfinished others
+    outdated = start_times(path.parent.glob("*"))  # also of runs without a row
     results = Ablations(recipe, sha256, [], outdated, split)
   else:
     results = read_ablations(path, recipe, sha256)._replace(split=split)

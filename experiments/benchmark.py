@@ -2,10 +2,10 @@
 
   uv run --group bench python -m experiments.benchmark
 
-Every library starts from the same weights and must first compute the same
-outputs, losses and gradients (a test checks this for the part `original`); then
-all are timed in turns, in one process. PyTorch uses a GPU if JAX has one. The
-training step of a language model is timed on one device and, for the JAX
+Before a part is timed, every library must compute the same outputs, losses and
+gradients from the same weights (a test checks this for the part `original`);
+then all are timed in turns, in one process. PyTorch uses a GPU if JAX has one.
+The training step of a language model is timed on one device and, for the JAX
 libraries, also with the batch split over CPU devices, as many as the greatest
 common divisor of the number of cores and the batch size. The tables have
 medians and quartiles, the time relative to ours, the seconds to compile, and
@@ -24,8 +24,9 @@ runs of them are equal bit by bit, and then times them. It takes only the sizes
 --hidden_size, --seq_len and --batch_size: one layer of each cell, with these
 sizes, replaces the grids of layers. The checks, the repeated runs, the policies
 and the models keep their own sizes. Failures are printed and stored under
-"failures" in the JSON file, and the exit status is then 1. This part needs only
-JAX, Flax and the libraries of this project.
+"failures" in the JSON file, and the exit status is then 1. This part needs
+JAX's CUDA packages and the dependencies of this project; other libraries are
+timed if they are installed.
 """
 
 import math
@@ -75,9 +76,10 @@ def run(
     save: called with the results so far after every case.
 
   Raises:
-    ValueError: a size is one that none of these parts has, or the part
-      `launches` cannot count for this sequence length; or a library does not
-      compute what ours does.
+    ValueError: a size is one that none of these parts has; the part `launches`
+      cannot count for this sequence length, or JAX's CUDA packages are missing;
+      or a library does not compute what ours does.
+    RuntimeError: PyTorch's process fails, in the part `memory`.
   """
   check_sizes(parts, sizes)
   record: dict[str, Any] = {"environment": environment(), "rows": []}
@@ -98,7 +100,8 @@ def run(
 def figure_of(path: Path) -> Path:
   """Return the path of the figure that is drawn from a file of results.
 
-  It replaces the ending .json alone: jax-0.10 and jax-0.11 have two figures.
+  Only an ending .json is replaced: `with_suffix` would give the files jax-0.10
+  and jax-0.11 the same figure, jax-0.png.
   """
   return path.with_name(f"{path.name.removesuffix('.json')}.png")
 
@@ -134,7 +137,7 @@ def main() -> int:
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
       timed = timed_parts(old["rows"])
-      old["environment"].get("num_devices")  # a dict: printed at the end
+      old["environment"].get("num_devices")  # raises unless it is a dict
     if not timed:
       raise ValueError(f"{path} has no row with a time")
   chosen = [*dict.fromkeys(PART.value)]

@@ -159,9 +159,9 @@ def plantable_modules() -> dict[str, Any]:
 def plantable_terms() -> list[str]:
   """Return every value of `--plant`.
 
-  The terms of `affine` for tokens are left out. With a small vocabulary, the
-  language model of every cell but the Mogrifier LSTM applies `linear` to its
-  embedding, not to tokens.
+  The terms of `affine` for tokens are left out: on a corpus of at most
+  MODEL_STEPS × BATCH distinct characters, only the Mogrifier LSTM's language
+  model applies `linear` to tokens (`reads_table`), so all others would pass.
   """
   return [
     f"{p}.{t}"
@@ -190,8 +190,8 @@ def no_term(planted: str) -> str:
 def planted_model(name: str, module: ModuleType) -> Iterator[None]:
   """Have language models use the planted module.
 
-  The readout has the gradient of the loss and of its product; `linear` reads
-  the embedding, for the table of the lowest layer or for tokens.
+  A language model uses `losses` and `affine_backward` in its readout, and
+  `linear` for the table of its lowest layer or to gather embeddings of tokens.
   """
   clear_programs()  # else those of the right code would be checked
   try:

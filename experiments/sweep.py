@@ -83,7 +83,7 @@ from lstm_jax.training import (
   on_one_device,
 )
 
-# Flags that only `experiments.train` supports.
+# Flags of `experiments.train` that a sweep does not support.
 UNSUPPORTED = (
   *("init_from", "teacher", "patience", "asgd_patience", "nonfinite"),
   *("mesh", "implementation"),

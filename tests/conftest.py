@@ -47,9 +47,9 @@ if CACHE not in os.environ and WRITABLE:
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
   if sys.dont_write_bytecode:
-    # As in many containers. Without this, each of some eighty processes would
-    # compile all modules that it imports, 1.5 s of its 2.6 s, and each worker
-    # those of the tests.
+    # As in many containers. Without what follows, each interpreter that a test
+    # starts would compile all modules that it imports, 1.5 s of its 2.6 s, and
+    # each worker those of the tests.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # not there with -B
     sys.dont_write_bytecode = False
     place = cache.with_name("modules")

@@ -16,7 +16,7 @@ make, local = mlir.make_ir_context, threading.local()
 
 
 def reused():
-  """Return the context of this thread."""
+  """Return the context of this thread, a new one for every TIMES calls."""
   left = getattr(local, "left", 0)
   if not left:
     local.context, left = make(), TIMES

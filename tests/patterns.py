@@ -4,5 +4,5 @@ import re
 
 
 def exact(path):
-  """Return the pattern of a path, which may hold + or ( as in $TMPDIR."""
+  """Return a pattern that matches a path literally: it may hold + or (."""
   return re.escape(str(path))

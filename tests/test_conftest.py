@@ -28,7 +28,7 @@ def conftest_copy(tmp_path, monkeypatch):
   settings.load_profile("everyday")
 
 
-def test_python_may_be_told_not_to_write_bytecode(conftest_copy, monkeypatch):
+def test_bytecode_is_written_even_under_python_b(conftest_copy, monkeypatch):
   monkeypatch.setattr(sys, "dont_write_bytecode", True)  # `python -B`
   monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
   runpy.run_path(conftest_copy)

@@ -221,6 +221,7 @@ def test_every_guarantee_of_a_run_names_tests_that_exist():
     named = re.findall(r"`([\w/]+\.py)?(?:::(test_\w+))?`", guarantee)
     assert named, guarantee
     for file, test in named:
+      assert file or test, guarantee
       if file:  # else one more test of the file before
         (path,) = (ROOT / "tests").rglob(file)
       assert not test or test in names_of_tests(path), guarantee
@@ -247,7 +248,7 @@ def test_the_readme_counts_the_feature_table():
 
 
 def functions(code):
-  """Return {name: parsed function} of code, without docstrings and types."""
+  """Return {name: (arguments, body)} of code, without docstrings and types."""
   found = {}
   for node in ast.walk(ast.parse(code)):
     if isinstance(node, ast.FunctionDef):

@@ -183,7 +183,7 @@ def test_scanned_takes_a_cell_whose_c_is_larger_than_h(cell, key):
 
 
 def test_a_cell_may_leave_out_annotations_and_save_scalars(cell, key):
-  """Also on a GPU, whose loop joins what a time step saves."""
+  """Also for a GPU, where `sequence.joined` joins what a time step saves."""
 
   def recur(params, state, ax):
     after, gates, residuals = cell.recur(params, state, ax)
@@ -220,7 +220,7 @@ def test_tokens_drop_connect_and_params_of_another_cell_are_refused(cell, key):
     jax.numpy_dtype_promotion("standard"),
     pytest.raises(ValueError, match=message.replace("xs", "x")),
   ):
-    # D tokens: as if they were one vector, they could be multiplied by W_x.
+    # D tokens have the shape of one input vector, which W_x could multiply.
     cell.step(params, state, jnp.zeros(D, int))
   message = "drop_connect needs a cell with a matrix w_h, got DiagonalLSTMPara"
   with pytest.raises(ValueError, match=message):

@@ -88,7 +88,7 @@ def test_the_interface_is_exported(name):
 
 
 def test_a_module_has_every_member_of_the_protocol_of_cells():
-  # A type checker finds no member that a module only inherits: `__hash__`.
+  # To a type checker, a module lacks what it only inherits, such as `__hash__`.
   members = {
     name
     for name, value in vars(lstm_jax.Cell).items()

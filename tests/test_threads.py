@@ -19,7 +19,7 @@ from lstm_jax.training import (
 )
 
 STEP = "uncompiled_train_step"
-SLOPE, RATE, SIZE = 0.123, 0.0123, 123  # no other test uses these
+SLOPE, RATE, SIZE = 0.123, 0.0123, 123  # used by no other test: none is cached
 
 
 @pytest.mark.parametrize(

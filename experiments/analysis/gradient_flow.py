@@ -68,7 +68,7 @@ def gradient_paths(
 def _d_top(
   params: LanguageParams, hs: jax.Array, targets: jax.Array
 ) -> jax.Array:
-  """Return ∂ log p(target)/∂h of the top layer's outputs hs, [N, H]."""
+  """Return ∂ log p(target)/∂h of the top layer's outputs hs, [N − 1, H]."""
 
   def log_p(hs):
     logits = affine(hs, readout(params), params.bias)

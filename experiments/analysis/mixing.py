@@ -18,7 +18,7 @@ rate η (RATE):
 The experts predict each token from the text before it alone, and so does the
 mixture. Reference: Mattern (2013), Linear and geometric mixtures, section 3.
 
-The constants were chosen on development splits of Tiny Shakespeare and the
+WEIGHTS and RATE were chosen on development splits of Tiny Shakespeare and the
 poems.
 """
 

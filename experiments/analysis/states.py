@@ -69,8 +69,9 @@ class LayerTrace(NamedTuple):
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
   states: State  # after each step, [N, H] each; if projected, h is [N, P]
-  # [N, K], the second result of `recur`: gates or local gradients, but the
-  # input x for a Mogrifier LSTM, and the pre-activation a for an LRU.
+  # [N, K], the second result of `recur`: gates or local gradients; q, ∂p/∂a_f,
+  # g and o for an sLSTM, the input x for a Mogrifier LSTM, and the
+  # pre-activation a for an LRU.
   gates: jax.Array
   residuals: Residuals  # what else the backward pass needs, [N, ...]
 
@@ -137,7 +138,8 @@ def meaning(cell: Cell, letter: str) -> str:
   """Return what a signal of a cell is, in words."""
   if (cell, letter) == (slstm, "n"):
     return "normaliser"
-  known = cell in GATES or cell in CANDIDATES or letter in "hc"  # others vary
+  # In other cells, only h and c are sure to have their usual meaning.
+  known = cell in GATES or cell in CANDIDATES or letter in "hc"
   return MEANINGS.get(letter, "state") if known else "state"
 
 

@@ -56,9 +56,10 @@ def lines(text: str) -> list[str]:
 def text_stats(
   texts: Iterable[str], train_words: set[str], val_words: set[str]
 ) -> TextStats:
-  """Return the statistics of texts that begin with a whole word and line.
+  """Return the statistics of texts, such as the samples of a model.
 
-  A text may end anywhere: a word or line cut off by its end does not count.
+  Each must begin at the start of a line, but may end anywhere: a word or line
+  cut off by its end does not count.
 
   Args:
     texts: the texts that a model has written.

@@ -32,7 +32,7 @@ class Ablations(NamedTuple):
   recipe: Mapping[str, Any]  # the flags of the base
   corpus_sha256: str
   rows: list[dict[str, Any]]  # the base's first; a new one is appended
-  # When each run started that --overwrite replaces, by name of its directory.
+  # The start of each run that --overwrite replaces, by its directory's name.
   outdated: Mapping[str, str] = {}
   split: str = "val"  # "val" or "dev": the split whose losses are compared
   models: Mapping[str, str] = {}  # `models_sha256` of all runs so far
@@ -59,13 +59,14 @@ class Ablations(NamedTuple):
   def is_outdated(self, directory: Path) -> bool:
     """Return whether a directory still holds a run that is to be replaced.
 
-    Times are not compared with each other, because clocks are put back.
+    It does if its start time is the recorded one. Which time is later does not
+    count, because clocks are put back.
     """
     started = start_times([directory]).get(directory.name)
     return started is not None and started == self.outdated.get(directory.name)
 
   def config_in(self, directory: Path, config: TrainConfig) -> TrainConfig:
-    """Return the configuration of the run of a change in a directory."""
+    """Return `config` for a directory, where it replaces an outdated run."""
     overwrite = config.job.overwrite or self.is_outdated(directory)
     return replace(config, run=str(directory), overwrite=overwrite)
 

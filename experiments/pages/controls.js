@@ -1,5 +1,5 @@
 "use strict";
-// What the buttons, the form and the keys of the page's first half do.
+// What the buttons, the form and the keys of the first half of writer.html do.
 
 function listenToControls(writing) {
   const toggle = () => writing.running ? writing.pause() : writing.write();

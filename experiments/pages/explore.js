@@ -16,7 +16,7 @@ let layer = 0, signalName, order = 0, unit = 0, cursor = 0;
 let signal, levels, paths;  // signal shown, its levels, layer's gradient paths
 let ranks = [];  // the units in order
 let starts;  // the first token of each line
-let lineOf, columnOf, widths;  // of each token, in characters
+let lineOf, columnOf, widths;  // of each token; the last two in characters
 let columns, charWidth;  // columns that fit, and the width of one in pixels
 let palettes;  // for signed true and false: each level's fill and ink
 let ink, soft, border, accent, purple;  // other colors
@@ -196,8 +196,8 @@ function listenToPointer() {
     anchor = from;
     moveTo(t);
   });
-  // In the capture phase, before the listener above: a drag that ended without
-  // `pointerup` must not go on.
+  // In the capture phase, before the listener above: a drag that begins outside
+  // of the text must not continue an earlier one.
   document.addEventListener("pointerdown", () => { from = null; }, true);
   textBox.addEventListener("click", (event) => {
     if (isDragged) return;

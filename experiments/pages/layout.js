@@ -32,7 +32,7 @@ function layOut() {
   let column = 0, blank = 0;
   pieces.forEach((piece, t) => {
     if (piece.length > 1 && piece[0] === " ") blank = t;
-    // Twice where even after the blank there is no room for the token.
+    // Breaks twice where the token does not fit even after the blank.
     while (column + widths[t] > columns && t > starts.at(-1)) {
       const from = blank > starts.at(-1) ? blank : t;
       const shift = from < t ? columnOf[from] : column;

@@ -1,4 +1,4 @@
-"""Arrays and JSON inside an HTML page; numbers rounded to a byte each.
+"""Arrays and JSON inside an HTML page; signals and norms as bytes.
 
 A page is one file that a browser opens from the disk. Its template has a place
 for head.html, which all pages share, and one for data blocks: script elements

@@ -3,7 +3,7 @@
 // again, in the colors of the unit's values.
 const MOST_PINS = 8;
 
-// {layer, signal, unit, levels: of each token, from: the pin on another text}
+// {layer, signal, unit, levels: of each token, from: the pin that it copies}
 let pins = [];
 
 const isPinned = (p) => p.layer === layer && p.signal.name === signalName

@@ -1,5 +1,5 @@
 "use strict";
-// The second half of the page: a text that somebody types is scored, and
+// The second half of writer.html: a text that somebody types is scored, and
 // continued.
 
 const LONGEST_TEXT = 5000;  // characters
@@ -142,7 +142,7 @@ class Reading {
   contextOf(n) {
     const { from, to } = this.known[n];
     const { text } = this, token = visibleSymbol(text.slice(from, to));
-    // Half of a pair of code units at an end is left out.
+    // Half of a surrogate pair at an end is left out.
     const [before] = /[^\s\p{Cs}]* ?$/u.exec(
       text.slice(Math.max(0, from - 16), from));
     const [after] = /^[^\s\p{Cs}]*/u.exec(text.slice(to, to + 12));
@@ -226,7 +226,8 @@ class Reading {
     // as for a comma after a space.
     const added = (token) => {
       const piece = pieceOf(token).slice(partial ? typed.length : 0);
-      if (piece.startsWith("\n")) return piece;  // read so once a word follows
+      // Reads as this token only once a word follows.
+      if (piece.startsWith("\n")) return piece;
       return [piece, " " + piece].find((more) => {
         const items = tokens.encode(end + more);
         return items.length === length && items.at(-1).token === token;

@@ -13,7 +13,7 @@ function makeRandom(seed) {
     w = w ^ (w >>> 19) ^ t ^ (t >>> 8);
     return (w >>> 0) / 2 ** 32;
   };
-  for (let k = 0; k < 32; k++) next();  // away from seeds with few bits
+  for (let k = 0; k < 32; k++) next();  // mixes a state with few 1 bits
   return next;
 }
 

@@ -1,5 +1,5 @@
 "use strict";
-// The units of the model: which one colors the text, and all of them at once.
+// The units that writer.html shows: one that colors the text, and all at once.
 
 const SQUARE = 14;  // pixels of a unit in the picture of all
 

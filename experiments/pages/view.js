@@ -1,5 +1,5 @@
 "use strict";
-// What both halves of the page show: probabilities, colors, a token of a text.
+// What both halves of writer.html show: probabilities, colors, tokens.
 
 const SHADES = 64;  // steps from the page's color to the strongest
 const LISTED = 8;  // likeliest tokens

@@ -158,7 +158,7 @@ class Writing {
   }
 
   // Shows what the model expects after the token at the cursor, or after the
-  // last token.
+  // last token; if `seldom`, at most once in LIST_EVERY.
   show(seldom = false) {
     if (this.pending === null) return;  // after a prompt that was refused
     const now = performance.now();

@@ -5,7 +5,7 @@
   π  = softmax(W_a h + b_a)             actor: probabilities of the actions
   V  = w_c h + b_c                      critic: the value
 
-The core is a cell of `lstm_jax`, or relu(W x + b) in the feed-forward baseline.
+The core is a cell (`find_cell`), or relu(W x + b) in the feed-forward baseline.
 A network is applied in two ways that compute the same: `step`, one time step
 while acting, and `unroll`, a whole rollout while learning. Both take `start`:
 whether an observation is the first of an episode, at which the state is set to

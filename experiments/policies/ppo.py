@@ -4,7 +4,7 @@ An update acts for T time steps with the current weights (`rollouts`), and then
 trains on this rollout for some epochs. A minibatch is all time steps of a share
 of the environments, since a sequence has to stay whole. The network runs over
 it from the state that the rollout stores, and from zero where an episode
-begins. The inputs begin `burn_in` time steps earlier than the rest of it: over
+begins. The inputs begin `burn_in` time steps before the first outcome: over
 these steps the network only brings its state up to date, without a gradient.
 
 References: Schulman et al. (2017), Proximal policy optimization algorithms;

@@ -57,9 +57,8 @@ class Progress(NamedTuple):
   pending: list[list[float]]  # metrics of the steps since the last row
   pending_seconds: float  # that those steps took
   seconds: float  # of the steps in the rows so far
-  skipped: tuple[
-    int, int
-  ]  # non-finite steps up to the last row: in all, in a row
+  # Non-finite steps in the rows so far: in all, and consecutive at the end.
+  skipped: tuple[int, int]
   log_bytes: dict[str, int]  # length of each log
 
   @property
@@ -175,7 +174,7 @@ def read_best(
     console: prints that message.
 
   Returns:
-    The weights, or None without such weights and if they are damaged.
+    The weights; None if there are none yet, or they are damaged.
   """
   if not best:
     return None

@@ -53,7 +53,7 @@ def corpus_when_resumed(
 ) -> str:
   """Return what config.json of a resumed run holds for the flag --corpus.
 
-  It is what it holds already, `before`, unless the text is no longer there.
+  The entry, `before`, stays as it is, unless the text is no longer there.
   """
   now = recorded_corpus(corpus)
   # If `before` is absolute, both of these are `before`.
@@ -63,7 +63,7 @@ def corpus_when_resumed(
 
 
 def recorded_path(name: str) -> str:
-  """Return the path of a file or directory that config.json holds.
+  """Return the path by which config.json names a file or directory.
 
   It is absolute, or relative to the repository if it lies in the repository.
   """
@@ -98,7 +98,7 @@ def keep(directory: Path, corpus: str, text: str) -> None:
   """Write the text of a piped corpus into the run directory, once."""
   path = directory / KEPT
   if is_piped(corpus) and not path.exists():
-    check_regular(path)  # to a file that does not exist
+    check_regular(path)  # `exists` is False for a link to a missing file
     # A reader removes one byte order mark; here it must not be the text's own.
     is_marked = text.startswith("\ufeff")
     write_bytes(path, text.encode("utf-8-sig" if is_marked else "utf-8"))

@@ -56,8 +56,8 @@ def checkout(directory: Path) -> dict[str, Any]:
 
   Returns:
     {"git_commit": hash, "git_dirty": bool}; {} where the directory is not the
-    top of a checkout, such as an unpacked archive, there is no git, or git
-    refuses the checkout, as it does if another user owns it.
+    top of a checkout, as in an unpacked archive, where there is no commit or no
+    git, or where git refuses the checkout, as it does if another user owns it.
   """
   found = _git(directory, "rev-parse", "--show-toplevel", "HEAD")
   if found is None:

@@ -29,7 +29,7 @@ from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
 
-# With more of either, a page has no ends of epochs and no number of parameters.
+# With more of either, `derive` returns None.
 MOST_EPOCHS = 10**6
 MOST_LAYERS = 1_000
 LONGEST = 1e13  # seconds: less than the 8.6e13 that a timedelta can hold

@@ -94,7 +94,8 @@ def join(
     ) from None
   finally:
     watchdog.cancel()
-  # JAX has taken SIGTERM, and does nothing at it: let it end the process again.
+  # JAX has replaced the handler of SIGTERM, unseen by Python, by one that does
+  # not end the process: set the one that Python knows again.
   signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 

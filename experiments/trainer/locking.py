@@ -37,7 +37,7 @@ def lock(directory: Path) -> Iterator[None]:
   """
   path = directory / LOCK
   while True:
-    check_regular(path)  # whose target would be overwritten
+    check_regular(path)  # the target of a link would be overwritten
     # Unbuffered: `write` raises the error of a full disk, and not `close`.
     file = path.open("a+b", buffering=0)
     try:

@@ -38,7 +38,7 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
-LOG_EVERY = 10  # training steps that a row of metrics.jsonl averages
+LOG_EVERY = 10  # training steps that a row of metrics.jsonl averages, at most
 EXCERPT = 256  # validation tokens whose gates TensorBoard shows
 
 
@@ -267,8 +267,8 @@ class RunLogger:
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint.
 
-    Only `sample` and `finish` may follow. If the best checkpoint is on the
-    disk, which may be full, the run that --overwrite replaces is deleted.
+    Only `sample` and `finish` may follow. The run that --overwrite replaces is
+    deleted, unless the best checkpoint is missing, as on a full disk.
     """
     if self._is_writer:
       self._draw()

@@ -38,7 +38,7 @@ class MetricBuffer:
 
   def __init__(self, max_skipped: int):
     self._max_skipped = max_skipped
-    self._consecutive = 0  # skipped steps in a row, until the last row
+    self._consecutive = 0  # skipped steps at the end of the rows so far
     self._pending: list[Any] = []  # (loss, grad_norm, num_tokens) of each step
     self._pending_seconds = 0.0
     self._started: float | None = None  # when the clock was started

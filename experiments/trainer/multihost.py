@@ -105,7 +105,7 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
 
   Args:
     directory: the run directory.
-    step: of the newest checkpoint; 0 for none.
+    step: of the checkpoint from which this process resumes; 0 for none.
   """
   if jax.process_count() == 1:
     return
@@ -145,8 +145,8 @@ def failing_together() -> Iterator[None]:
     with ended_by_ctrl_c():
       failures = multihost_utils.process_allgather(np.int32(failed))
     if interrupted:
-      # `launch` ends the process at once; as they exit, the others would wait
-      # for it to leave.
+      # `launch` ends this process at once: if it did not leave the others, they
+      # would wait for it when they exit.
       jax.distributed.shutdown()
   if others := np.flatnonzero(failures).tolist():
     raise ValueError(f"{_processes(others)} stopped: see the error there")

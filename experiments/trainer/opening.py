@@ -150,7 +150,7 @@ def _resume_or_start(
     record = recorded_flags(config) | environment() | facts
     write_json(directory / CONFIG, record | {"started": time_now()})
     return OpenedRun(directory, resuming=False)
-  # Directories, such as that of checkpoints, may lie on another disk.
+  # Directories may be links: checkpoints/ may lie on another disk.
   for name in (CONFIG, METRICS, SAMPLES, PICTURE, RESULT):
     check_regular(directory / name)
   check_has_hash(directory, record, "; --overwrite replaces the run")
@@ -206,9 +206,10 @@ def _extend(
 def _can_resume(
   directory: Path, result: dict[str, Any] | None, extending: bool
 ) -> bool:
-  """Return whether a run, unfinished or extended, has a state to continue from.
+  """Return whether a run is unfinished or extended, and can be resumed.
 
-  An unfinished run without any checkpoint continues from its beginning.
+  That takes a checkpoint with a train state, but an unfinished run without any
+  checkpoint starts again.
   """
   if _has_state(directory):
     return extending or result is None

@@ -113,12 +113,12 @@ def init_shapes(cell: Any, init: Callable[[jax.Array], Any]) -> Any:
 
 
 def _find_run(name: str) -> Path | None:
-  """Return the first directory around a module that is that of a run.
+  """Return the run directory in which a module lies; None if it lies in none.
 
-  It may be a package, which a directory is without any file of its own, or the
-  entry of Python's path in which the module lies, such as the current
-  directory, or one around it. So a run that someone else has made could bring
-  the code with it that its config.json names.
+  A run that someone else has made could bring along the code that its
+  config.json names. Its directory may be a package (which needs no __init__.py)
+  or the entry of Python's path in which the module lies, such as the current
+  directory, or a directory around that entry.
   """
   if name in sys.modules:
     return None  # no code is run

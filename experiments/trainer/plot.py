@@ -32,7 +32,7 @@ def draw(directory: Path, unit: str) -> None:
     unit: what a token is, in the singular.
 
   Raises:
-    ValueError: a complete line is not a row of a run.
+    ValueError: a complete line is not a row of a run; or as `save`.
     OSError: metrics.jsonl cannot be read, or loss.png cannot be written.
   """
   rows = read_rows(directory / METRICS)

@@ -86,7 +86,7 @@ def _events() -> Counter[str]:
 
 
 class Tracer:
-  """Traces training steps with JAX's profiler, after WARM_UP that compile.
+  """Traces training steps with JAX's profiler, after the first WARM_UP.
 
   The trace is in the XPlane format, which TensorBoard's profile page and XProf
   read. It includes the evaluations between the steps. Of several processes,

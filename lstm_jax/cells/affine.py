@@ -98,8 +98,8 @@ def select_or_multiply(x: jax.Array, w: jax.Array) -> jax.Array:
 def _as_index(x: jax.Array) -> jax.Array:
   """Return tokens as int32: int8 or uint8 could not index all rows of W.
 
-  Tokens outside of int32 become its ends, and not those modulo 2³²: 2³² − 1
-  is as far out of range as D is, but −1 stands for the last row.
+  Tokens outside the range of int32 are clipped to it. Modulo 2³², the token
+  2³² − 1 would become −1, which is in range: it stands for the last row.
   """
   own, index = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
   if own.max > index.max:  # uint32, int64 or uint64

@@ -175,7 +175,7 @@ def one_step(
   checked, num_extras = innermost or (parts, 0)
 
   def prepared(params, state, x, extras):
-    """Check all; return (params, state, x) as JAX arrays, with a state."""
+    """Check params, state and x; return them as JAX arrays, with a state."""
     x = as_array("x must be inputs [..., D] or tokens [...]", x)
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
@@ -254,7 +254,7 @@ def one_step(
     # In `shard_map`, all arrays must vary over the same axes of the mesh.
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras
-    if extras:  # they may have fewer axes than the state
+    if extras:  # they may lack batch axes, which `over_batch` needs
       return run(*inputs)[0]
     return over_batch(run, 0, *inputs)[0]
 
@@ -283,8 +283,8 @@ def zero_state(
 ) -> State:
   """Return the float32 zero state of a cell of H units, without its weights.
 
-  None are drawn, though a cell may compute the state from them. They are those
-  of a layer with H inputs, since a cell of your own may need D = H.
+  A cell may compute the state from its weights. They are traced, not drawn, and
+  have D = H, since a cell of your own may need that.
   """
 
   def state(key):

@@ -79,7 +79,7 @@ def check_floats(state: Any) -> None:
 def check_rows(what: str, state: Any) -> None:
   """Raise ValueError unless every array of a state has the batch axes of h.
 
-  Where rows do not differ, one number may stand for all of them.
+  Without a mask, a reset or recomputation, one number may stand for all rows.
   """
   batch = jnp.shape(state.h)[:-1]
   for path, leaf in jax.tree.leaves_with_path(state):

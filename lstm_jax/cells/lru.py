@@ -84,7 +84,7 @@ def recur(
   """Return the next state, given the projected input ax [..., H].
 
   Returns:
-    (state, a, residuals): the next state, and x W_x + b, [..., H].
+    (state, a, residuals): the next state; x W_x + b, [..., H]; and h.
   """
   a = ax + as_row(params.b, ax)
   h = upcast(state.h)

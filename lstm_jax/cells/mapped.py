@@ -79,7 +79,8 @@ def _batch(axis, leaves, dims, **params):
 
   In the state, this axis is the first; in the outputs, the first after time.
   """
-  # Not the program: outside of `jit`, a call of `run` is compiled.
+  # `run`, not the program: outside of `jit`, the program could be evaluated
+  # operation by operation, while `unroll` compiles what its `run` calls.
   run, start, structure = (params[k] for k in ("run", "start", "structure"))
   are_mapped = [dim is not None for dim in dims]
   leaves = [

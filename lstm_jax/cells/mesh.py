@@ -68,8 +68,7 @@ def batch_sharding(
     start: the number of axes of x before the batch.
   """
   # Use h alone: other arrays of the state may have more axes after the batch.
-  # A state without h, for which x stands in here, is refused later.
-  h, *_ = *jax.tree.leaves(getattr(state, "h", None)), x
+  h = state.h
   leaves = x, h, *jax.tree.leaves(params)
   meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
   mesh = next((m for m in meshes if m.explicit_axes), meshes[0])

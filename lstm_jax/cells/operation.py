@@ -6,8 +6,8 @@ within `jit`, a scan or the backward of a custom VJP. To compile or evaluate the
 operation, and in general to differentiate or transpose it, JAX takes the
 program of the function.
 
-`jax.custom_batching.custom_vmap` is not enough: its rule sees the innermost
-`vmap` only, and it has no derivative in forward mode.
+`jax.custom_batching.custom_vmap` is not enough: its rule does not get the
+`spmd_axis_name` of `vmap`, and it has no derivative in reverse mode.
 """
 
 from collections.abc import Callable
@@ -69,10 +69,10 @@ def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
     operation: what `operation` returned.
     run: the function; its inputs and outputs are trees of arrays.
     inputs: its inputs.
-    params: further parameters of the operation. Its rule gets these, `run`,
-      which keeps the precision and the platform of this call, `structure`, the
-      tree of the inputs, and the program, `call_jaxpr`. One named `plain` is
-      the function to be differentiated or transposed in place of `run`.
+    params: further parameters of the operation. Its rule gets these and three
+      more: `run`, with the precision and the platform of this call; the tree
+      of the inputs, `structure`; and the program, `call_jaxpr`. If one is named
+      `plain`, JAX differentiates and transposes that function, not the program.
   """
   config: Any = jax.config
   if config.jax_disable_jit:

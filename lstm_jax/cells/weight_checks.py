@@ -138,7 +138,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
 
 
 def _eval_shape(f: Callable, params: Any) -> Any:
-  """Return the shapes of f(params); f may mix dtypes, even if JAX may not."""
+  """Return the shapes of f(params), with JAX set to allow mixed dtypes."""
   with jax.numpy_dtype_promotion("standard"):
     return jax.eval_shape(f, params)
 

@@ -101,8 +101,8 @@ def from_cudnn(
   num_layers = check_count("num_layers", num_layers)
   weights = jnp.asarray(as_array("weights", weights))
   sizes = input_size, hidden_size, num_layers, bidirectional
-  # As `rnn.get_num_params_in_lstm`, which lists the shapes of all layers: too
-  # slow to refuse a huge num_layers.
+  # The result of `rnn.get_num_params_in_lstm`, which takes long if num_layers
+  # is huge: it lists the shapes of all layers.
   directions = 2 if bidirectional else 1
   inputs = input_size + (num_layers - 1) * directions * hidden_size
   rows = 4 * hidden_size * directions

@@ -169,7 +169,7 @@ def _one_core(
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
-    # The arrays are a core's own, as those of a GRU, not those of its layer.
+    # Whether this is the path of a core, such as a GRU, not of a layer in one.
     is_core = layer not in LINEAR or not core or "w_h" in arrays
     if path == name or (name is None and is_core):
       core, layer = path, ""

@@ -213,9 +213,9 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
 
   def mean_nats(params, state, tokens):
     if len(tokens) == 2:
-      # For one time step, `apply` may compute the table W_e W_x, which no loop
-      # over changing weights can keep. Neither `loss` does, nor two time steps,
-      # which XLA leaves out unless `full` needs their logits.
+      # For one time step, `apply` may compute the table W_e W_x, anew for each
+      # segment as the weights change. `loss` does not, nor does `apply` for two
+      # time steps; XLA removes this call unless `full` needs its logits.
       nats, after = model.loss(params, state, tokens[:-1], tokens[1:])
       logits = model.apply(params, state, tokens)[1][:-1]
       nats_of_each = nats[None]

@@ -29,7 +29,7 @@ from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
 
 CHUNK = 1000  # time steps in one call, unless they have more than MAX_LOGITS
-# Logits that one call computes: 32,768 tokens at V 64, 209 at V 10,000, unless
+# Logits of one call, at most: 32,768 tokens at V 64, 209 at V 10,000, unless
 # one window of cold_nats has more. With more of them, the loss of a word model
 # took three times as long, and 80 MB instead of 16 (V 10,000, 1,000 tokens).
 MAX_LOGITS = 2**21
@@ -207,8 +207,8 @@ def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:
 
   Args:
     tokens: the text, int32 [N].
-    length: W. For a text of fewer tokens, it is the next power of 2 at most, so
-      that texts of many lengths share a few programs.
+    length: W; for a short text, the smallest power of 2 that is at least N − 1,
+      if that is less, so that texts of many lengths share a few programs.
 
   Returns:
     int32 [n, W + 1].

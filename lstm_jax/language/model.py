@@ -68,8 +68,8 @@ TABLE_ROWS = 1024
 def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
   """Return whether the lowest layer's inputs are rows of the table W_e W_x.
 
-  Otherwise they are rows of W_e, each multiplied by W_x. A single time step of
-  `apply` counts as 1,024 tokens at least.
+  Otherwise they are rows of W_e, each multiplied by W_x. For a single time step
+  of `apply`, the model passes at least 1,024 as num_tokens.
 
   Args:
     cell: the model's cell; one that takes no tokens reads rows of W_e.

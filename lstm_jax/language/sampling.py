@@ -118,9 +118,8 @@ def read_prompt(
   """Return the `Carry` of N texts after a prompt, from the zero state.
 
   The prompt, which is the same for all texts, is read once: PART tokens at a
-  time, what is left of them one by one, and the last one. In a compiled
-  function, only the logits of the last token are computed: the others are not
-  used.
+  time, and then one by one. Only the logits of the last token are used, so that
+  a compiled function computes no others.
   """
 
   def read(length, start, state):

@@ -166,10 +166,10 @@ class TextStream:
         np.pad(given[part], (0, padding)),
         count,
       )
-      # An error or Ctrl-C up to here leaves the text, and its carry, as they
-      # were after the part before.
       known = np.asarray(tokens)[:count]
       check_range("drawn tokens", known, self._tokenizer.size)
+      # An error or Ctrl-C up to here leaves the text, and its carry, as they
+      # were after the part before.
       self._waiting.extend(known.tolist())
       pieces = list(islice(self._decoded, count))
       self._pieces += pieces

@@ -11,7 +11,7 @@ Forward                              Backward, from dh' and dc'
 with a = ax + ah + b, the sum of the input's part, the state's part and the
 bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. The forward
 saves c in float32, and the gates in float32, or in float16 where the products'
-operands have 16 bits (`registers.stored`). i, f and o are saved as their
+operands have 16 bits (`registers.stored`). i, f and o are saved as their signed
 distance from the nearer end of [0, 1] (`registers.pack_gate`).
 """
 

@@ -179,7 +179,7 @@ def unroll(
   check_implementation(implementation)
   if compute_dtype is not None:
     check_float("compute_dtype", compute_dtype)
-    compute_dtype = jnp.dtype(compute_dtype)  # its name is the same program
+    compute_dtype = jnp.dtype(compute_dtype)  # one program for it and its name
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   xs = as_inputs(xs)
@@ -222,7 +222,7 @@ def unroll(
 
 
 def _run(scan, *inputs):
-  """Return (state, hs); where `vmap` maps xs alone, its axis is a batch axis.
+  """Return (state, hs); an axis of `vmap` can be a batch axis (`over_batch`).
 
   Args:
     scan: a function and its static arguments.
@@ -293,6 +293,7 @@ def _scan(cell, options, adjoint, *inputs):
     case Explicit(residuals="gates", chunk=None):
       return scan_in_cache(cell, options, *inputs)
     case Explicit(residuals, chunk):
-      if residuals == "recompute":  # gives `recur` a time axis, too
+      # A state's one number for all rows, as [T], would not fit [T, B, H].
+      if residuals == "recompute":
         check_rows("recompute", inputs[1])
       return scan_checkpointed(cell, options, residuals, chunk, *inputs)

@@ -153,6 +153,7 @@ def _pair(name: str, pair: Any) -> tuple[Any, Any]:
   """
   if pair is None:
     return None, None
+  # A state such as LSTMState(h, c) is a tuple of two as well.
   is_state = hasattr(pair, "_fields") and not isinstance(pair, Directions)
   if not isinstance(pair, tuple) or len(pair) != 2 or is_state:
     fields = f" of {len(pair)}" if isinstance(pair, tuple) else ""

@@ -9,8 +9,8 @@ residuals are saved, as without chunks. A chunk of at most 4 steps needs no loop
 (`in_place`). For outputs alone, chunks are faster only in a linear recurrence.
 
 Chunks are taken for more than 8,192 rows T·B and 12 MiB of arrays saved for the
-backward. Each has at least 1,024 rows (`even_chunk`). All gradients then take
-(2 cores, Zen 5, jax 0.12.0.1)
+backward. Each but the last has at least 1,024 rows (`even_chunk`). All
+gradients then take (2 cores, Zen 5, jax 0.12.0.1)
 
   gru   H 128, T 128, B 1024    368 ms instead of 490
   gru   H 128, T 32, B 4096     417 ms instead of 495
@@ -28,8 +28,8 @@ each chunk are copied to those of the sequence and back (2 cores, Zen 4, jax
   rnn   D = H 64, T 512, B 32     20.3 ms instead of 14.6
 
 With jax 0.10, chunks are slower also for larger sequences of narrow layers,
-which have them all the same (gru, D = H 16, T 1024, B 256: 180 ms instead of
-129).
+which are cut into chunks nonetheless (gru, D = H 16, T 1024, B 256: 180 ms
+instead of 129).
 
 A cell with a linear recurrence reads and writes its arrays several times for
 each product, and chunks are faster from 6 MiB of x W_x on:

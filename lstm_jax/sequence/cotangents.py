@@ -9,9 +9,9 @@ from ds_T = ∂ℓ/∂s_T, for a loss ℓ of the last state alone. Then
 
 is the sensitivity of the loss to the state after t steps. Where ‖dsₜ‖ vanishes
 as T − t grows, the loss has no gradient to learn from inputs so far back; where
-it explodes, no step size suits all time steps (Bengio et al.). A training step
-sums these cotangents over the losses of all T steps, and does not save them;
-here each is a row of the result.
+it explodes, no learning rate suits all time steps (Bengio et al.). A training
+step sums these cotangents over the losses of all T steps, and does not save
+them; here each is a row of the result.
 
 Each field of the state has its own cotangent: an LSTM's dh is taken with c held
 fixed, and dc with h held fixed.

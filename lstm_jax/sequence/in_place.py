@@ -71,7 +71,7 @@ def scan_in_place(
   """
   steps = zs.shape[0]  # a symbolic T has no len
   few = isinstance(steps, int) and steps <= MOST_UNROLLED
-  # Now: JAX may trace the rule later, outside of `platform.traced_for`.
+  # Asked here: JAX may trace `run_jvp` later, outside of `traced_for`.
   on_cpu = is_cpu()
   if not on_cpu:
     scan = _scan_with_few_kernels
@@ -205,10 +205,10 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
   """Scan as `scan_in_place` does, with few kernels a time step.
 
   One iteration of the loop takes several time steps, and stores the results of
-  all of them at once. Each array that is stored takes a kernel, so all of y is
-  one array. It is written in place, as zs is: as an output of `lax.scan` it
-  would be reshaped after the loop, and the GRU would take 4 MiB more at H 512,
-  T 64, B 32 (compiled for an H100).
+  all of them at once. Each array that is stored takes a kernel, so the arrays
+  of y are joined (`joined`). They are written in place, as zs is: as outputs of
+  `lax.scan` they would be reshaped after the loop, and the GRU would take 4 MiB
+  more at H 512, T 64, B 32 (compiled for an H100).
 
   XLA for GPUs computes values of one shape in one kernel, so the new z is cut
   into pieces as wide as the carry. The barrier keeps XLA from computing them

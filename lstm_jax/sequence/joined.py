@@ -1,4 +1,4 @@
-"""A tree of arrays, joined to few of them: a GPU stores each with a kernel."""
+"""A tree of arrays joined to fewer: a GPU needs one kernel to store each."""
 
 import dataclasses
 from typing import Any, NamedTuple

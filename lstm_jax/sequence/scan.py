@@ -149,8 +149,8 @@ def forward(
 ) -> tuple[tuple[State, jax.Array], SequenceResiduals]:
   """Return (state, hs), and the residuals for the backward.
 
-  Its arguments are those of `scan_outputs`. In a linear recurrence, not only hs
-  but the residuals too get the dtypes of `like`.
+  Its arguments are those of `scan_outputs`. In a linear recurrence, hs and the
+  states from which `recur` computes the residuals get the dtypes of `like`.
   """
   operands = cast_operands(params, xs, options)
 

@@ -291,7 +291,7 @@ def checkpoint_errors(message: str) -> Iterator[None]:
     while "DEADLINE_EXCEEDED" in str(cause) and cause.__context__:
       cause = cause.__context__
     line = str(cause).strip().split("\n")[0]
-    # The system's message ends TensorStore's, but for [name='value'] notes.
+    # TensorStore's message ends with the system's and [name='value'] notes.
     system = re.search(r"([^:]+?) \[(?:\w+='.*\[)?os_error_code=", line)
     # The message alone may be empty, or only the name of a missing key.
     reason = f"{type(cause).__name__}: {line[:200]}".removesuffix(": ")

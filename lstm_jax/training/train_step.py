@@ -189,7 +189,7 @@ def train(
   The first `state.step` batches are skipped: the state has trained on them.
 
   Args:
-    train_step: from `make_train_step`.
+    train_step: from `make_train_step`, or the step of an ensemble or a mesh.
     state: the state before the next training step; it is donated.
     epochs: the batches of each epoch, from the first epoch on, also where
       `state.step` is not 0.

@@ -135,7 +135,7 @@ def test_a_transformation_inside_of_vmap_may_close_over_its_rows(inside, key):
 
 
 class Variant(NamedTuple):
-  """A GRU with other functions, of outputs alone."""
+  """A GRU with some functions replaced, to compare its outputs alone."""
 
   functions: dict
 

@@ -22,7 +22,7 @@ WRONG = f"weights do not fit each other, or the cell is wrong: {PARAMS}; "
 
 
 def own_cell(old, new):
-  """Return the cell of docs/own-cell.md with one change."""
+  """Return the cell of docs/own-cell.md, with `new` in place of `old`."""
   assert FILE.count(old) == 1
   cell = ModuleType("own_cell")
   exec(FILE.replace(old, new), cell.__dict__)

@@ -251,7 +251,7 @@ def test_no_row_is_of_a_corpus_that_changes_meanwhile(
   message = f"corpus {exact(corpus)} has changed since this program started"
   with pytest.raises(ValueError, match=message):
     ablate.run(config, [], console)
-  # So does a change between two runs.
+  # A change between two runs is noticed, too.
   corpus.write_text(VERSES, encoding="utf-8")
   monkeypatch.chdir(corpus.parent)
   monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)

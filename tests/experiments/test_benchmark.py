@@ -168,7 +168,7 @@ def test_flags_are_refused_before_measuring(given, tmp_path, monkeypatch):
       benchmark.main()
 
 
-def test_a_part_is_measured_once_and_other_devices_are_named(
+def test_a_part_is_measured_once_and_another_device_count_is_printed(
   given, console, tmp_path, monkeypatch
 ):
   row = {"part": "original", "peer": "numpy", "median_ms": 1.0}

@@ -7,7 +7,7 @@ from lstm_jax import rnn
 from lstm_jax.testing import Error, Report, TensorReport
 
 
-def test_a_row_has_the_error_of_each_comparison_and_a_cross_beyond_it(console):
+def test_a_row_has_each_error_and_a_cross_where_it_exceeds_a_tolerance(console):
   def error(relative, *where):
     return Error(1, 0.0, relative, where)
 

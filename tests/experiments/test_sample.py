@@ -51,7 +51,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   trained = SimpleNamespace(model=1, params=2, tokenizer=tokenizer)
   rules = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
   rules, given = DrawingRules(**rules, suppress_tokens=(5,)), {}
-  assert None not in rules  # a new rule is forwarded, too
+  assert None not in rules  # a rule that is added must be given here, too
 
   def draw(model, params, key, tokens, length, **options):
     given[draw] = key, tokens.tolist(), length, options
@@ -90,7 +90,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   assert sample_texts("run", prompt="a a", **flags) == ["[3, 4]6"]
   assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]
   assert sample_texts("run", **flags) == ["[]6"]
-  # It is spelled as it follows the hidden token, like the text of a stream.
+  # Token 6 is spelled as it follows the hidden token, as in a stream.
   assert sample_texts("run", **flags | {"beam": 2}) == ["6 at 1;"]
   beam = {"beam_size": 2, "suppress_tokens": (5,)}
   # Without a prompt, the text follows a line break (1), which is not shown.

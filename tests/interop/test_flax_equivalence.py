@@ -121,7 +121,7 @@ def test_an_option_of_a_call_takes_precedence_over_that_of_the_module():
   assert found == own._replace(return_carry=False, reverse=True)
 
 
-def test_outputs_of_any_batch_rank_are_reversed_within_their_lengths(
+def test_outputs_with_two_batch_axes_are_reversed_within_their_lengths(
   monkeypatch,
 ):
   # The outputs are the inputs, so that only their reversal is seen.

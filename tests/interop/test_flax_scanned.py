@@ -35,7 +35,7 @@ def widened(leaf):
 
 
 def by_hand(cell, hidden_size, number=0):
-  """Return a ScannedRNN whose weights are in Flax's cell with this number."""
+  """Return a ScannedRNN whose weights have this number, as in GRUCell_1."""
 
   class ScannedRNN(linen.Module):
     @partial(

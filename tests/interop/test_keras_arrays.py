@@ -165,10 +165,10 @@ def test_bfloat16_arrays_keep_dtype_and_values(key):
 
 
 def test_a_hard_sigmoid_of_keras_2_is_an_activation(key):
-  slope = make_hard_sigmoid(0.2)
+  hard_2 = make_hard_sigmoid(0.2)
   weights = random_weights(key, "LSTM")
-  cell, _ = interop.from_keras(weights, recurrent_activation=slope)
-  assert cell is lstm.with_activations(slope)
+  cell, _ = interop.from_keras(weights, recurrent_activation=hard_2)
+  assert cell is lstm.with_activations(hard_2)
 
 
 def test_each_activation_has_its_place_in_the_cell(key):

@@ -128,13 +128,8 @@ def test_floats_of_less_than_16_or_more_than_64_bits_are_refused(dtype):
     from_keras(weights)
 
 
-def to_linen(params):
-  flax = pytest.importorskip("lstm_jax.interop.flax")
-  return flax.to_linen(params)
-
-
 def aligned(x):
-  """Return a copy at an address with which JAX reads NumPy's memory itself."""
+  """Return a copy aligned to 64 bytes, so that JAX may read it in place."""
   memory = np.empty(x.nbytes + 64, np.uint8)
   start = -memory.ctypes.data % 64
   result = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)

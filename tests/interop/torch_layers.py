@@ -83,7 +83,6 @@ class Module:
     return self.weights
 
 
-def tensors(layers, **attributes):
+def tensors(layers):
   """Return the state_dict of some layers, of `Tensor` stand-ins."""
-  arrays = interop.to_torch(layers)
-  return {name: Tensor(x, **attributes) for name, x in arrays.items()}
+  return {name: Tensor(x) for name, x in interop.to_torch(layers).items()}

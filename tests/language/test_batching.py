@@ -88,7 +88,7 @@ def test_no_sequence_reads_across_a_gap(
   )
 
 
-def test_a_gap_needs_a_sequence_for_each_piece():
+def test_a_gap_between_unequal_pieces_needs_at_least_three_sequences():
   text = np.arange(41)
   for batch_size in (1, 2):
     message = (

@@ -168,12 +168,11 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
     assert worst(f(params, state, *inputs), expected) == 0
 
 
-@pytest.mark.parametrize("size", [9, 2000])
+@pytest.mark.parametrize("size", [2, 9])
 def test_tokens_that_are_no_integers_are_refused(size, key):
   """Even floats [T, V], which the table W_e W_x could be multiplied by.
 
-  With a vocabulary of 9 the model reads the table; with one of 2,000, it reads
-  rows of W_e.
+  With a vocabulary of 2, two tokens read the table; with one of 9, rows of W_e.
   """
   config = ModelConfig(hidden_size=4)
   model = language_model(config, size)

@@ -70,7 +70,7 @@ def test_the_distributions_are_those_of_the_loop(num_training, order):
   assert worst(np.exp(found.log_probs), expected) < 1e-14
   assert worst(np.exp(found.log_probs).sum(axis=1), np.ones(60)) < 1e-14
   assert found.longest.tolist() == longest
-  # Contexts of every length occur.
+  # The longest contexts have every length from 1 to order, or 0 for order 0.
   assert set(longest) >= {*range(min(order, 1), order + 1)}
 
 

@@ -112,7 +112,7 @@ def paragraphs_by_line(text):
   """Return where lines after blank ones begin, by a loop over lines."""
   starts, place, blank = [], 0, 0
   for number, line in enumerate(text.splitlines(keepends=True)):
-    # At the beginning of a text, only two blank lines end a paragraph.
+    # At the beginning of a text, one blank line does not suffice, but two do.
     if line.strip() and blank and number > 1:
       starts.append(place)
     blank = 0 if line.strip() else blank + 1
@@ -130,7 +130,7 @@ def test_many_blank_lines_are_read_in_no_time():
   text = SPEECH * 100
   begun = time.monotonic()
   first, last = middle_slice(text + "\n" * 200_000 + SPEECH * 9_000, 0.2)
-  assert time.monotonic() - begun < 5  # it once took hours
+  assert time.monotonic() - begun < 5  # quadratic time is hours
   assert 0 < first < last
 
 

@@ -49,7 +49,7 @@ def shapes(cell, hidden, steps=T):
 
 
 def loss_of(cell, **options):
-  """Return the sum of the squares of the outputs and of the last state."""
+  """Return a loss: the sum of squares of the outputs and of the last state."""
 
   def loss(params, state, xs, flags=None):
     masks = {} if flags is None else {"mask": flags[0], "reset": flags[1]}

@@ -17,8 +17,8 @@ KEY = jax.random.key(0)
 def mapped_arrays(cell, steps, batch):
   """Yield (its name, make_gradient, args) for each array that `vmap` maps.
 
-  These are w_x of the weights, the states, xs and a mask. xs come twice: with
-  the name of an axis of a mesh, JAX maps `unroll`, and theirs is no batch axis.
+  These are w_x of the weights, the states, xs and a mask. xs come twice: with a
+  `spmd_axis_name`, JAX maps `unroll` itself, and the axis is no batch axis.
 
   `vmap` maps over as many values as the batch has rows. Where there are also as
   many time steps, exchanged axes raise no error: they give wrong numbers.

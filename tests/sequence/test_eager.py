@@ -140,7 +140,10 @@ def test_a_second_loss_of_a_readout_compiles_nothing():
 
 
 def test_a_cell_sees_values_in_a_gradient_without_jit(key):
-  """With `jax.disable_jit`, a user may print within a cell, or stop in it."""
+  """With `jax.disable_jit`, a user may print within a cell, or stop in it.
+
+  The scan of a backward has `may_share`; here its body is a forward step.
+  """
   params, state, xs = arguments(lstm, key)
   seen = []
 

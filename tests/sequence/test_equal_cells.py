@@ -16,7 +16,7 @@ from tests.draws import B, D, H, T, arguments, worst
 
 
 def cell_times(factor):
-  """Return an RNN whose pre-activations are multiplied, without a field."""
+  """Return an RNN, a NamedTuple without fields, with `factor` times x W_x."""
 
   class Cell(NamedTuple):
     init = staticmethod(rnn.init)

@@ -68,7 +68,8 @@ def test_chunks_have_the_gradient_of_autodiff(cell, options):
 
 
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("name", [None, "data"])  # JAX maps `unroll` with it
+# With an `spmd_axis_name`, JAX maps `unroll` itself: it adds no batch axis.
+@pytest.mark.parametrize("name", [None, "data"])
 def test_grad_of_vmap_is_that_of_autodiff(name, key):
   params, state, xs = arguments(lstm, key)
 

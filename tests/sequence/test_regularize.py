@@ -127,7 +127,7 @@ def test_a_rate_near_one_leaves_no_nan_in_16_bits(key):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
-def test_factors_are_the_nearest_numbers_to_one_over_the_rest(dtype, key):
+def test_factors_are_1_over_1_minus_the_rate_rounded_once(dtype, key):
   for rate in (0.15, 0.3, 0.45, 0.85):
     found = regularize.factors(key, (64,), rate, dtype)
     nearest = float(np.asarray(1 / (1 - rate), dtype))

@@ -195,7 +195,7 @@ def test_a_cell_that_is_not_hashable_is_refused():
       wrap(SimpleNamespace())
 
 
-def test_only_in_the_order_of_unroll_masks_keep_and_resets_are_whole(key):
+def test_only_in_the_order_of_unroll_masks_keep_and_resets_clear_the_state(key):
   params, state, xs = arguments(lstm, key)
   mask, reset, keep = jnp.zeros(B, bool), jnp.ones(B, bool), type(state)(1, 1)
   masked, resettable = wrappers.masked, wrappers.resettable

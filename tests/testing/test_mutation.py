@@ -277,7 +277,7 @@ if __name__ == "__main__":
   assert planted.recur_backward(None, None, None, 5.0) == 30
 
 
-def test_what_has_no_source_is_refused():
+def test_wrapped_cells_and_modules_without_source_are_refused():
   wrapped = wrappers.masked(TABLE["lstm"].cell)
   message = "^a cell must be a module or a MadeCell, got Wrapped$"
   for function in (terms, lambda cell: plant(cell, "da")):

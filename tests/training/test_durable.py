@@ -201,7 +201,7 @@ def test_a_writer_is_closed_even_after_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lr=[0.1]", "a*", "b?", "c\\d"])
-def test_a_path_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path):
+def test_a_path_with_a_wildcard_or_a_backslash_is_refused(name, tmp_path):
   directory = tmp_path / name
   message = re.escape(f"none of * ? [ \\ in its path, got {directory}")
   with pytest.raises(CheckpointError, match=message):

@@ -67,7 +67,7 @@ def run(test, directory, mesh, processes, devices):
 def save_and_read(directory, mesh, processes, devices, split_over):
   """Train, save and read in other processes, and check what they find."""
   found, *_ = run("saved_and_read", directory, mesh, processes, devices)
-  # Of the state as read, and as placed on the mesh again, from the saved one.
+  # As read, and as placed on the mesh again, the state is the one saved.
   assert found["difference"] == found["placed"] == 0
   assert found["trained on"]  # a state that was saved later differs
   assert found["kinds"] == ["ndarray"]

@@ -1,7 +1,7 @@
 """The cases of --part=gpu, the most important first.
 
-`until` is the time, in seconds since the start, at which a section's last case
-should have ended. A batch of cases does not begin if it would end later,
+A section's `until` is the time, in seconds since the start, at which its last
+case should have ended. A batch of cases does not begin if it would end later,
 assuming that it takes as long as the one before. Most of a case's time is spent
 in the compiler. Nobody has measured that time on a device yet, so the last
 cases of a section may have to be left out; the output names them.

@@ -148,7 +148,7 @@ def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
 
 
 def describe() -> dict[str, Any]:
-  """Return the environment with the device's kind and JAX's version added."""
+  """Return the environment, with what `part.check_device` needs added."""
   device = jax.devices()[0]
   return environment() | {
     "platform": device.platform,

@@ -40,7 +40,7 @@ class Layer(NamedTuple):
 def ours(
   cell: str, weights: Any, adjoint: Adjoint = Explicit(), **options: Any
 ) -> Layer:
-  """Return our `unroll` as a layer, with more of its options."""
+  """Return our `unroll` with these options as a layer."""
   module = CELLS[cell]
 
   def apply(params, xs):

@@ -2,12 +2,12 @@
 
 It is a whole Adam step of embedding, layers, readout and cross-entropy. With
 JAX it is compiled, and its weights and optimizer state are donated. `lstm_jax`
-and `autodiff` are our whole `language_model`: if V is small, its lowest layer
-reads rows of the table W_e W_x (see `reads_table`); `lstm_jax` computes the
-readout's gradient with the loss. The other JAX libraries provide only layers:
-around these, embedding and readout are the same few lines of jax.numpy.
-"lstm_jax layer" is our `unroll` in these lines. PyTorch runs eagerly.
-`products_alone` has only our step's matrix products.
+and `autodiff` are our whole `language_model`: if a batch has at least V tokens,
+the lowest layer reads rows of the table W_e W_x (see `reads_table`); `lstm_jax`
+computes the readout's gradient with the loss. The other JAX libraries provide
+only layers: around these, embedding and readout are the same few lines of
+jax.numpy. "lstm_jax layer" is our `unroll` in these lines. PyTorch runs
+eagerly. `products_alone` has only our step's matrix products.
 """
 
 from collections.abc import Callable

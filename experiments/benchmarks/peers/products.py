@@ -46,15 +46,15 @@ def make_products(
       "tbh,tbk->hk", xs, das, preferred_element_type=jnp.float32
     )
 
-  def weights():
+  def outputs_and_weights():
     return normal(seq_len, batch_size, hidden), normal(hidden, 4 * hidden)
 
   arguments = {
     "embedding": (normal(rows, size), normal(size, 4 * hidden)),
     "dinputs": normal(rows, 4 * hidden),
     # Each layer has outputs of its own: XLA computes equal products only once.
-    "w_x": [weights() for _ in range(config.num_layers - 1)],
-    "w_h": [weights() for _ in range(config.num_layers)],
+    "w_x": [outputs_and_weights() for _ in range(config.num_layers - 1)],
+    "w_h": [outputs_and_weights() for _ in range(config.num_layers)],
     "readout": normal(hidden, vocabulary_size),
     "h": normal(batch_size, hidden),
     "hs": normal(seq_len, batch_size, hidden),

@@ -68,7 +68,7 @@ def tolerance() -> float:
 
 
 def is_installed(package: str) -> bool:
-  """Return whether a package can be imported."""
+  """Return whether a package is found, though its import may still fail."""
   return importlib.util.find_spec(package) is not None
 
 

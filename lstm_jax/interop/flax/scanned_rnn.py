@@ -176,7 +176,7 @@ def _state_and_size(cell: Cell, carry: Any) -> tuple[Any, int]:
 
 
 def _size_of_carry(carry: Any) -> int:
-  """Return a first guess of H, for an `init` that may refuse other sizes."""
+  """Return a likely H for `zero_state`: the cell's `init` may refuse others."""
   arrays = jax.tree.leaves((_may_have_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)

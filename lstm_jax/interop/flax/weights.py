@@ -66,7 +66,10 @@ def from_linen(variables: Any) -> tuple[Cell[Any, Any], Params]:
 
 
 def _side_by_side(parts: Sequence[jax.Array]) -> jax.Array:
-  """Return one new array of the parts: `concatenate` returns a single part."""
+  """Return one new array of the parts.
+
+  Of a single part, `jnp.concatenate` would return the part itself.
+  """
   if len(parts) == 1:
     return jnp.array(parts[0])
   return jnp.concatenate(parts, axis=-1)

@@ -90,7 +90,7 @@ def save(
 def _write(path: Path, data: bytes) -> None:
   """Replace a file atomically, or write to a pipe or a device.
 
-  A file of safetensors' own `save_file` can be read by its owner only.
+  safetensors' own `save_file` is not used: only the owner could read its file.
   """
   if path.exists() and not path.is_file():
     path.write_bytes(data)

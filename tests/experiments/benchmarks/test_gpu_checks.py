@@ -121,7 +121,7 @@ def test_one_bit_in_one_repeat_is_found(monkeypatch):
 
   result = prepared.finish(programs | {"kernel": changed_once}, errors)
   assert result.failures == [f"{case.name}: hs differs in 1 of 5 repeats"]
-  assert result.rows[0]["failed"] and len(calls) == 6  # 5 repeats
+  assert result.rows[0]["failed"] and len(calls) == 6  # 1 + 5 repeats
 
 
 def test_an_output_that_is_not_finite_fails_the_case(monkeypatch):

@@ -1,4 +1,4 @@
-"""Which libraries a case of one layer skips, and which of them are failures."""
+"""A case of one layer that is too large for a kernel."""
 
 import numpy as np
 import pytest

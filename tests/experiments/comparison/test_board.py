@@ -1,4 +1,4 @@
-"""The board: its figures are those of the records, and the page shows it."""
+"""The board: its numbers are those of the records, and the page shows it."""
 
 import json
 import statistics
@@ -79,7 +79,7 @@ def test_the_charts_show_the_rows_of_the_board(chart):
 
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
-def test_a_row_of_ours_has_the_figures_of_its_records(row):
+def test_a_row_of_ours_has_the_losses_of_its_records(row):
   assert (RECIPES / f"{row.recipe}.flags").is_file()
   for result in row.results:
     if result.is_ensemble:

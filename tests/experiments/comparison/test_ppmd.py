@@ -11,7 +11,7 @@ from experiments.comparison.board import read_board
 ORDER, MEMORY = 6, 2**26  # characters of context; bytes
 
 
-def test_the_figure_of_ppmd_is_what_it_takes_to_code_the_last_tenth():
+def test_the_loss_of_ppmd_is_what_it_takes_to_code_the_last_tenth():
   """The bytes for the whole text, minus those for its first nine tenths."""
   pyppmd = pytest.importorskip("pyppmd")
   path = os.environ.get("LSTM_JAX_DATA")

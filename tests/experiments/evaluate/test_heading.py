@@ -1,4 +1,4 @@
-"""What an evaluation says of the text before it reads it."""
+"""What an evaluation prints about its text before a protocol reads it."""
 
 import re
 from types import SimpleNamespace

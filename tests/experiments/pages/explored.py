@@ -66,7 +66,7 @@ def untrained_runs(directory):
 
   @functools.cache
   def make(name):
-    # As `standard_promotion` does, a fixture that session fixtures precede.
+    # Session fixtures run before the fixture `standard_promotion`.
     with jax.numpy_dtype_promotion("standard"):
       changes = MODELS[name] | {"run": str(directory / name)}
       return write_run(replace(config, **changes))

@@ -1,4 +1,4 @@
-"""Rare cases in a browser: half a text, clicks by units, odd letters."""
+"""Rare cases in a browser: text half read, clicks beside units, odd letters."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The record of a training of several seeds, without networks."""
+"""The record of a training of several seeds, whose updates are imitated."""
 
 from types import SimpleNamespace
 

@@ -124,7 +124,7 @@ def test_what_follows_a_done_does_not_count_even_if_it_is_not_finite():
   assert found.tolist() == [[-2], [-jnp.inf]]
 
 
-def test_an_advantage_may_be_wider_than_the_values_by_its_lambda():
+def test_the_advantages_have_the_dtype_of_a_lambda_that_is_wider():
   rewards, dones = jnp.ones((2, 1), jnp.bfloat16), jnp.zeros((2, 1), bool)
   with jax.numpy_dtype_promotion("standard"):
     found = gae(rewards, rewards, dones, rewards[0], 0.5, jnp.float32(0.5))

@@ -61,7 +61,7 @@ def test_a_finished_run_is_evaluated_once_and_compared(
   assert record["seeds"]["0"]["seconds"] == 75.6
   made = json.loads(Path(f"{trained.run}/seed0/config.json").read_text())
   environment = record["seeds"]["0"]["environment"]
-  assert environment == environment_of(made)  # no commit without a .git
+  assert environment == environment_of(made)  # a commit only in a checkout
   shown = console.file.getvalue()
   assert f"{cold['mean']:.4f}" in shown
   assert f"{cold['difference']:+.4f}" in shown

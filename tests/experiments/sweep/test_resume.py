@@ -119,7 +119,8 @@ def test_a_sweep_without_a_checkpoint_begins_again_without_saying_resumed(
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.state_like)
 
   monkeypatch.setattr(sweep, "make_state", zeros)
-  # There is no checkpoint. The zeros lack the axis of members that it reads.
+  # As without a checkpoint. The real `restore` would read the axis of members,
+  # which the zeros lack.
   monkeypatch.setattr(sweep, "restore", lambda *given: None)
   monkeypatch.setattr(sweep, "fit", lambda *a, **k: (None, signal.SIGTERM))
   for _ in range(2):  # stopped where a kill may end it: before a checkpoint

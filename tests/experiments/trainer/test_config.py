@@ -261,7 +261,7 @@ def test_a_dtype_of_products_has_a_name_or_is_refused():
     to_record(replace(TrainConfig(), compute_dtype=jnp.float16))
 
 
-def test_an_argument_that_python_read_as_ascii_is_its_utf_8():
+def test_an_argument_that_python_read_as_ascii_is_decoded_as_utf_8():
   read = [
     decoded_as_utf8(text) for text in ("\udcc3\udca9t", "\udcff", "\xe9t")
   ]

@@ -75,7 +75,10 @@ OWN = TrainConfig(), {"corpus_sha256": "12"}
 
 
 def check_as(process, run, sent, differs, monkeypatch):
-  """Compare a process's (config, facts) with the other's: the first sends."""
+  """Compare the (config, facts) of a process with those that process 0 sends.
+
+  `differs` is what process 0 gathers from process 1.
+  """
 
   def broadcast(data):
     if process == 0:

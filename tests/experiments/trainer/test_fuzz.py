@@ -232,7 +232,7 @@ PROCESSES = 40
 @pytest.mark.programs
 @settings(
   max_examples=1,
-  phases=[Phase.generate],  # to shrink a failure would take its 40 processes
+  phases=[Phase.generate],  # each try to shrink would start 41 processes
   suppress_health_check=list(HealthCheck),
 )
 @given(
@@ -242,7 +242,7 @@ PROCESSES = 40
     max_size=PROCESSES,
   )
 )
-def test_any_flagfile_ends_with_a_status_and_leaves_no_directory(
+def test_any_flagfile_ends_with_a_status_and_an_error_leaves_no_directory(
   tmp_path, inputs
 ):
   """Each input has its own process. The first starts a run; few others do."""

@@ -88,7 +88,7 @@ def test_what_a_checkpoint_holds_is_continued(clock):
   clock[0] += 2
   saved = buffer.to_progress()
   assert saved["pending_seconds"] == 2.0 and saved["seconds"] == 4.0
-  # Two steps were skipped in all, and one in a row before the pending step.
+  # Two steps were skipped in all, and one right before the pending step.
   assert saved["pending"] == [[1, 2, 10]] and saved["skipped"] == (2, 1)
   resumed = MetricBuffer(max_skipped=1)
   resumed.restore(SimpleNamespace(**saved))

@@ -151,7 +151,7 @@ def test_a_loss_of_ten_thousand_nats_is_a_divergence(key):
   zero = jax.tree.map(jnp.zeros_like, model.init(key))
   tokens, config = np.ones(5, np.int32), CONFIG._replace(rate=0.0)
 
-  def nats(size):  # of each token, that by which the other is likelier
+  def nats(size):  # losses, when the other token's logit is larger by `size`
     params = zero._replace(bias=jnp.array([size, 0.0]))
     return dynamic_nats(model, params, tokens, zero, config).tolist()
 

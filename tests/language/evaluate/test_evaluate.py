@@ -135,7 +135,7 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
   params, monkeypatch
 ):
   expected = cold_nats(MODEL, params, TOKENS, 8)
-  # So many of the 7 windows fit into a batch. With 0, one alone has too many
+  # `windows` of the 7 windows fit into a batch. With 0, one alone has too many
   # logits, and is a batch by itself.
   for windows in (0, 1, 3):  # with 3, the last batch is padded
     monkeypatch.setattr(evaluate, "MAX_LOGITS", windows * 8 * V + 1)

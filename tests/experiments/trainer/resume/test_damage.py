@@ -126,7 +126,7 @@ def test_if_all_checkpoints_are_damaged_the_error_is_one_line(
 def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
   stopped, config, console, monkeypatch
 ):
-  """They wait for it, so that an error of this process alone hangs them."""
+  """They wait for this process: an error that it kept to itself hangs them."""
   told = []
 
   @contextmanager
