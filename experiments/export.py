@@ -37,7 +37,11 @@ from experiments.pages.packed_model import check_model, describe_cost
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS
 from experiments.trainer.excerpt import Part, read_excerpt
-from experiments.trainer.files import check_output, write_bytes
+from experiments.trainer.files import (
+  check_is_other,
+  check_output,
+  write_bytes,
+)
 from experiments.trainer.run_dir import check_outside_runs
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
@@ -65,8 +69,9 @@ def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the format is not one of FORMATS; `out` is a directory, or is in
-      a run directory or in a directory that does not exist; the run has no
+    ValueError: the format is not one of FORMATS; `out` is a directory or the
+      run's corpus, or is in a run directory or in a directory that does not
+      exist; the run has no
       usable checkpoint; the format does not support the run's cell; the package
       onnx is not installed; or, for a page, the model is too large, its 8-bit
       weights raise the loss too much, or the run's corpus cannot be read.
@@ -78,6 +83,8 @@ def run(run: str, format: str, out: str) -> str:
   check_outside_runs("out", Path(out))
   check_output(Path(out))
   trained, cost = load(Path(run)), ""
+  corpus = trained.config.data.corpus
+  check_is_other("out", Path(out), "the run's corpus", corpus)
   match format:
     case "onnx":
       written = _onnx(trained)

@@ -51,8 +51,10 @@ def check_entries(record: dict[str, Any]) -> None:
       continue
     for row, counts in zip(run["returns"], episodes, strict=True):
       for value, count in zip(row, counts, strict=True):
-        if value is not None and (count is None or count < 1):
-          raise ValueError(f"episodes must be ≥ 1 beside a return, got {count}")
+        if value is not None and not (isinstance(count, int) and count > 0):
+          raise ValueError(
+            f"episodes must be an integer ≥ 1 beside a return, got {count}"
+          )
 
 
 def _count(record: dict[str, Any]) -> int:

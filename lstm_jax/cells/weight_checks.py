@@ -182,9 +182,13 @@ def _check_batch_axes(states: Callable, params: Any) -> None:
   """
   without, batched = _eval_shape(states, params)
   check_floats(without)
-  pairs = [*zip(_shapes(without), _shapes(batched), strict=True)]
-  # A number, such as a counter, may be one for the whole batch.
-  if any(found != (2, *shape) and (shape or found) for shape, found in pairs):
+  expected, found = _shapes(without), _shapes(batched)
+
+  def fits(shape, with_batch):
+    # A number, such as a counter, may be one for the whole batch.
+    return with_batch == (2, *shape) or shape == with_batch == ()
+
+  if len(expected) != len(found) or not all(map(fits, expected, found)):
     raise ValueError(
       f"initial_state must put batch_shape before the axes {_named(without)}, "
       f"got {_named(batched)} for (2,)"

@@ -41,7 +41,11 @@ from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.weight_checks import PARTS
-from lstm_jax.sequence.arguments import check_functions, check_sequence
+from lstm_jax.sequence.arguments import (
+  as_inputs,
+  check_functions,
+  check_sequence,
+)
 from lstm_jax.sequence.joined import separate
 from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.scan import forward
@@ -77,7 +81,7 @@ def state_cotangents(
       params are of another cell; or d_last does not fit the state.
   """
   check_leaves(d_last=d_last)
-  xs, d_last = jnp.asarray(xs), jax.tree.map(jnp.asarray, d_last)
+  xs, d_last = as_inputs(xs), jax.tree.map(jnp.asarray, d_last)
   state = check_sequence(cell, params, state, xs)
   check_functions(cell, PARTS)
   _check_like(state, d_last)

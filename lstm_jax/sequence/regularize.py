@@ -29,7 +29,7 @@ References:
 """
 
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Params
 from lstm_jax.cells.checks import check_same_type
-from lstm_jax.cells.precision import check_float
+from lstm_jax.cells.precision import as_array, check_float
 
 StateT = TypeVar("StateT", bound=tuple)  # a NamedTuple, with at least h
 
@@ -49,8 +49,7 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
   Raises:
     ValueError: the rate is not in [0, 1), or x is not of floats.
   """
-  _check_floats("x", x)
-  x = jnp.asarray(x)  # without x64, NumPy's float64 becomes float32
+  x = _floats("x", x)
   return x * factors(key, x.shape, rate, x.dtype) if _drops(rate) else x
 
 
@@ -60,8 +59,7 @@ def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
   Raises:
     ValueError: as `dropout`, or xs has no time axis.
   """
-  _check_floats("xs", xs)
-  xs = jnp.asarray(xs)
+  xs = _floats("xs", xs)
   if not xs.ndim:
     raise ValueError("xs must be [T, ...], got a scalar")
   if not _drops(rate):
@@ -110,7 +108,7 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
 
 def has_w_h(params: Params) -> bool:
   """Return whether a cell's params have recurrent weights w_h in a matrix."""
-  return hasattr(params, "w_h") and params.w_h.ndim >= 2
+  return hasattr(params, "w_h") and jnp.ndim(params.w_h) >= 2
 
 
 def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
@@ -146,9 +144,12 @@ def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
   return type(state)(*keep)
 
 
-def _check_floats(name: str, x: jax.Array) -> None:
+def _floats(name: str, x: Any) -> jax.Array:
+  """Return x as a JAX array; raise ValueError unless it holds floats."""
+  x = as_array(f"{name} must hold floats", x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must hold floats, got {x.dtype}")
+  return x
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -75,11 +75,14 @@ def gradcheck(
   Raises:
     ValueError: x has no leaf, or a leaf that is empty or not float; the outputs
       of the two functions differ in shape or structure, or are empty or not
-      float; or max_coordinates or num_directions is not an integer ≥ 0.
+      float; max_coordinates or num_directions is not an integer ≥ 0; or epsilon
+      is not above 0.
   """
   if max_coordinates is not None:
     check_count("max_coordinates", max_coordinates, 0)
   check_count("num_directions", num_directions, 0)
+  if not epsilon > 0:
+    raise ValueError(f"epsilon must be above 0, got {epsilon}")
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)

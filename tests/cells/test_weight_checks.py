@@ -68,6 +68,12 @@ def own_cell(old, new):
       f"h [{H}], c [{H}], got h [{H}], c [{H}] for (2,)",
     ),
     (
+      "c=jnp.zeros(shape, params.b.dtype)",
+      "c=None if batch_shape else jnp.zeros(shape, params.b.dtype)",
+      "initial_state must put batch_shape before the axes "
+      f"h [{H}], c [{H}], got h [2, {H}], c None for (2,)",
+    ),
+    (
       '"...d,...k->dk"',
       '"...d,...k->kd"',
       f"weights do not fit each other: {PARAMS}; their gradients have "

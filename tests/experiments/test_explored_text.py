@@ -164,6 +164,11 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   assert (explored_run / "config.json").read_text().startswith("{")
   refused("^output must be another file than text", text="Shall", output=path)
   assert path.read_text() == "Shall"
+  corpus = Path(load(explored_run).config.data.corpus)
+  with pytest.raises(ValueError, match=r"another file than the run's corpus"):
+    config = ExploreConfig(str(explored_run), output=str(corpus))
+    explore.run(config, console)
+  assert not corpus.read_text("utf-8").startswith("<")
   refused("there is no run in .*nowhere: no such directory", nowhere)
   words = write_run(word_config)
   refused("at least 2 words, got 1", words, text="Shall")

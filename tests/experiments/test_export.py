@@ -71,6 +71,21 @@ def test_a_file_in_a_run_directory_is_refused(explored_run, tmp_path):
     assert (directory / "config.json").read_bytes() == config
 
 
+@pytest.mark.parametrize("format", ["stablehlo", "html"])
+def test_the_corpus_of_the_run_is_not_overwritten(
+  explored_run, format, tmp_path
+):
+  corpus, link = load(explored_run).config.data.corpus, tmp_path / "link"
+  link.symlink_to(corpus)
+  text = Path(corpus).read_bytes()
+  message = (
+    f"^out must be another file than the run's corpus, got {exact(link)}"
+  )
+  with pytest.raises(ValueError, match=message):
+    export.run(str(explored_run), format, str(link))
+  assert Path(corpus).read_bytes() == text
+
+
 def test_a_format_that_is_not_known_is_refused(explored_run, tmp_path):
   message = "^format must be one of onnx, stablehlo, html, got 'ONNX'$"
   with pytest.raises(ValueError, match=message):

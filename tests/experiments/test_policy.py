@@ -159,15 +159,14 @@ def test_a_run_of_which_a_seed_was_lost_is_damaged(entry, tmp_path):
     policy.load(tmp_path)
 
 
-@pytest.mark.parametrize("count", [0, None])
+@pytest.mark.parametrize("count", [0, 1.5, None])
 def test_a_record_with_a_return_of_no_episode_is_damaged(count, tmp_path):
   record = example()
   run = record["networks"]["gru"]
   run["episodes"] = [[1, count] for _ in run["returns"]]
   policy.save(record, tmp_path)
-  with pytest.raises(
-    ValueError, match=f"damaged: episodes must be ≥ 1 .*, got {count}$"
-  ):
+  message = f"damaged: episodes must be an integer ≥ 1 .*, got {count}$"
+  with pytest.raises(ValueError, match=message):
     policy.load(tmp_path)
 
 

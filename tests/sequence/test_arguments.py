@@ -239,8 +239,14 @@ def test_one_state_is_refused_as_a_pair_and_as_layers():
 
 @pytest.mark.parametrize("name", ["dropout", "locked_dropout"])
 def test_dropout_takes_floats(name):
-  with pytest.raises(ValueError, match=r"^xs? must hold floats, got int64$"):
-    getattr(regularize, name)(KEY, jnp.arange(3), 0.5)
+  drop = getattr(regularize, name)
+  for bad, got in ((jnp.arange(3), "int64$"), (None, "NoneType: ")):
+    with pytest.raises(ValueError, match=rf"^xs? must hold floats, got {got}"):
+      drop(KEY, bad, 0.5)
+  found, expected = (
+    drop(KEY, x, 0.5) for x in ([1.0, 2.0], jnp.array([1.0, 2]))
+  )
+  assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])

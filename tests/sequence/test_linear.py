@@ -46,9 +46,10 @@ def traced_value_and_gradient(cell, args, key, **options):
 
 def test_three_cells_are_linear_and_remain_so_when_wrapped():
   assert LINEAR == ["min_gru", "min_lstm", "lru"]
-  for wrap in (wrappers.masked, wrappers.resettable, wrappers.zoneout):
-    assert is_linear(wrap(min_gru))
-    assert not is_linear(wrap(gru))
+  for name in ("masked", "resettable", "zoneout", "state_dropout"):
+    wrap = getattr(wrappers, name)
+    assert is_linear(wrap(min_gru)), name
+    assert not is_linear(wrap(gru)), name
 
 
 @pytest.mark.everyday(4)

@@ -15,8 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from lstm_jax import Autodiff, Explicit, unroll
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.platform import traced_for
-from tests.draws import B, D, H, T, normal_like, worst
-from tests.gradients import weighed
+from tests.draws import B, D, H, T, normal_like, weighed, worst
 from tests.sequence.options import LENGTHS, MASK, RESET
 
 
