@@ -22,7 +22,7 @@ from experiments.trainer.trained import load
 from lstm_jax import lstm
 from lstm_jax.language import WordTokenizer, stateful_loss
 from lstm_jax.testing import terms
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import VERSE, VERSES
 from tests.experiments.sampled import sample_texts
 from tests.experiments.trainer.resuming import read_rows
 
@@ -238,7 +238,7 @@ def test_a_run_directory_whose_path_is_not_utf_8_is_refused(
 def test_the_gradient_of_the_whole_model_passes_the_check(key):
   from experiments.gradcheck import check_model, first_batch
 
-  assert check_model(lstm, *first_batch(VERSE), key).passes()
+  assert check_model(lstm, *first_batch(VERSES), key).passes()
 
 
 def test_a_text_too_short_is_refused_before_the_cells_are_checked(
