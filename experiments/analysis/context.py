@@ -23,9 +23,9 @@ from lstm_jax.language import LanguageModel, LanguageParams, cross_entropy
 from lstm_jax.language.evaluate import cold_nats
 from lstm_jax.sequence import state_cotangents, unroll
 
-# The text is cut into windows of W tokens several times, each time W // SHIFTS
-# tokens later (at least 1): a window has only one prediction for each context
-# length.
+# The text is cut into windows of W tokens many times, each time W // SHIFTS
+# tokens later (at least 1), for a large W about SHIFTS times: a window has only
+# one prediction for each context length.
 SHIFTS = 32
 # Windows whose gradients are computed at once: at 200 steps of 160 units, each
 # takes 1 MB.

@@ -9,8 +9,9 @@ how much a small change of an earlier state changes the prediction at t. The
 fields of a state, such as h and c, are changed one at a time, the others held
 fixed. The change acts through the later time steps of its layer, and through
 the layers above, which read h. The gradients come from the cell's own backward
-pass. One scan over k computes them for all t in parallel: for the prediction at
-t, its step k is the backward pass of the time step t − k.
+pass. One scan over k computes them for many t in parallel: for the prediction
+at t, its step k is the backward pass of the time step t − k. The norms of the
+gradients over k are the *path* of the gradient from t back into the text.
 """
 
 from functools import partial

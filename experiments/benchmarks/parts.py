@@ -172,7 +172,7 @@ def launches_part(sizes: Row) -> Results:
 
 
 def original_part(rounds: int, num_steps: int = 64) -> Results:
-  """Time the training step of the original recipe, in JAX and in NumPy.
+  """Time the training step of Karpathy's min-char-rnn, in JAX and in NumPy.
 
   One JAX program makes one training step per call, another makes `num_steps`.
 
@@ -263,8 +263,8 @@ def check_sizes(parts: Iterable[str], sizes: Row) -> None:
   """Raise ValueError if a given size belongs to none of the chosen parts.
 
   Also raise it if the part launches would count wrongly for this T. It reads
-  the compiled loop, whose iterations have GPU_STEPS time steps each. If these
-  do not divide T, some time steps are outside of the loop; with fewer than two
+  compiled loops; an iteration of ours has GPU_STEPS time steps. If these do not
+  divide T, some time steps are outside of the loop; with fewer than two
   iterations, there is no loop.
   """
   names = [*parts]

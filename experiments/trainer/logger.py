@@ -57,8 +57,8 @@ class RunLogger:
     directory: the run directory.
     setup: of the run.
     console: prints the samples.
-    show_progress: is called with every row of metrics: the step, its loss in
-      nats per token, and the tokens per second.
+    show_progress: is called with every row of training metrics: the step, the
+      mean loss of the row in nats per token, and the tokens per second.
     is_writer: whether this process writes metrics and samples; of several,
       only the first does. All of them write checkpoints.
 
@@ -105,6 +105,7 @@ class RunLogger:
     if self._is_writer:
       log_sizes = restored.progress.log_bytes if restored else {}
       truncate_logs(self.directory, log_sizes, self._console)
+      # A sample of the initial weights is logged at step 0.
       self._tensorboard.begin(step + 1 if restored else 0)
     if not restored:
       return
@@ -229,17 +230,13 @@ class RunLogger:
     if not self._setup.config.job.quiet:
       print_title(title, self._console, align="left")
       print_sample(text, self._console)
-    check_held()  # an evaluation may take long
+    check_held()  # the sample may have taken long
     append(self.directory / run_dir.SAMPLES, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)
 
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
-    """Draw, print and append a sample, by a key that depends on the step.
-
-    Before the first step, the key is that of the sample at the end of the run.
-    """
-    key = self._setup.keys.samples
-    key = jax.random.fold_in(key, self.step) if self.step else key
+    """Draw, print and append a sample, by a key that depends on the step."""
+    key = jax.random.fold_in(self._setup.keys.samples, self.step)
     self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
   def finish(self, test_loss: float | None) -> None:

@@ -8,7 +8,7 @@ class Error(NamedTuple):
 
   coordinates: int  # how many coordinates, or directions, were compared
   absolute: float
-  relative: float
+  relative: float  # divided by a scale of the tensor (`_gradcheck`)
   where: tuple[int, ...]  # of `relative`: index in the tensor, or (direction,)
 
 

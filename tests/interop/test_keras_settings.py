@@ -112,6 +112,7 @@ def test_directions_with_different_settings_are_refused(tmp_path, key):
 
 def test_a_layer_of_somebody_else_is_left_out(tmp_path, key):
   path = tmp_path / "model.keras"
+  # The class THEIRS is called LSTM, too: its weights are in layers/lstm.
   first, second = (draw(k, "LSTM") for k in jax.random.split(key))
   arrays = {
     "layers/lstm/cell": interop.to_keras(first),

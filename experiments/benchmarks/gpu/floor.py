@@ -42,7 +42,10 @@ H200 = Device("H200", 4.8e12, PEAKS)
 
 
 def find_device(kind: str) -> Device:
-  """Return H200 if the kind, such as "NVIDIA H200", names one; else H100."""
+  """Return H200 if the kind, such as "NVIDIA H200", names one; else H100.
+
+  The benchmark refuses a device that is neither (`part.check_device`).
+  """
   return H200 if re.search(r"\bH200\b", kind) else H100  # not GH200
 
 
@@ -97,10 +100,11 @@ def training_step_floor(
   """Return the floor of one time step of a model's Adam step, in microseconds.
 
   The operations are those of the recurrent products and of the readout, three
-  times each. The input product is not counted: for a small V it has only V
-  rows. The bytes are those of hs and its cotangent, each written once and read
-  once, and those of Adam, which reads each parameter, its gradient and its two
-  averages, and writes all but the gradient.
+  times each. The input product is not counted: for a small V it multiplies only
+  the V rows of the embedding (`reads_table`). The bytes are those of hs and its
+  cotangent, each written once and read once, and those of Adam, which reads
+  each parameter, its gradient and its two averages, and writes all but the
+  gradient.
   """
   per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
   operations = 3 * 2 * seq_len * batch_size * per_token

@@ -145,6 +145,7 @@ def pytorch(problem: Problem) -> Peer:
 
   dx, dw_x, dw_h, db, db_h = (g.cpu().numpy() for g in backward())
   d_weights = [dw_x.T, dw_h.T, db]
+  # Our cells have one bias, and a GRU also b_n, the end of PyTorch's second.
   if problem.cell == "gru":
     d_weights.append(db_h[-problem.weights.b_n.shape[0] :])
   check_same("pytorch", [d_weights, dx], problem.gradient, tolerance())

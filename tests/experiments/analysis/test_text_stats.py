@@ -29,6 +29,7 @@ def test_words_are_letters_with_apostrophes_and_hyphens_inside():
     "o’clock",
     "été",
   ]
+  # Marks belong to the letter before them; those of an emoji to no word.
   assert words("हिन्दी में, CAFE\u0301S ❤\ufe0f 1\ufe0f\u20e3") == [
     "हिन्दी",
     "में",
@@ -72,7 +73,9 @@ def test_shares_and_lengths_are_as_counted_by_hand():
     ("", ""),
   ],
 )
-def test_an_ending_is_the_last_vowels_and_what_follows(word, expected):
+def test_an_ending_begins_at_the_last_vowels_other_than_a_silent_e(
+  word, expected
+):
   assert ending(word) == expected
 
 

@@ -18,6 +18,7 @@ SIZES = "gru", 64, 3, 5  # cell, H, T, B
 
 @pytest.fixture(autouse=True)
 def as_in_a_program():
+  """Lift what tests/conftest.py forbids: the programs do not set it."""
   with (
     jax.numpy_dtype_promotion("standard"),
     jax.numpy_rank_promotion("allow"),
@@ -237,10 +238,10 @@ def test_the_checks_have_every_kind_of_kernel_and_the_races_most_of_them():
     for cell, hidden_size, dtype in sizes:
       found = kernel_kind(cell, hidden_size, 40, dtype)  # B 40 as in CHECKS
       assert found == f"{cell} in {place}, {dtype}"
-  both = {
+  with_all_options = {
     kind(case) for case in CHECKS if case.with_mask_and_reset and case.reverse
   }
-  assert both == {kind(case) for case in CHECKS}
-  assert len(both) == 12  # 3 cells × 2 places × 2 dtypes
+  assert with_all_options == {kind(case) for case in CHECKS}
+  assert len(with_all_options) == 12  # 3 cells × 2 places × 2 dtypes
   assert len({kind(case) for case in RACES}) >= 9  # of the 12
-  assert kernel_kind("lstm", 1024, 8, "bfloat16") is None
+  assert kernel_kind("lstm", 1024, 8, "bfloat16") is None  # H is too large

@@ -111,6 +111,7 @@ def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
   class Ending(InProcess):
     def __init__(self, jax_on_cpu=False):
       environment = {"platform": "cpu", "jax_version": VERSIONS[0]}
+      # (kind, index of the case, if any, and content), as a worker sends them
       self.messages = [("ready", None, environment)]
 
     def stop(self):
@@ -159,7 +160,7 @@ def test_a_layer_of_pytorch_that_computes_something_else_is_not_timed(
   fakes = {
     "missing": lambda: None,
     "prove": prove,
-    "make_call": lambda *given: dict,
+    "make_call": lambda *given: dict,  # its call returns {}
     "synchronize": lambda result: None,
     "time_calls": time_calls,
   }

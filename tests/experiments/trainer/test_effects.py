@@ -29,7 +29,8 @@ from tests.experiments.sweep.sweeps import as_sweep
 
 STEPS = 1000  # training steps of the runs
 # For each rule: a flag, other flags beside which it has no effect, and others
-# beside which it has one. {} stands for the defaults.
+# beside which it has one. {} stands for the defaults. With --eval_every=400 a
+# run is evaluated 5 times: at training steps 10, 30, 400, 800 and 1000.
 CASES = [
   ({"min_count": 3}, {}, {"tokenizer": "word"}),
   ({"layer_dropout": 0.5}, {}, {"num_layers": 2}),
@@ -119,7 +120,7 @@ def test_evaluations_of_any_number_of_steps_are_counted_at_once():
   assert num_evaluations(config, 10**15) == 10**13 + len(EARLY_STEPS)
 
 
-def test_a_warmup_longer_than_the_run_is_named(config):
+def test_a_warmup_as_long_as_the_run_is_named(config):
   shown = heading(make_setup(replace(config, warmup_steps=47)))
   line = "warning     --warmup_steps=47 is not below the 47 training steps: "
   assert shown.splitlines()[-1].startswith(line)
@@ -128,7 +129,7 @@ def test_a_warmup_longer_than_the_run_is_named(config):
 
 @pytest.mark.exhaustive
 def test_a_sweep_names_what_it_does_not_use(config):
-  shared = as_sweep(config)
+  shared = as_sweep(config)  # with a sample_length of 30; the default is 200
   for changes, names in (
     (
       {"rate": (0.01,), "learning_rate": 0.03, "temperature": 0.3},

@@ -35,7 +35,7 @@ def test_a_run_is_on_the_disk_when_it_says_so(
     rows.append(path.name)
 
   def shown(*objects, **options):
-    # What a stopped run prints, and what a finished one prints.
+    # Of a stopped run, of the model that a stopped or a finished run holds.
     if any(line in f"{objects}" for line in ("SIGTERM: stopped", " holds ")):
       copy = tmp_path / f"left{len(left)}"
       disk.after_failure(tmp_path / "disk", copy)
@@ -49,7 +49,9 @@ def test_a_run_is_on_the_disk_when_it_says_so(
     signal_at(patch, 33)
     train.run(config, console)
   train.run(config, console)
-  assert rows.count("metrics.jsonl") == 5 + 5  # of training, of evaluations
+  # Of 47 training steps a row for each 10 and the last, and for evaluations at
+  # steps 10, 20, 30, 40 and the last.
+  assert rows.count("metrics.jsonl") == 5 + 5
   stopped, *_, finished = left
   assert {"config.json", "metrics.jsonl", "samples.txt"} <= stopped.keys()
   assert any(name.startswith("checkpoints/33/state/") for name in stopped)
