@@ -71,10 +71,10 @@ def run(run: str, format: str, out: str) -> str:
   Raises:
     ValueError: the format is not one of FORMATS; `out` is a directory or the
       run's corpus, or is in a run directory or in a directory that does not
-      exist; the run has no
-      usable checkpoint; the format does not support the run's cell; the package
-      onnx is not installed; or, for a page, the model is too large, its 8-bit
-      weights raise the loss too much, or the run's corpus cannot be read.
+      exist; the run has no usable checkpoint; the format does not support the
+      run's cell; the package onnx is not installed; or, for a page, the model
+      is too large, its 8-bit weights raise the loss too much, or the run's
+      corpus cannot be read.
     OSError: the file cannot be written.
   """
   if format not in FORMATS:
