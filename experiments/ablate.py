@@ -92,9 +92,9 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       tokens, equals another change, or can have no directory of its own; --run
       is not given or is a run, holds another recipe's or corpus's results, or
       with --overwrite, those of changes that are not given; the corpus is a
-      pipe; the corpus or the weights of a model to read change meanwhile, or
-      are not those of the results; another process begins all again; or as in
-      `train.run`: for the corpus, the configurations and the models to read,
+      pipe; the corpus, or the weights of --init_from or --teacher, change
+      meanwhile or are not those of the results; another process begins all
+      again; or as in `train.run`: for the corpus, the flags and those weights,
       before the first run; for a run's directory and the memory, at that run.
     Diverged: the recipe itself diverges.
   """
@@ -180,7 +180,7 @@ def _start(
   split = "dev" if config.data.dev_fraction else "val"
   if config.job.overwrite:
     check_all_named(path, recipe, sha256, configs)
-    outdated = start_times(path.parent.glob("*"))  # also of runs without a row
+    outdated = start_times(path.parent.glob("*"))  # of all runs to be replaced
     results = Ablations(recipe, sha256, [], outdated, split)
   else:
     results = read_ablations(path, recipe, sha256)._replace(split=split)
@@ -240,7 +240,7 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
     return None
   check_same_run(directory, config, sha256, advice=REPLACE_OR_KEEP)
   result = run_dir.read_result(directory) or {}
-  names = "step", "val_loss", "seconds"
+  names = "step", "val_loss", "seconds"  # step is Result's best_step
   entries: list[Any] = [result.get(name) for name in names]
   if not are_numbers(entries):
     raise ValueError(f"{path} is damaged: it must have step, val_loss, seconds")
@@ -257,8 +257,8 @@ def _measure(
 ) -> dict[str, Any]:
   """Return the losses of a finished run, in nats per token.
 
-  They are of the development split, if there is one, or else of the validation
-  split: a choice between changes must not see the test split.
+  They are of `Corpus.val`: the development split, if there is one, or else the
+  validation split. A choice between changes must not see the test split.
   """
   trained = load(result.directory)
   data = find_corpus(result.directory, data, sha256)
@@ -277,7 +277,7 @@ def _measure(
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-  """Return the flags of the recipe itself, with paths as in config.json."""
+  """Return the recipe's flags except JOB_FLAGS, with config.json's paths."""
   record = recorded_flags(config)
   return {
     name: value for name, value in record.items() if name not in JOB_FLAGS

@@ -2,18 +2,19 @@
 
   uv run --group bench python -m experiments.benchmark
 
+A part is a set of cases of one kind (`benchmarks/parts.py` lists the parts).
 Before a part is timed, every library must compute the same outputs, losses and
-gradients from the same weights (a test checks this for the part `original`);
-then all are timed in turns, in one process. PyTorch uses a GPU if JAX has one.
-The training step of a language model is timed on one device and, for the JAX
-libraries, also with the batch split over CPU devices, as many as the greatest
-common divisor of the number of cores and the batch size. The tables have
-medians and quartiles, the time relative to ours, the seconds to compile, and
-the memory that the compiled program needs on each device. A library that cannot
-be imported, or does not have the layer, is skipped and named; one that computes
-something else stops the benchmark. A size, such as --hidden_size, applies to
-each part that has this size: one case replaces the cases of the part, with the
-sizes given and the part's defaults for the others.
+gradients from the same weights (for `original`, min-char-rnn in JAX and NumPy,
+a test checks this); then all are timed in turns, in one process. PyTorch uses a
+GPU if JAX has one. The training step of a language model is timed on one device
+and, for the JAX libraries, also with the batch split over CPU devices, as many
+as the greatest common divisor of the number of cores and the batch size. The
+tables have medians and quartiles, the time relative to ours, the seconds to
+compile, and the memory that the compiled program needs on each device. A
+library that cannot be imported, or does not have the layer, is skipped and
+named; one that computes something else stops the benchmark. A size, such as
+--hidden_size, applies to each part that has this size: one case replaces the
+cases of the part, with the sizes given and the part's defaults for the others.
 
 On an H100 or H200, in less than 8 minutes,
 
@@ -70,8 +71,8 @@ def run(
     parts: names in PARTS.
     sizes: {name: size}. One case with these sizes replaces the cases of each
       part that has one of them. Empty for the parts' own cases.
-    rounds: how often each program is timed; programs of the part `original` are
-      timed 10 times as often.
+    rounds: how often each program is timed; the short steps of the part
+      `original` are timed 10 times as often.
     console: where to print.
     save: called with the results so far after every case.
 
@@ -178,7 +179,7 @@ def main() -> int:
     record = gpu.run(sizes, ROUNDS.value, console, save)
   else:
     if "model" in chosen:
-      batch_size: Any = (MODEL | sizes)["batch_size"]
+      batch_size: Any = (MODEL | sizes)["batch_size"]  # of each case
       start_cpu_devices(math.gcd(num_cores(), batch_size))
     record = run(chosen, sizes, ROUNDS.value, console, save)
   if out:

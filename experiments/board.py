@@ -23,6 +23,7 @@ def main() -> None:
   """Read the flags, print the table and draw."""
   board = read_board().of_corpus(CORPUS)
   if DIRECTORY.value:
+    # All charts are in this directory, so that checking one path suffices.
     check_output(Path(DIRECTORY.value) / CHARTS[0].file)
   print(table(board))
   if DIRECTORY.value:

@@ -118,7 +118,7 @@ def launch(
   except BrokenPipeError:
     _discard_output(sys.stdout)
     sys.exit(PIPE_CLOSED)
-  except (ValueError, OSError) as error:  # of --noflag=value, of --help
+  except (ValueError, OSError) as error:  # of --noflag=value; printing --help
     sys.exit(_fail(error, BAD_INPUT))
 
 

@@ -3,8 +3,8 @@
   python -m experiments.compare_cells
 
 trains the three cells, or those of --cells, with the same number of parameters
-on the same text, with several seeds. There are two budgets: the same
-number of training steps ("equal steps"), and the same time ("equal time").
+on the same text, with several seeds. There are two budgets: the same number of
+training steps ("equal steps"), and the time of the LSTM's run ("equal time").
 --hidden_size is that of the LSTM; the other cells get the size with the nearest
 number of parameters. Each cell uses its own best learning rate, chosen on
 training text. It measures
@@ -17,7 +17,7 @@ training text. It measures
   the cells' usual initial biases and, for gated cells, with those of chrono
   initialization (`analysis.chrono`), which fit the delay;
 - gradient flow: the norm of the gradient of one character's loss with respect
-  to each earlier state, before and after training.
+  to each earlier state, before and after training with equal steps.
 
 A training that diverges is marked, and the others continue. The directory --out
 receives the results as comparison.json, a figure (comparison.png), and
@@ -97,6 +97,7 @@ def run(
   start = time.monotonic()
   corpus = read_corpus(config)
   models = make_models(config.cells, config.model, corpus.tokenizer.size)
+  # trial_key draws the weights of the trials that choose the learning rates.
   seeds_key, trial_key, recall_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
@@ -211,6 +212,7 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
 
   print_tables(tables(record), console)
   check_regular(directory / FIGURE)
+  # The lines of more cells than MANY could not be told apart.
   many = len(record["cells"]) > dot_plot.MANY
   with naming_missing(directory / RECORD):
     (dot_plot if many else plots).draw(record, directory / FIGURE)

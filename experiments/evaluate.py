@@ -178,7 +178,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     check_mixable(tokenizer, len(texts.tokens))
 
   @functools.cache
-  def spelling_nats(cached: bool) -> float:  # of unknown words, less if cached
+  def spelling_nats(cached: bool) -> float:
+    """Return unknown words' cost; if cached, a repeated one costs less."""
     return float(tokenizer.spelling_nats(excerpt.text, cached)[1:].sum())
 
   record = _make_record(config, members, excerpt, len(texts.tokens))

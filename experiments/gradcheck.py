@@ -47,8 +47,7 @@ from lstm_jax.testing import Report, gradcheck, plant, terms
 
 AUTODIFF_TOLERANCE, DIFFERENCE_TOLERANCE = 1e-12, 1e-6
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6  # of a cell's check
-# Of the model's. Up to a vocabulary of 22 · 3, it reads the table W_e W_x, as
-# in the training on Tiny Shakespeare, whose 65 characters fit.
+# Of the model's, which reads the table W_e W_x up to V 66 (`reads_table`).
 MODEL_STEPS, EMBEDDING, MODEL_HIDDEN, LAYERS = 22, 5, 7, 2
 
 # At a step of 1e-3, central differences of a layer-normalised LSTM are wrong by
@@ -116,7 +115,7 @@ def check_model(
 
 def epsilon_of(cell: Any) -> float:
   """Return the step of the central differences of a cell."""
-  has_relu = RELU in getattr(cell, "arguments", ())
+  has_relu = RELU in getattr(cell, "arguments", ())  # of `with_activation`
   return EPSILON_OF_RELU if has_relu else EPSILON
 
 
@@ -140,8 +139,7 @@ def gaussian(arguments: Callable[[jax.Array], Any], key: jax.Array) -> Any:
 
   Their standard deviation is ½, so that no bias or state is zero and no unit
   is saturated. For the normaliser n of an sLSTM, 1 + |n| is used: after any
-  step the normaliser is at least 1, and the output, which is divided by it, has
-  a pole at 0.
+  step n is at least 1, and the output, which is divided by n, has a pole at 0.
   """
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 

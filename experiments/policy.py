@@ -80,10 +80,10 @@ def run(
     "config": to_record(config),
     "environment": machine(),
     "task": title,
-    "guessing": environment.guessing,
+    "guessing": environment.guessing,  # the best mean return without memory
     "steps_per_update": config.ppo.num_envs * config.ppo.rollout_steps,
     "networks": {},
-    "race": {},
+    "race": {},  # --timing_rounds: times beside those in Flax
   }
   for name in config.network:
     show = partial(progress, console, name, config.ppo.num_updates)

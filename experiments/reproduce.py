@@ -89,6 +89,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   configs = shared[len(teachers) :]
   if stopped_by := _train_teachers(shared[: len(teachers)], sha256, console):
     return Reproduction([], stopped_by)
+  # {seed: what `_evaluate` returns}; {protocol: loss} of the ensemble, or {}.
   done, together = read_done(path, row), read_together(path, row, jobs)
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, configs, strict=True):
@@ -102,6 +103,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       if outdated:
         write_reproduction(path, row, done, together, rows)
       result = train.run(single, console)
+      # A signal too late to stop the run (`signalled`) stops this program.
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
     check_same_run(job.directory, single, sha256, advice=advice)
@@ -215,6 +217,7 @@ def commands(job: Job) -> list[str]:
 
 def main(arguments: list[str]) -> int:
   """Read the flags; print the commands or run them."""
+  # Our names have no spaces: for several arguments, or none, `find` raises.
   row = read_board().find(" ".join(arguments))
   config, console = config_from_flags(ReproduceConfig(), FLAGS), make_console()
   if config.dry_run:

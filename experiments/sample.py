@@ -166,7 +166,7 @@ def run(
     top_k or None,
     top_p if top_p < 1 else None,
     min_p or None,
-    tokenizer.unknown_tokens,
+    tokenizer.unknown_tokens,  # never drawn
   )
   if prompt is None:
     tokens = default_prompt(tokenizer)

@@ -119,7 +119,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
   mesh = members_mesh(config.job, len(members))
-  facts = {run_dir.SHA256: setup.corpus.sha256}
+  facts = {run_dir.SHA256: setup.corpus.sha256}  # for config.json
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
   with (
@@ -134,7 +134,7 @@ def run(config: SweepConfig, console: Console) -> Result:
       f"{warnings}run         {directory}",
       soft_wrap=True,
     )
-    keep(directory, config.data.corpus, setup.corpus.text)
+    keep(directory, config.data.corpus, setup.corpus.text)  # if it is piped
     restored = None
     if resuming:
       restored = restore(directory, members, state_like, console)
@@ -221,7 +221,7 @@ class _Observer(Observer):
     del step
     jax.block_until_ready(state)
     self._stop_clock()
-    whole = on_one_device(state)
+    whole = on_one_device(state)  # for `save` of `sweep_members`
     save(self._writer, self._description, self._members, whole, self.seconds)
     self._started = time.monotonic()
 

@@ -132,7 +132,7 @@ def _train(
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     with multihost.failing_together():
-      if multihost.is_first():
+      if multihost.is_first():  # `keep` writes only a piped corpus
         corpus_path.keep(directory, config.data.corpus, setup.corpus.text)
       logger = RunLogger(
         directory, setup, console, bar.update, is_writer=multihost.is_first()
@@ -195,7 +195,7 @@ class _Observer(Observer):
     if (
       patience
       and average
-      and not int(average.num_averaged)
+      and not int(average.num_averaged)  # the average has not started yet
       and is_nonmonotonic(logger.val_losses, patience)
     ):
       state = state._replace(average=start_average(average))

@@ -86,7 +86,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   """Of a test with `everyday(n)`, make all cases but n exhaustive.
 
-  Cases that are exhaustive by themselves are not among the n: see `pick`.
+  Exhaustive cases do not run by default. Cases that are exhaustive by
+  themselves are not among the n, which `pick` chooses.
   """
   cases = defaultdict(list)
   for item in items:

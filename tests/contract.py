@@ -74,7 +74,7 @@ def _rnn_to_flax(params):
 
 def _to_torch(params):
   w_x, w_h, b = (np.asarray(leaf) for leaf in params[:3])
-  other = np.zeros_like(b)
+  other = np.zeros_like(b)  # the second bias; of a GRU, it ends with b_n
   if hasattr(params, "b_n"):
     other[-len(params.b_n) :] = params.b_n
   return {
@@ -196,6 +196,7 @@ TOKEN_ROWS = _each("row", TAKE_TOKENS)
 TOKEN_CELLS = _each("cell", TAKE_TOKENS)
 LSTM_EVERY_DAY = _each("cell", everyday=["lstm"])
 REPRESENTATIVE_CELLS = _each("cell", REPRESENTATIVES, everyday=["lstm"])
+# Each term of a backward that `plant` can scale.
 PLANTS = pytest.mark.parametrize(
   ("name", "term"),
   [

@@ -55,7 +55,10 @@ def run_program(module, *flags):
 
 
 def as_flags(record, default):
-  """Return the flags of a record's values that are not the default ones."""
+  """Return --name=value for each value of a record that is not its default.
+
+  Both arguments are {name: value}. A list has one flag for each element.
+  """
   flags = []
   for name, value in record.items():
     if value != default[name]:

@@ -96,7 +96,7 @@ def test_the_code_of_the_page_on_gpus_runs_in_the_interpreter():
   names = {}
   with interpreted():
     run(code, names)
-  assert names["hs"].shape == (5, 8, 64)
+  assert names["hs"].shape == (5, 8, 64)  # T, B, H of the page
 
 
 def prose(page):

@@ -40,6 +40,12 @@ def published(xp, main, extra, state, sequence):
 
   Args:
     xp: numpy, jax.numpy or torch.
+    main: [2 · LAYERS, 4 · H], for each layer the weights and the biases of the
+      gates f, i, o and g.
+    extra: [3, H], the weights of the inputs, and weights and biases of the
+      outputs.
+    state: [2 · LAYERS, H], h and c of each layer.
+    sequence: [T, H].
   """
 
   def sigmoid(a):
@@ -61,7 +67,7 @@ def published(xp, main, extra, state, sequence):
         c[k][j] = c[k][j] * forget + ingate * change
         x = h[k][j] = outgate * xp.tanh(c[k][j])
       outputs.append(x * extra[1][j] + extra[2][j])
-    log_sum = xp.log(2 + sum(xp.exp(y) for y in outputs))
+    log_sum = xp.log(2 + sum(xp.exp(y) for y in outputs))  # 2: as published
     for j in range(H):
       total = total + sequence[t + 1][j] * (outputs[j] - log_sum)
   return -total / ((T - 1) * H)
@@ -139,4 +145,4 @@ def test_the_programs_that_are_timed_agree_with_torch(module, capsys):
   assert "SIZES = (2, 1024), " in TIMES
   code = TIMES.replace("SIZES = (2, 1024), ", "SIZES = (2, 6), (1, 2)  # ")
   run(code, {})
-  assert capsys.readouterr().out.count("by hand") == 2
+  assert capsys.readouterr().out.count("by hand") == 2  # one line per size

@@ -143,7 +143,9 @@ def test_a_language_model_may_have_a_zero_state_computed_from_weights(cell):
   parts = cell.project, cell.recur, cell.recur_backward
   parts = *parts, cell.parameter_gradients
   steps = one_step(initial_state, *parts)
-  other = CellOfFunctions(cell.init, initial_state, *parts, *steps, False)
+  other = CellOfFunctions(
+    cell.init, initial_state, *parts, *steps, takes_tokens=False
+  )
   (state,) = language_model(ModelConfig(other, H, H), V).initial_state((B,))
   (like,) = language_model(ModelConfig(cell, H, H), V).initial_state((B,))
   assert worst(state, like) == 0
@@ -173,7 +175,9 @@ def test_scanned_takes_a_cell_whose_c_is_larger_than_h(cell, key):
 
   parts = cell.project, recur, recur_backward, cell.parameter_gradients
   steps = one_step(initial_state, *parts)
-  other = CellOfFunctions(cell.init, initial_state, *parts, *steps, False)
+  other = CellOfFunctions(
+    cell.init, initial_state, *parts, *steps, takes_tokens=False
+  )
   carry = scanned(other).initialize_carry(B, H)
   x = jnp.ones((T, B, D), jnp.float32), jnp.zeros((T, B))
   run = scanned(other)().init_with_output
@@ -201,7 +205,9 @@ def test_a_cell_may_leave_out_annotations_and_save_scalars(cell, key):
     cell.parameter_gradients,
   )
   steps = one_step(cell.initial_state, *halves)
-  other = CellOfFunctions(cell.init, cell.initial_state, *halves, *steps, False)
+  other = CellOfFunctions(
+    cell.init, cell.initial_state, *halves, *steps, takes_tokens=False
+  )
   args = arguments(cell, key)
   expected = gradient(partial(unroll, cell), key, args)
   assert worst(gradient(partial(unroll, other), key, args), expected) < 1e-12

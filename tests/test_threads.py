@@ -40,6 +40,7 @@ SLOPE, RATE, SIZE = 0.123, 0.0123, 123  # used by no other test: none is cached
       "learning_rate",
       lambda: make_optimizer(OptimizerConfig(learning_rate=RATE), SIZE),
     ),
+    # Without a model and an optimizer: only a call of the step needs them.
     (train_step, STEP, lambda: make_train_step(None, None, ema_decay=RATE)),
     (
       ensemble,
@@ -52,6 +53,7 @@ SLOPE, RATE, SIZE = 0.123, 0.0123, 123  # used by no other test: none is cached
 def test_equal_calls_of_two_threads_return_one_object(
   monkeypatch, module, name, call
 ):
+  """`call` makes its object by `name`, a function or class of `module`."""
   make = getattr(module, name)
 
   def slow(*args, **kwargs):

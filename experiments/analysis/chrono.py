@@ -26,7 +26,7 @@ class GateBiases(NamedTuple):
 
 
 LSTM = GateBiases(4, {0: -1, 1: 1})  # [i, f, g, o]
-GRU = GateBiases(3, {1: 1})  # [r, z, n]
+GRU = GateBiases(3, {1: 1})  # [r, z, n]; z keeps h
 GATE_BIASES = {
   "lstm": LSTM,
   "layernorm_lstm": LSTM,
@@ -37,7 +37,7 @@ GATE_BIASES = {
   "coupled_lstm": GateBiases(3, {0: 1}),  # [f, g, o]
   "gru": GRU,
   "gru_reset_before": GRU,
-  "min_gru": GateBiases(2, {0: -1}),  # [z, n]
+  "min_gru": GateBiases(2, {0: -1}),  # [z, n]; here z replaces h
   "min_lstm": GateBiases(3, {0: 1, 1: -1}),  # [f, i, n]
 }
 

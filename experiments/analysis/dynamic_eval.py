@@ -33,7 +33,8 @@ RATES = 1e-6, 1e-5, 3e-5, 1e-4  # word models diverge at the larger ones
 DECAYS = 5e-4, 2e-3, 2e-2
 SEGMENT, SEGMENTS = 20, (10, 20, 40)  # tokens
 TUNING = 20_000  # tokens to try settings on, at the end of the preceding text
-# Tokens to estimate the gradient's scale on: the start of the preceding text.
+# Tokens at the start of the preceding text, on which the gradient's scale is
+# estimated: the root mean square of each weight's gradient over batches.
 SCALE_TOKENS = 200_000
 SCALE_BATCH = 32
 
@@ -191,4 +192,5 @@ def _segment_sizes(num_tokens: int, fixed: FixedSettings) -> list[int]:
 
 
 def _needed_tokens(segment: int) -> int:
+  """Return how many tokens a batch of `gradient_scale` takes, with targets."""
   return SCALE_BATCH * segment + 1

@@ -94,7 +94,7 @@ def mixed_nats(
 
 @jax.jit
 def _scan(weights, rate, inputs):
-  """Return the nats [N − 1]; the weights α [E] and β [contexts, E] learn."""
+  """Return the nats [N − 1]; the weights α [E] and β [K, E], by k, learn."""
 
   def body(weights, inputs):
     (alpha, beta), (experts, k, target) = weights, inputs

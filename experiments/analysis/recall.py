@@ -170,6 +170,7 @@ def _programs(
   def loss(params, key):
     return cross_entropy(*answers(params, key, BATCH_SIZE)).mean()
 
+  # `own` is what one seed has, `shared` what all seeds have in common.
   def train_steps(own, shared):
     (member, key), (steps, rate) = own, shared
 

@@ -7,8 +7,8 @@ what `recur` saves for the backward pass:
 
   LSTM and its variants     i, f, g and o. A coupled LSTM has no i, since it is
                             1 − f. A Mogrifier LSTM has them among its residuals
-  sLSTM                     g, o and q, from which i and f are computed, both
-                            relative to the larger of the two
+  sLSTM                     g, o and q = log(f / i), from which i and f are
+                            computed; the larger of the two is 1
   both GRUs                 r and z; the candidate n is computed again
   RNN, LRU                  none
   minGRU, minLSTM           not recorded, since only their local gradients are
@@ -69,9 +69,9 @@ class LayerTrace(NamedTuple):
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
   states: State  # after each step, [N, H] each; if projected, h is [N, P]
-  # [N, K], the second result of `recur`: gates or local gradients; q, ∂p/∂a_f,
-  # g and o for an sLSTM, the input x for a Mogrifier LSTM, and the
-  # pre-activation a for an LRU.
+  # [N, K], the second result of `recur`: gates, or local gradients such as
+  # ∂h'/∂a. In the letters of the cells' equations: q, ∂p/∂a_f, g and o for an
+  # sLSTM, the input x for a Mogrifier LSTM, the pre-activation a for an LRU.
   gates: jax.Array
   residuals: Residuals  # what else the backward pass needs, [N, ...]
 

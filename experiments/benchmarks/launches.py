@@ -96,6 +96,7 @@ def count(
     program, thunks = compile_for_h100(
       layer_gradient(layer), layer.params, xs, xs
     )
+    # The first loop is the forward's, the last the backward's.
     loops = read_loops(thunks)
     steps = read_steps(program.as_text(), sizes["seq_len"])
     rows.append(

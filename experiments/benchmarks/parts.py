@@ -31,7 +31,7 @@ MODEL: Row = {
   "seq_len": 64,
   "batch_size": 32,
   "num_layers": 1,
-  "vocabulary_size": 65,
+  "vocabulary_size": 65,  # of Tiny Shakespeare, in characters
   "dtype": "float32",
 }
 MODELS: list[Row] = [
@@ -180,7 +180,7 @@ def original_part(rounds: int, num_steps: int = 64) -> Results:
     rounds: each program is timed 10 · rounds times, since its steps are short.
     num_steps: training steps per call of the second program.
   """
-  makers = {
+  makers = {  # name: (maker, the package that it needs)
     "lstm_jax": (original.compiled_program(1), "jax"),
     f"lstm_jax, {num_steps} a call": (
       original.compiled_program(num_steps),

@@ -46,6 +46,7 @@ def draw(rows: list[Row], path: Path) -> bool:
 
   models: dict[str, list[Row]] = {}
   for row in filter(_is_character_model, rows):
+    # A peer on several devices has a name such as "haiku, 2 devices".
     peer, _, devices = row["peer"].partition(", ")
     models.setdefault(devices, []).append(row | {"peer": peer})
   parts = dict.fromkeys(row["part"] for row in rows if row["part"] in GROWTH)

@@ -67,6 +67,8 @@ def models_of_run(directory: Path) -> dict[str, str]:
   weights of --init_from as they are now: those are left out.
   """
   record = run_dir.read_config(directory) or {}
+  # config.json has the SHA-256 of the weights: of each teacher, in a list under
+  # TEACHERS, and under INIT_FROM.
   hashes = record.get(run_dir.TEACHERS) or []
   found = {
     f"{name} ({record['teacher_checkpoint']})": sha256

@@ -1,4 +1,8 @@
-"""The results of an ablation, in ablations.json, and their table."""
+"""The results of an ablation, in ablations.json, and their table.
+
+A change is a text NAME=VALUE[,NAME=VALUE ...] of training flags, or BASE for
+the recipe itself.
+"""
 
 import os
 from collections.abc import Container, Iterable, Mapping

@@ -60,6 +60,7 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
     configs: those of BASE and of each change, by name.
   """
   base, seen = configs[BASE], dict[TrainConfig, str]()
+  # What is trained in effect → its first change, and {idle flag: the reason}.
   effects: dict[TrainConfig, tuple[str, dict[str, str]]] = {}
   default = to_record(TrainConfig())
   for change, config in configs.items():

@@ -67,7 +67,7 @@ def draw(record: Record, path: Path) -> None:
     _draw_panel(axes, panel, order)
   first = row[0]
   first.set_yticks(range(len(order)), [name(record, cell) for cell in order])
-  first.set_ylim(len(order) - 0.4, -0.6)
+  first.set_ylim(len(order) - 0.4, -0.6)  # downwards: row 0 is on top
   save(figure, path, dpi=110)
 
 

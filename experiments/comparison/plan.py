@@ -48,8 +48,8 @@ def plan(row: Row, config: ReproduceConfig) -> list[Job]:
   """Return the jobs of a row of the board, one for each seed.
 
   Raises:
-    ValueError: no seeds are given, and the row has published none; or the path
-      of the runs is one that `check_path` refuses.
+    ValueError: no seeds are given, and the row has published none; or
+      checkpoints cannot be written to the path of the runs (`check_path`).
   """
   base = Path(config.run or f"runs/reproduce/{row.name}")
   check_path(base)

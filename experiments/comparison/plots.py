@@ -85,7 +85,7 @@ def draw(record: Record, path: Path) -> None:
 def _val_loss(record: Record, panel: Axes) -> None:
   runs = _select(finished(record), budget=EQUAL_STEPS)
   points = [point for run in runs for point in _losses(run, panel)]
-  zoom_on_tail(panel, points, [])
+  zoom_on_tail(panel, points, [])  # []: there is no loss that must be seen
   _plain_x(panel)
   note = "each cell for the same number of training steps"
   tidy(panel, "Validation loss", "training steps", "nats per character", note)
@@ -119,6 +119,7 @@ def _words(record: Record, panel: Axes) -> None:
   share = texts["validation text"]["words_in_train"]
   if share is not None:
     _reference(panel, 100 * share, "validation text, in the training text")
+  # Samples are drawn after 0, 100, 1000 … steps.
   panel.set_xscale("symlog", linthresh=100)
   panel.set_xlim(0, None)
   _plain_x(panel)

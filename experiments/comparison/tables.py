@@ -108,10 +108,10 @@ def _training(record: Record) -> str:
       row.append(_mean_and_std(loss[run["num_steps"]], 4))
       row += _text_stats(run["samples"][-1])
     else:
-      row += ["diverged", *[""] * 4]
+      row += ["diverged", *[""] * 4]  # no text statistics
     rows.append(row)
   for title, text in record["corpus"]["text_statistics"].items():
-    empty = [""] * (4 + len(steps))
+    empty = [""] * (4 + len(steps))  # from H to the loss at the end
     single = {name: [value] for name, value in text.items()}
     rows.append([title, *empty, *_text_stats(single)])
   return markdown(header, rows)

@@ -24,6 +24,7 @@ function listenToControls(writing) {
     keys[event.key]();
   });
   writing.box.addEventListener("click", (event) => {
+    // The first span is of the oldest token that the track has not dropped.
     const k = writing.spans.indexOf(event.target);
     if (k >= 0) writing.moveTo(writing.track.dropped + k);
   });

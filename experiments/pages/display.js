@@ -1,6 +1,7 @@
 "use strict";
 // What the explorer shows at the cursor: the text, all units, the probabilities
-// of the next token, the gradient's path.
+// of the next token, the gradient's path. The state (unit, cursor, levels …) is
+// declared in explore.js, `found` in find.js.
 const TABLE_STEPS = [0, 1, 2, 4, 8, 16, 32, 64];  // back, in the table
 const DECADES = 4;  // powers of ten that the bars under the text span
 const PATH_DASHES = [[], [5, 3], [2, 3], [9, 3, 2, 3]];  // of four arrays
@@ -138,6 +139,7 @@ function drawPath() {
     }
     context.stroke();
     context.setLineDash([]);
+    // At the cursor itself only h has a gradient: c acts a step later.
     const v = path.norm(cursor, 0) || path.norm(cursor, 1);
     return { color, name: path.name, at: y(v) };  // at ∞ if v is 0
   });

@@ -4,6 +4,7 @@
 // find.js finds passages and has the selection's anchor, pins.js pins units.
 const textBox = $("text"), textCanvas = textBox.firstElementChild;
 const spacer = textBox.lastElementChild;
+// Pixels of a line and of a token's box; the text has a margin of 4 all around.
 const LINE = 26, CELL = 18, FONT = "16px ui-monospace, monospace";
 
 // --- State of the page ---
@@ -13,7 +14,8 @@ let text, pieces, tokens;  // text shown; string of each token; numbers
 let chosenText, chosenCursor;  // the text to be shown once it is unpacked
 // What is chosen. order: 0 for the units' numbers, k for features[k − 1].
 let layer = 0, signalName, order = 0, unit = 0, cursor = 0;
-let signal, levels, paths;  // signal shown, its levels, layer's gradient paths
+let signal, levels;  // the signal shown; its levels, flat [H, N]
+let paths;  // of the gradient in the layer
 let ranks = [];  // the units in order
 let starts;  // the first token of each line
 let lineOf, columnOf, widths;  // of each token; the last two in characters
@@ -227,6 +229,7 @@ function listen() {
   listenToPointer();
   textBox.addEventListener("scroll", draw);
   $("units").addEventListener("click", (event) => {
+    // Squares of 14 pixels, as in drawUnits.
     const perRow = Math.max(1, Math.floor($("units").clientWidth / 14));
     const column = Math.floor(event.offsetX / 14);
     if (column >= perRow) return;  // right of the last square

@@ -1,6 +1,7 @@
 "use strict";
 // Finding passages in the text of the explorer: a pattern, those where the unit
-// is strongest, and those where the layer is in a similar state.
+// is strongest, and those where the layer is in a similar state. The text, unit
+// and cursor are declared in explore.js.
 const MOST = 30;  // passages listed
 const APART = 12;  // the least distance of two passages in a ranking, in tokens
 const BEFORE = 24, AFTER = 24;  // tokens of context shown around a passage

@@ -1,5 +1,6 @@
 "use strict";
-// The colors of the explorer, and where each token of its text stands.
+// The colors of the explorer, and where each token of its text stands: variables
+// that explore.js declares.
 
 // --- Colors ---
 
@@ -29,7 +30,7 @@ function layOut() {
     : Math.min(columns, Array.from(piece).length));
   starts = [0];
   columnOf = new Uint16Array(pieces.length);
-  let column = 0, blank = 0;
+  let column = 0, blank = 0;  // blank: the token before which a line may end
   pieces.forEach((piece, t) => {
     if (piece.length > 1 && piece[0] === " ") blank = t;
     // Breaks twice where the token does not fit even after the blank.

@@ -16,6 +16,7 @@ async function start() {
   const first = data.symbols[data.start];
   $("prompt").placeholder = "Empty: it starts after "
     + (first === "\n" ? "a line break" : quoted(first));
+  // speed is an index of SPEEDS in writing.js.
   const values = { temperature: 0.8, topP: 1, speed: 4, seed: 1 };
   for (const [id, value] of Object.entries(values)) $(id).value = value;
   await nextFrame();

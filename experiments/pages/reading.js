@@ -52,6 +52,7 @@ class Reading {
 
   // Reads the text from where it has changed, some of it in each frame.
   async read() {
+    // Stands for this call: a later one replaces it, and this one gives up.
     const reading = this.reading = {}, text = $("own").value;
     this.text = text;
     this.suggest([]);
@@ -96,7 +97,8 @@ class Reading {
     this.ghost.className = "ghost";
     this.ghost.textContent = this.suggestions[0] || "";
     // The line may break before the suggestion: the text box, which lacks it,
-    // then breaks the lines at the same places.
+    // then breaks the lines at the same places. The zero-width space \u200b makes
+    // room for the line after a line break at the end.
     $("marked").replaceChildren(...pieces, document.createElement("wbr"),
       this.ghost, "\u200b");
   }
@@ -175,6 +177,7 @@ class Reading {
 
   // Finds the likeliest beginnings of what follows, each to the end of a word.
   async findSuggestions(reading) {
+    // Waits for a pause in the typing, in ms.
     await new Promise((done) => setTimeout(done, 120));
     if (this.reading !== reading || !this.known.length) return;
     const found = this.data.unit === "word" ? this.completeWord()

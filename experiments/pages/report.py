@@ -119,7 +119,7 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
   rows, num_epochs = run.rows, run.config.batching.num_epochs
   # A row without seconds, as of an evaluation, gets those of the row before it.
   seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
-  epoch_ends = None
+  epoch_ends = None  # training steps made at the end of each epoch, if known
   if derived:
     epoch_ends = derived.epoch_ends
   elif (

@@ -37,13 +37,15 @@ const WORD = "[\\p{L}\\p{N}_]";
 // Further characters that Python's re.IGNORECASE treats as a letter of a to z.
 const OTHER_CASES = { i: "İı", k: "\u212a", s: "ſ" };
 
+// The rules say where a space belongs. A piece that stands against them, with a
+// space or without one, is another token, whose symbol begins with a space.
 class WordTokens {
   // rules: clipped_start and clipped_end, words that Shakespeare shortens, as
   // patterns; no_space_before, no_space_after and quotes, lists of marks.
   constructor(symbols, rules) {
     this.symbols = symbols;
     this.tokenOf = new Map(symbols.map((symbol, token) => [symbol, token]));
-    this.unknown = [symbols.length - 1];
+    this.unknown = [symbols.length - 1];  // <unk> is the last symbol
     this.rules = rules;
     const anyCase = (words) => words.replace(/[a-z]/g,
       (a) => `[${a}${a.toUpperCase()}${OTHER_CASES[a] ?? ""}]`);

@@ -117,6 +117,7 @@ def score_units(
       )
       for feature, value in varying.items():
         score, kind = scores(levels, value), measure(value)
+        # 0 for no relation, 1 for the strongest, by AUC as by r.
         strength = np.abs(2 * score - 1 if kind == "AUC" else score)
         unit = int(strength.argmax())
         if strength[unit] > best.get(feature, {"strength": 0})["strength"]:

@@ -148,6 +148,6 @@ def repeat_previous(delay: int) -> Environment:
     state = RepeatState(time, symbols)
     return state, observe(state), reward, time == delay + ANSWERS
 
-  guessing = (2 - SYMBOLS) / SYMBOLS
+  guessing = (2 - SYMBOLS) / SYMBOLS  # 1 in one of SYMBOLS cases, else −1
   step = auto_reset(reset, step)
   return Environment(SYMBOLS, SYMBOLS, reset, step, guessing)

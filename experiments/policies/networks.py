@@ -86,12 +86,14 @@ def make_network(
   else:
     cell = find_cell(name)
     core = _recurrent(cell)
+    # Raises an error if the cell refuses H.
     init_shapes(cell, lambda key: core.init(key, hidden_size, hidden_size))
 
   def init(key):
     encoder, inner, actor, critic = jax.random.split(key, 4)
     params = core.init(inner, hidden_size, hidden_size)
     size = core.output_size(params)
+    # √2 before a relu; 0.01 for a first policy that is nearly uniform.
     return PolicyParams(
       init_linear(encoder, observation_size, hidden_size, 2**0.5),
       params,

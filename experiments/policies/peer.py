@@ -154,6 +154,7 @@ def check_equal(
   )
 
   def results(network, params):
+    # The first rollout begins with the zero state, of each network's own type.
     state = network.initial_state(ppo.num_envs)
     outputs = network.unroll(params, state, *rollout.inputs)[1:]
     same = rollout._replace(state=state)

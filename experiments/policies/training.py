@@ -73,6 +73,7 @@ def train(
     learners = place_members(learners, mesh)
   update_one = make_update(network, environment, config.ppo)
   update = jax.jit(
+    # The second argument, None, is what the members share: nothing.
     over_members(lambda learner, _: update_one(learner), mesh),
     # Otherwise arrays of no elements would come back on all devices.
     out_shardings=NamedSharding(mesh, DIVIDED) if mesh else None,

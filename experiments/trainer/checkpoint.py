@@ -1,10 +1,10 @@
 """Checkpoints of a run, to resume it.
 
-A checkpoint holds the train state (parameters, average, optimizer state,
-carried state, step) and the `Progress` of the run. All else that the rest of
-the run depends on, such as noise, batches and sampling keys, follows from the
-configuration and the step. So a resumed run computes, bit by bit, what an
-uninterrupted one does.
+A checkpoint holds the train state (parameters, average, optimizer state, step,
+and the carried state: the recurrent state after the last batch) and the
+`Progress` of the run. All else that the rest of the run depends on, such as
+noise, batches and sampling keys, follows from the configuration and the step.
+So a resumed run computes, bit by bit, what an uninterrupted one does.
 """
 
 import math
@@ -49,12 +49,16 @@ MODEL_FLAGS = (
 
 
 class Progress(NamedTuple):
-  """Where a run stands after a training step, beside its train state."""
+  """Where a run stands after a training step, beside its train state.
+
+  A row, of metrics.jsonl, has the mean metrics of several training steps.
+  """
 
   batch_size: int  # of the carried state
   val_losses: list[float]  # of every evaluation so far, nats per token
   best: tuple[float, int] | None  # the lowest of them, and its step
-  pending: list[list[float]]  # metrics of the steps since the last row
+  # [loss, grad_norm, num_tokens] of each step since the last row
+  pending: list[list[float]]
   pending_seconds: float  # that those steps took
   seconds: float  # of the steps in the rows so far
   # Non-finite steps in the rows so far: in all, and consecutive at the end.
@@ -99,7 +103,7 @@ def describe_kept(directory: Path, best: int) -> str:
 
 
 def carried_batch_size(state: TrainState) -> int:
-  """Return the batch size B of the carried state."""
+  """Return B of the carried state, h [B, H], in a sweep h [members, B, H]."""
   return int(state.carry[0].h.shape[-2])
 
 
@@ -242,6 +246,8 @@ def read_resized_state(
   checkpoints: Path, step: int, state: TrainState, batch_size: int
 ) -> TrainState:
   """Return a checkpoint's train state, with the carried state of a batch size.
+
+  With --late_batch_size, it may differ from the batch size of `state`.
 
   Raises:
     CheckpointError: it has other arrays than `state`, or cannot be read.

@@ -27,7 +27,8 @@ class Split(NamedTuple):
 
   text: str
   tokens: np.ndarray  # int32 [N]
-  gap: int | None = None  # index of the first token after the cut-out part
+  # Index of the first token after a development split that was cut out.
+  gap: int | None = None
 
 
 class Corpus(NamedTuple):

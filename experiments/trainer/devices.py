@@ -70,7 +70,7 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     ValueError: --devices does not divide a batch size, is for another kind of
       device than a CPU, or is given with several processes.
   """
-  counts = [
+  counts = [  # 0 if --mesh alone says which devices share the training
     0 if c.job.mesh and c.job.devices == AUTO else num_devices(c)
     for c in configs
   ]
@@ -217,6 +217,7 @@ def _requested(job: JobConfig) -> int | None:
   if job.may_resume:
     record = read_config(Path(job.run))
     if record:
+      # AUTO stays there if no CPU devices were started to share the run.
       devices = str(record["devices"])
       return int(devices) if devices.isdecimal() else 1
   return None

@@ -20,10 +20,12 @@ class Rule(NamedTuple):
   flag: str
   reason: str
   is_idle: Callable[..., bool]  # (config, *facts) -> whether it has no effect
-  off: Any = 0  # the value that turns it off, which needs no warning
+  # The value that turns the flag off, which needs no warning; None if no value
+  # does.
+  off: Any = 0
 
 
-RULES = (
+RULES = (  # of a run; the only fact is the number of its training steps
   Rule(
     "min_count",
     "it applies to words only, and the tokens are characters",
@@ -95,6 +97,8 @@ RULES = (
   Rule(
     "patience",
     "the run has too few evaluations",
+    # With --patience=n, evaluation n + 1 is the first that can end the run; if
+    # it is the last evaluation, the run ends there in any case.
     lambda config, num_steps: (
       num_evaluations(config.evaluation, num_steps)
       <= config.evaluation.patience + 1

@@ -24,7 +24,7 @@ class Part(NamedTuple):
   end: float | None = None  # share of the text at which the part ends
 
 
-OWN_SPLIT = Part()
+OWN_SPLIT = Part()  # the `default_split` of the run
 
 
 class Excerpt(NamedTuple):

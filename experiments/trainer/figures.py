@@ -53,6 +53,7 @@ def tidy(
   The note, of one line, stands between the title and the panel. Their distance
   is at least `room`, in points.
   """
+  # Matplotlib's usual 6 points, and the height of the note.
   pad = max(room, 6 + 1.25 * SMALL * bool(note))
   panel.set_title(title, fontsize=TITLE, loc="left", pad=pad)
   if note:
@@ -102,10 +103,10 @@ def label_ends(panel: Axes, ends: list[End]) -> None:
   Call it when the panel's limits and scale are final.
   """
   figure = panel.figure
-  size = SMALL * figure.dpi / 72 * GAP
+  size = SMALL * figure.dpi / 72 * GAP  # in pixels; a point is 1/72 inch
   to_pixels = panel.transData.transform
   ordered = sorted(ends, key=lambda end: end.y)
-  heights = [float(to_pixels((1, end.y))[1]) for end in ordered]
+  heights = [float(to_pixels((1, end.y))[1]) for end in ordered]  # at any x
   for end, height, y in zip(
     ordered, heights, spread(heights, size), strict=True
   ):

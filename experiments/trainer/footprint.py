@@ -193,8 +193,9 @@ def operations(
 ) -> int:
   """Return the operations of the matrix products of one training step.
 
-  Where the lowest layer reads rows of the table W_e W_x, each device multiplies
-  the V rows of W_e by W_x, instead of one row per token.
+  Where the lowest layer reads rows of the table W_e W_x (embedding times input
+  weights), each device multiplies the V rows of W_e by W_x, instead of one row
+  per token.
   """
   embedding, first = params.embedding, params.layers[0]
   vocabulary_size = len(embedding)
@@ -206,7 +207,7 @@ def operations(
   )
   per_token -= first.w_x.size
   per_token += embedding.size if params.readout is None else params.readout.size
-  return 6 * (table + num_tokens * per_token)
+  return 6 * (table + num_tokens * per_token)  # 2 forward, 4 backward
 
 
 def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:

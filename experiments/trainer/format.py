@@ -103,6 +103,7 @@ def print_title(
 ) -> None:
   """Print a title in a rule; without one where the rule would cut it off."""
   text = Text(title)  # no [markup]
+  # Rich keeps 4 or 2 columns for the line and the spaces beside the title.
   fits = text.cell_len + (4 if align == "center" else 2) <= console.width
   console.print(Rule(text, align=align) if fits else text, soft_wrap=not fits)
 

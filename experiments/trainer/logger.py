@@ -141,7 +141,7 @@ class RunLogger:
       return
     self._show_progress(self.step, row.train_loss, row.tokens_per_second)
     finite = math.isfinite(row.train_loss)
-    update = max(1, self.step - self.buffer.skipped)
+    update = max(1, self.step - self.buffer.skipped)  # 1 if all were skipped
     record = {
       "step": self.step,
       "train_loss": row.train_loss if finite else None,

@@ -76,7 +76,7 @@ def fit(
   Raises:
     ValueError: the run directory was moved or deleted (`check_held`).
   """
-  if observer.stops_early():
+  if observer.stops_early():  # a resumed run may have no patience left
     return state, None
   first = int(state.step)
   batches = islice(remaining_batches(epochs, first), max(num_steps - first, 0))

@@ -199,7 +199,7 @@ def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
 
   Args:
     config: of this process.
-    facts: as in `open_shared_run_dir`.
+    facts: as in `open_run_dir`.
   """
   own = recorded_flags(config) | facts
   text = json.dumps(own).encode()

@@ -127,7 +127,7 @@ def _download(name: str, path: Path) -> bytes:
   print(f"downloading {corpus.url} to {path}", file=sys.stderr)
   try:
     with urllib.request.urlopen(corpus.url, timeout=TIMEOUT) as response:
-      data = response.read(corpus.num_bytes + 1)
+      data = response.read(corpus.num_bytes + 1)  # to notice a longer file
     fault = _fault(corpus, data)
   except urllib.error.HTTPError as error:
     error.close()

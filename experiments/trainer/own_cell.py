@@ -34,7 +34,8 @@ FUNCTIONS = (
   "step",
 )
 # D and H of the step and sequences that are traced. The `init` of a cell may
-# refuse the first, if D must be H, or H a multiple of a number of heads.
+# refuse the first, if D must be H, or H a multiple of a number of heads:
+# 960 has 28 divisors.
 SIZES = (3, 4), (960, 960)
 NUM_STEPS = 5
 RAISED = Exception, SystemExit  # whatever the code of a cell raises

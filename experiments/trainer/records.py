@@ -167,7 +167,7 @@ def replace(config: Config, **values: Any) -> Config:
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
       names = {f.name for f in dataclasses.fields(value)} & rest.keys()
-      names &= set(field.metadata.get("flags", names)) - {*NOT_FLAGS}
+      names &= set(field.metadata.get("flags", names)) - {*NOT_FLAGS}  # `only`
       if names:
         inner = {name: rest.pop(name) for name in names}
         changes[field.name] = dataclasses.replace(value, **inner)  # type: ignore[type-var]

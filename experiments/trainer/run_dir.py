@@ -234,7 +234,7 @@ def _check_is_no_part(directory: Path) -> None:
 
 def _is_leftover(name: str) -> bool:
   """Return whether a file is the lock, `previous` or half-written."""
-  whole, *unique = name.rsplit(".", 2)  # `write_bytes`: NAME.<8 digits>.part
+  whole, *unique = name.rsplit(".", 2)  # `write_bytes`: NAME.<8 hex>.part
   return name in (LOCK, PREVIOUS) or (
     whole in CONTENTS and unique[1:] == ["part"]
   )

@@ -18,6 +18,7 @@ from experiments.trainer.run_dir import (
   read_record,
 )
 
+# {flag: entry of config.json, and of `facts`, that identifies what it names}
 HASHES = {"corpus": SHA256, "teacher": TEACHERS, "init_from": INIT_FROM}
 REPLACE_OR_KEEP = "--overwrite replaces it, another --run keeps it"
 
@@ -88,14 +89,16 @@ def changed_flags(
 ) -> dict[str, Any]:
   """Return the flags that differ from config.json, with their new values.
 
-  What was moved does not differ if its hash in `facts` is that in config.json:
-  a corpus, teachers, or a run to begin from. The last is not read any more once
-  there is a checkpoint: `facts` then lacks its hash, and the path counts.
+  JOB_FLAGS, which do not change what is trained, are left out. What was moved
+  does not differ if its hash in `facts`, which has entries of config.json as of
+  now, is that in config.json: a corpus, teachers, or a run to begin from. The
+  last is not read any more once there is a checkpoint: `facts` then lacks its
+  hash, and the path counts.
   """
   moved = {
     name
     for name, entry in HASHES.items()
-    if record.get(entry) == facts.get(entry, "unknown")
+    if record.get(entry) == facts.get(entry, "unknown")  # equal to no hash
   }
   same = {*JOB_FLAGS, *moved}
   return {

@@ -43,7 +43,7 @@ from lstm_jax.training import (
   state_shardings,
 )
 from lstm_jax.training.optimizer import learning_rate
-from lstm_jax.training.sharding import MODEL
+from lstm_jax.training.sharding import MODEL  # the axis that splits weights
 
 Tree = TypeVar("Tree")
 
@@ -182,7 +182,7 @@ def make_model(
     config.model,
     vocabulary_size,
     regularizers=None if regularizers == Regularizers() else regularizers,
-    groups=mesh.size if mesh else 1,
+    groups=mesh.size if mesh else 1,  # the sequences of a device are a group
   )
 
 

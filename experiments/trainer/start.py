@@ -86,7 +86,7 @@ def describe_extension(
   config, (_, tokens, gap) = setup.config, setup.corpus.train
   batching = replace(config.batching, num_epochs=num_epochs)
   num_steps = batching.num_steps(tokens, config.seed, gap)
-  before = learning_rate(config.optimizer, num_steps)
+  before = learning_rate(config.optimizer, num_steps)  # the earlier schedule
   updates = step - skipped
   rates = before(updates - 1), setup.schedule(updates)
   last = setup.schedule(setup.num_steps - 1 - skipped)

@@ -153,6 +153,7 @@ def save(
   or the first member if no loss is finite.
   """
   leader, step = best_member(members), int(state.step)
+  # (loss, step), as in `Progress`; `Member.best` is (step, loss).
   best = (leader.best[1], leader.best[0]) if leader else None
   progress = Progress(
     carried_batch_size(state),

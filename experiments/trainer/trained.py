@@ -100,7 +100,7 @@ def _load(directory: Path, checkpoint: str) -> Trained:
   checkpoints = directory / run_dir.CHECKPOINTS
   if checkpoint == LAST:
     _check_has_last(directory, record)
-    step, description = read_checkpoint(checkpoints)
+    step, description = read_checkpoint(checkpoints)  # the newest
   else:
     step, description = _best_checkpoint(checkpoints)
   try:

@@ -40,7 +40,8 @@ class TrainingBar:
     self._quiet = quiet
     self._unit = unit.replace("character", "char")
     self._start = self._shown = time.monotonic()
-    self._first = 0
+    # The pace is measured from the first update on: compilation is before it.
+    self._first = 0  # its step
     self._bar = Progress(
       # The bar takes the width that is left; if there is none, the text is cut
       # off first, and only then the steps and the time.

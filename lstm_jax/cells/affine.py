@@ -178,7 +178,7 @@ def linear(
     b: as in `affine`.
     compute_dtype: the dtype of the products' operands; None for w's dtype.
   """
-  sharding = leading_sharding(x, x.ndim - (not is_token(x)))
+  sharding = leading_sharding(x, x.ndim - (not is_token(x)))  # all axes but D
   rule = auto_sharded(partial(_linear, compute_dtype), sharding)
   return rule(*vary_alike((x, w, b)))
 

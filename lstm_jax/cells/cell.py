@@ -32,7 +32,7 @@ from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import check_params, check_weights
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H], for G gates of H units
-State = Any  # a NamedTuple with at least h, the output, [..., H] or [..., P]
+State = Any  # a NamedTuple with at least the output h, [..., H] (projected: P)
 Residuals = Any  # a tree of arrays [..., any size], such as ()
 ParamsT = TypeVar("ParamsT")  # params type of one cell
 StateT = TypeVar("StateT")  # state type of one cell
@@ -225,7 +225,7 @@ def one_step(
 
   explicit.defvjp(advance, backward)
 
-  def run(params, state, x, extras):
+  def run(params, state, x, extras):  # (state, no outputs) for `over_batch`
     sharding = batch_sharding((params, extras), state, x)
     return auto_sharded(explicit, sharding)(params, state, x, *extras), ()
 
@@ -256,7 +256,7 @@ def one_step(
     inputs = *reverse_only((params, state, x), NO_FORWARD_MODE), extras
     if extras:  # they may lack batch axes, which `over_batch` needs
       return run(*inputs)[0]
-    return over_batch(run, 0, *inputs)[0]
+    return over_batch(run, 0, *inputs)[0]  # 0 axes before the batch
 
   # Pickle finds a function by the names of its module and of the function.
   for function in (forward, backward, step):
@@ -284,7 +284,7 @@ def zero_state(
   """Return the float32 zero state of a cell of H units, without its weights.
 
   A cell may compute the state from its weights. They are traced, not drawn, and
-  have D = H, since a cell of your own may need that.
+  have D = H, since a cell of your own may take no other D.
   """
 
   def state(key):

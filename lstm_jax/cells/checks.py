@@ -49,8 +49,8 @@ def check_inputs(
   else:
     kind, expected = "inputs", (*leading, *batch, size)
   if x.shape != expected:
-    batch_first = bool(leading) and x.shape[:1] == batch
-    vectors = is_token(x) and x.shape == (*expected, size)
+    batch_first = bool(leading) and x.shape[:1] == batch  # as in [B, T, D]
+    vectors = is_token(x) and x.shape == (*expected, size)  # integers [..., D]
     raise ValueError(
       f"{name} must be {kind} {axes_text(expected)}, got {x.shape}"
       + time_major_hint(batch_first and x.shape[2:] == expected[2:])
@@ -79,7 +79,8 @@ def check_floats(state: Any) -> None:
 def check_rows(what: str, state: Any) -> None:
   """Raise ValueError unless every array of a state has the batch axes of h.
 
-  Without a mask, a reset or recomputation, one number may stand for all rows.
+  A mask, a reset or recomputation (`what`) needs these axes. Otherwise an array
+  of the state may be one number for all rows, such as a counter.
   """
   batch = jnp.shape(state.h)[:-1]
   for path, leaf in jax.tree.leaves_with_path(state):
@@ -133,7 +134,7 @@ def _is_value(x: Any) -> bool:
     return False
   try:
     jnp.result_type(x)
-  except TypeError:  # such as PyTorch's
+  except TypeError:  # such as for a tensor of PyTorch
     return False
   return hasattr(x, "dtype") or isinstance(x, float | int)
 

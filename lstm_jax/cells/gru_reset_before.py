@@ -225,6 +225,7 @@ def with_activations(
   activations = Activations(gates, candidate)
   if activations == STANDARD:
     return sys.modules[__name__]
+  # Only `recur` takes activations: the backward reads the local gradients.
   return made_cell(
     with_activations, activations[:2], "recur", activations=activations
   )

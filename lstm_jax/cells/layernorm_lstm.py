@@ -105,8 +105,8 @@ def recur(
     (state, gates, residuals): the next state; i, f, g, o, [..., 4H]; and the
     other arrays that the backward needs.
   """
-  u, u_scale = normalise(product(state.h, params.w_h))
-  a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
+  u_normal, u_scale = normalise(product(state.h, params.w_h))
+  a = ax + as_row(params.gain_h, u_normal) * u_normal + as_row(params.b, ax)
   # On a CPU, XLA would compute this again in each of its consumers.
   gates = computed_once(activate(a))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
@@ -115,7 +115,7 @@ def recur(
   c_normal, c_scale = normalise(c_next)
   h_next = o * _tanh_y(params, c_normal)
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  residuals = LayerNormLSTMResiduals(c, u, u_scale, c_normal, c_scale)
+  residuals = LayerNormLSTMResiduals(c, u_normal, u_scale, c_normal, c_scale)
   return state_next, gates, residuals
 
 

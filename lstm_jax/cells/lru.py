@@ -113,9 +113,9 @@ def recur_backward(
   da = dh_next * scale
   dh = dh_next * decay
   # Where e^ν is infinite or 1 − λ² is 0, the derivatives are their limits, 0.
-  moved = jnp.where(decay > 0, rate * decay, 0)  # −∂λ/∂ν
-  ddecay_dnu = -moved
-  dscale_dnu = jnp.where(scale > 0, moved * decay / scale, 0)
+  rate_decay = jnp.where(decay > 0, rate * decay, 0)  # −∂λ/∂ν
+  ddecay_dnu = -rate_decay
+  dscale_dnu = jnp.where(scale > 0, rate_decay * decay / scale, 0)
   dnu = dh_next * (residuals.h * ddecay_dnu + a * dscale_dnu)
   return RNNState(dh), da, dnu
 

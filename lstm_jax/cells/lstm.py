@@ -195,6 +195,7 @@ def recur_backward(
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
   c = residuals.c
   _, tanh_c_next = next_c(gates, c, activations)
+  # h_wrt_c is ∂h'/∂c'; a name with d would be a term of `testing.plant`.
   local_grads, h_wrt_c = local_gradients(gates, c, tanh_c_next, activations)
   _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
@@ -241,6 +242,7 @@ def init(
     ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   return LSTMParams(
+    # `forget` is the index of f among [i, f, g, o].
     *gate_weights(key, input_size, hidden_size, 4, dtype, forget=1)
   )
 

@@ -33,8 +33,8 @@ def over_batch(
   the gradient is taken: in `grad` of `vmap` of `unroll`, for example, also with
   `jit`, `checkpoint` or a scan between the two. Elsewhere, JAX maps `run`. So
   it does where a cell has effects, uses the name of an axis or closes over a
-  traced value, where `vmap` has an `spmd_axis_name`, and where the state has a
-  number, which may be one for all rows.
+  traced value, where `vmap` has an `spmd_axis_name`, and where the state has an
+  array without axes, such as a counter, which may be one for all rows.
 
   Args:
     run: returns (state, outputs) for any number of batch axes. The outputs are
@@ -120,7 +120,8 @@ def _with_batch_axis(size, leaves, are_mapped, start, structure):
   def in_extras(x, is_mapped):
     if is_mapped:
       return jnp.moveaxis(x, 0, start)
-    is_mask = x.ndim + 1 < start + state.h.ndim  # it has no axis K
+    # A mask has no axis K. (h has the new batch axis already, x has not.)
+    is_mask = x.ndim + 1 < start + state.h.ndim
     shape = [*x.shape[:start], size if is_mask else 1, *x.shape[start:]]
     return jnp.broadcast_to(jnp.expand_dims(x, start), shape)
 

@@ -162,6 +162,7 @@ def recur_backward(
   dh = product_transposed(da, params.w_h)
   round_das = []
   for i, w in reversed([*enumerate(_matrices(params), start=1)]):
+    # uⁱ, and where xⁱ⁻² is in xs (i odd) or hⁱ⁻² in hs (i even).
     u, before = factors[i - 1], (i - 1) // 2
     if i % 2:
       du = dx * xs[before]
@@ -192,7 +193,7 @@ def parameter_gradients(
   dw_x = outer(xs[-1], da, params.w_x.dtype)
   dw_h = outer(hs[-1], da, params.w_h.dtype)
   db = total(da)
-  of_rounds = [
+  of_rounds = [  # from hⁱ⁻¹ = hs[i // 2] (i odd) or xⁱ⁻¹ = xs[i // 2] (i even)
     low_rank.parameter_gradients((hs if i % 2 else xs)[i // 2], w, da_i)
     for i, (w, da_i) in enumerate(
       zip(_matrices(params), round_das, strict=True), start=1

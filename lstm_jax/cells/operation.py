@@ -20,15 +20,17 @@ from jax.interpreters import ad, batching, mlir
 from lstm_jax.cells.platform import platform, traced_for
 
 # (axis, leaves, dims, **params) -> (the leaves of the outputs, their dims): as
-# JAX's `batching.fancy_primitive_batchers`, with the params of `call`.
+# JAX's `batching.fancy_primitive_batchers`, with the params of `call`. `axis`
+# is JAX's `AxisData`, with the size of `vmap`'s axis. `dims` says where this
+# axis is in each leaf: None for a leaf that is not mapped.
 Rule = Callable[..., tuple[Any, Any]]
 
 
 class Operation(Primitive):
   """An operation whose program `checkify` looks into.
 
-  It does so where the program's name is `call_jaxpr`. Then it calls `bind` with
-  a function in place of the program: that with the checks.
+  It does so where the parameter that has the program is called `call_jaxpr`.
+  Then it calls `bind` with a function, the program with checks, in `subfuns`.
   """
 
   def bind(self, *args, subfuns=(), **params):
@@ -141,6 +143,7 @@ def _evaluate(*leaves, call_jaxpr, **_):
 
 
 def _jvp(primals, tangents, **params):
+  # The inputs that have a tangent.
   moved = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
   return jax.jvp(
     _of_some(primals, moved, **params),
@@ -153,7 +156,7 @@ def _transpose(cotangents, *operands, **params):
   """Return the cotangents of the inputs in which the function is linear.
 
   They are those of its VJP at 0. JAX cannot transpose the function itself where
-  a value in it is chosen by whether an input is finite.
+  a value in it is chosen by whether an input is finite (`sequence.linear`).
   """
   linear = [k for k, x in enumerate(operands) if ad.is_undefined_primal(x)]
   zeros = [ad.zeros_like_aval(operands[k].aval) for k in linear]

@@ -42,10 +42,10 @@ def as_array(expected: str, values: Any) -> jax.Array:
   """
   try:
     return jnp.asarray(values)
-  # Of a tracer that has left its function, or of XLA, if memory runs out.
+  # Errors of a tracer that has left its function, or of XLA without memory.
   except (jax.errors.JAXTypeError, jax.errors.JaxRuntimeError):
     raise
-  # Such as None, (None, mask), or a tensor of PyTorch that needs a gradient.
+  # For None, (None, mask), or a tensor of PyTorch that needs a gradient.
   except (TypeError, ValueError, RuntimeError) as error:
     found = type(values).__name__
     raise ValueError(f"{expected}, got {found}: {error}") from error

@@ -176,7 +176,8 @@ def init(
   return ProjectedLSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
     w_h=recurrent_weights(key_h, projection_size, hidden_size, 4, dtype),
-    b=gate_biases(hidden_size, 4, dtype, forget=1),
+    b=gate_biases(hidden_size, 4, dtype, forget=1),  # the index of f
+    # The two sizes are those of rows and columns: [H, P].
     w_r=recurrent_weights(key_r, hidden_size, projection_size, 1, dtype),
   )
 

@@ -174,6 +174,7 @@ def with_activation(activation: Activation) -> Cell[RNNParams, RNNState]:
   check_activations(activation=activation)
   if activation == TANH:
     return sys.modules[__name__]
+  # Only `recur` takes the activation: the backward reads the local gradients.
   return made_cell(
     with_activation, (activation,), "recur", activation=activation
   )

@@ -277,7 +277,7 @@ def init(
   return SLSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
     w_h=jnp.stack(heads),
-    b=gate_biases(hidden_size, 4, dtype, forget=1),
+    b=gate_biases(hidden_size, 4, dtype, forget=1),  # the index of f
   )
 
 

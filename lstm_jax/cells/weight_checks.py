@@ -96,7 +96,7 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
       raise ValueError(f"params{name} must be an array, got {found}")
     try:
       dtype = jnp.result_type(x)
-    except TypeError:  # such as PyTorch's
+    except TypeError:  # such as for a tensor of PyTorch
       raise ValueError(
         f"params{name} must be an array of NumPy or JAX, got {found}"
       ) from None
@@ -128,6 +128,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
 
   def backward(params, batch):
     x, state, _, _, gates, residuals = forward(params, batch)
+    # The state stands for the cotangent after the step: it has the same shapes.
     d_state, *das = recur_backward(params, gates, residuals, upcast(state))
     d_params, dx = parameter_gradients(params, x, state.h, residuals, *das)
     return state, d_state, d_params, x, dx

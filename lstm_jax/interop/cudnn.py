@@ -9,7 +9,7 @@ direction; bias_ih, then bias_hh of the same direction.
   >>> from lstm_jax.cells import lstm
   >>> layers = (lstm.init(jax.random.key(0), 3, 5),)
   >>> weights = to_cudnn(layers)
-  >>> weights.shape
+  >>> weights.shape  # 4·5·(3 + 5) weights and 2·4·5 biases
   (200,)
   >>> same = from_cudnn(weights, input_size=3, hidden_size=5)
   >>> bool((same[0].w_h == layers[0].w_h).all())
@@ -102,10 +102,11 @@ def from_cudnn(
   weights = jnp.asarray(as_array("weights", weights))
   sizes = input_size, hidden_size, num_layers, bidirectional
   # The result of `rnn.get_num_params_in_lstm`, which takes long if num_layers
-  # is huge: it lists the shapes of all layers.
+  # is huge: it lists the shapes of all layers. Each of a layer's rows has the
+  # layer's inputs (over all layers, `inputs`), H states and two biases.
   directions = 2 if bidirectional else 1
   inputs = input_size + (num_layers - 1) * directions * hidden_size
-  rows = 4 * hidden_size * directions
+  rows = 4 * hidden_size * directions  # of each layer
   expected = rows * (inputs + num_layers * (hidden_size + 2))
   if weights.shape != (expected,):
     raise ValueError(f"weights must be [{expected}], got {weights.shape}")

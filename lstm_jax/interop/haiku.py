@@ -130,7 +130,7 @@ def to_haiku(
   if type(params) in CELL_OF_PARAMS:
     params = copied_arrays(params)
   if isinstance(params, lstm.LSTMParams):
-    shift = jnp.zeros_like(params.b).reshape(4, -1).at[1].set(forget_bias)
+    shift = jnp.zeros_like(params.b).reshape(4, -1).at[1].set(forget_bias)  # f
     b = params.b - shift.ravel()
     w = jnp.concatenate([params.w_x, params.w_h])
     w, b = (_exchanged_f_and_g(x) for x in (w, b))
@@ -169,7 +169,8 @@ def _one_core(
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
-    # Whether this is the path of a core, such as a GRU, not of a layer in one.
+    # Whether this is the path of a core, such as a GRU, not of a layer in one:
+    # a layer has a parent, and no w_h, as a GRU has even if it is named linear.
     is_core = layer not in LINEAR or not core or "w_h" in arrays
     if path == name or (name is None and is_core):
       core, layer = path, ""
@@ -206,7 +207,7 @@ def _from_lstm(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
       f"{path}/w must be [D+H, 4H] and b [4H], got {w.shape} and {b.shape}"
     )
   w, b = (_exchanged_f_and_g(x) for x in (w, b))
-  b = b.reshape(4, hidden).at[1].add(FORGET_BIAS).ravel()
+  b = b.reshape(4, hidden).at[1].add(FORGET_BIAS).ravel()  # 1 is f
   w_x, w_h = jnp.split(w, [len(w) - hidden])
   return lstm, lstm.LSTMParams(w_x, w_h, b)
 

@@ -52,8 +52,8 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
 
   Returns:
     (arrays, nonlinearity): the arrays whose names begin with the prefix; and
-    the nonlinearity of the module at this prefix, None if that module has none
-    or the source is a mapping.
+    the nonlinearity ("tanh" or "relu" of an nn.RNN) of the module at this
+    prefix, None if that module has none or the source is a mapping.
 
   Raises:
     ValueError: the source is neither a module nor a mapping; a name or the

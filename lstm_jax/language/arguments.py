@@ -33,6 +33,7 @@ def as_params(
   embedding = vocabulary_size, config.embedding_size
   _check_shape("embedding", params.embedding, embedding)
   if not config.tied:
+    # The cell decides how many outputs n the top layer has.
     _check_shape("readout", params.readout, ("n", vocabulary_size))
   elif params.readout is not None:
     found = type(params.readout).__name__

@@ -156,7 +156,7 @@ def columns(
   # enough columns of at most that length.
   least = 1 + math.ceil((large - 1) / (small - 1))
   if batch_size < least:
-    longest = (small + large - 2) // least
+    longest = (small + large - 2) // least  # so that sum(sizes) ≥ needed
     raise ValueError(
       f"no sequence reads across the gap in the text: pieces of {sizes[0]} and "
       f"{sizes[1]} tokens need a batch_size of at least {least}, with a "

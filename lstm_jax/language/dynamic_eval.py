@@ -160,8 +160,9 @@ def gradient_scale(
   squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)
   # The last batch is padded to the longest length, because a batch of another
-  # length would need a compiled program of its own. With many logits, the loss
-  # is that of `model.loss`, which does not store them all: it takes no padding.
+  # length would need a compiled program of its own. With more logits than one
+  # chunk of the readout may have, the loss is that of `model.loss`, which does
+  # not store them all: it takes no padding.
   logits = int(lengths.max()) * epoch.tokens.shape[1] * len(params.bias)
   padded = logits <= MAX_LOGITS
   rest = lengths.max() - lengths[-1] if padded else 0

@@ -2,7 +2,7 @@
 
 >>> import numpy as np
 >>> config = BatchingConfig(batch_size=2, seq_len=3, num_epochs=5)
->>> config.num_steps(np.arange(9), seed=0)
+>>> config.num_steps(np.arange(9), seed=0)  # 5 ⌈4 / 3⌉: 4 time steps an epoch
 10
 """
 

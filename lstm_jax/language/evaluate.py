@@ -155,6 +155,7 @@ def cold_nats(
   check_count("window", window)
   windows, losses = cut_windows(tokens, window), []
   logits = (windows.shape[1] - 1) * len(params.bias)  # of one window
+  # As few batches as MAX_LOGITS allows, nearly equal in size: little padding.
   num_batches = math.ceil(len(windows) / max(1, MAX_LOGITS // logits))
   for batch in group_windows(windows, math.ceil(len(windows) / num_batches)):
     state = model.initial_state(batch.shape[:1])

@@ -95,7 +95,8 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
       "logits must be floats [..., V] with V ≥ 1, got "
       f"{logits.dtype} {logits.shape}"
     )
-  # On a mesh with explicit axes, the losses are sharded as the logits are.
+  # On a mesh with explicit axes, the losses are sharded as the logits are. In
+  # `jax.shard_map`, both arguments must vary over the same mesh axes.
   sharding = leading_sharding(logits, logits.ndim - 1)
   rule = auto_sharded(_cross_entropy, sharding)
   return rule(*vary_alike((logits, targets)))

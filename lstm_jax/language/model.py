@@ -141,7 +141,8 @@ def language_model(
   """
   vocabulary_size = check_count("vocabulary_size", vocabulary_size)
   groups = check_count("groups", groups)
-  # Cells that are NamedTuples of different types may be equal.
+  # Cells that are NamedTuples of different types may be equal; the structures
+  # of their trees differ.
   cell_types = jax.tree.structure(config.cell)
   return _language_model(
     config, vocabulary_size, regularizers, adjoint, groups, cell_types
@@ -149,7 +150,7 @@ def language_model(
 
 
 # The cache is limited because a model keeps its compiled programs alive.
-@one_at_a_time
+@one_at_a_time  # else two threads could get two models
 @functools.lru_cache(maxsize=64)
 def _language_model(
   config: ModelConfig,

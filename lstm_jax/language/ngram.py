@@ -12,7 +12,8 @@ number of distinct contexts, one token longer, that w followed (Kneser and Ney
 1995; Chen and Goodman, section 2.7): w is counted after c′ only if it had not
 followed c before. A context that begins where its text begins cannot be one
 token longer: w is counted after it each time. The training texts are counted
-first; each token of the text is counted after it has been predicted.
+first; each token of the text is counted after it has been predicted. So the
+first probability of token 1 below is δ / V: only 0 has been counted.
 
 >>> import numpy as np
 >>> text = np.array([0, 1, 0, 1, 0])
@@ -89,6 +90,8 @@ def ngram_predictions(
     seen = counts[contexts]
     if t:
       probs[t - 1], longest[t - 1] = _predict(seen, discount)
+    # Count `token` after the longest context that it has followed, and after
+    # longer ones; a new one after all. So c′ is left out if it has followed c.
     followed = np.flatnonzero(seen[:, token])
     counts[contexts[followed[-1] if followed.size else 0 :], token] += 1
   return Predictions(np.log(probs), longest)

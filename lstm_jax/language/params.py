@@ -83,7 +83,7 @@ class ModelConfig:
       check_float("compute_dtype", self.compute_dtype)
 
 
-@serializable
+@serializable  # gives the class a name for `jax.export`
 class LanguageParams(NamedTuple):
   """The weights of a language model."""
 

@@ -27,7 +27,7 @@ def per_model(f: Callable, num_static: int = 0) -> Callable[..., Any]:
     (model) -> f of this model as a compiled function of its other arguments.
   """
 
-  @one_at_a_time
+  @one_at_a_time  # else two threads could get two functions
   @lru_cache(maxsize=64)
   def of(model: LanguageModel) -> Callable:
     return jax.jit(partial(f, model), static_argnums=range(num_static))

@@ -69,6 +69,7 @@ def linear_cross_entropy(
   if compute_dtype is not None:
     check_float("compute_dtype", compute_dtype)
     compute_dtype = jnp.dtype(compute_dtype)
+  # In `jax.shard_map`, all arguments must vary over the same mesh axes.
   arrays = vary_alike((hs, w, b, targets))
   dtypes = compute_dtype, w.dtype, b.dtype
   return _apply(MAX_LOGITS, dtypes, leading_sharding(hs, 0), *arrays)
@@ -76,6 +77,7 @@ def linear_cross_entropy(
 
 @partial(compiled, num_static=3)
 def _apply(max_logits, dtypes, sharding, *arrays):
+  """Return L, by one compiled program for all calls of the same shapes."""
   del max_logits  # static: a test that changes MAX_LOGITS needs a new program
   rule = partial(_linear_cross_entropy, dtypes)
   return auto_sharded(rule, sharding)(*arrays)

@@ -70,7 +70,7 @@ def sample(
     prompt: the tokens to continue, int [P], P ≥ 1; not part of the result.
     length: n ≥ 1, the number of tokens to draw.
     num_samples: N ≥ 1, the number of continuations.
-    temperature: τ in [0, 8.5e37]; 0 is greedy.
+    temperature: τ in [0, `drawing.HUGE`], about 8.5e37; 0 is greedy.
     top_k: k ≥ 1, or None for all tokens.
     top_p: 0 < p ≤ 1, or None for all tokens.
     min_p: 0 ≤ p ≤ 1, or None for all tokens.

@@ -13,11 +13,12 @@ rules such as top-k, however the tokens were drawn.
   >>> model = language_model(ModelConfig(hidden_size=8), vocabulary_size=5)
   >>> params = model.init(jax.random.key(0))
   >>> prompt = np.array([3, 1])
-  >>> tokens, nats = beam_search(model, params, prompt, 3, beam_size=25)
+  >>> n, beam_size = 3, 25  # V² = 25: the search finds the likeliest of all
+  >>> tokens, nats = beam_search(model, params, prompt, n, beam_size=beam_size)
   >>> tokens.shape, nats.shape, bool((nats[1:] >= nats[:-1]).all())
   ((25, 3), (25,), True)
   >>> key = jax.random.key(0)
-  >>> _, found = sample_best(model, params, key, prompt, 3, best_of=4)
+  >>> _, found = sample_best(model, params, key, prompt, n, best_of=4)
   >>> bool(found > nats[0] - 1e-5)
   True
 """
@@ -169,7 +170,7 @@ def _continuation_nats(model, params, prompt, tokens):
   """
 
   def body(state, saved, read, predicted):
-    del saved
+    del saved  # the results of an earlier scan: there was none
     state, logits = model.apply(params, state, read)
     return state, cross_entropy(logits, predicted)
 

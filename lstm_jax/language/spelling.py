@@ -32,7 +32,7 @@ and p_letters is the probability above. It sums to 1 as well.
 >>> bool(listed < new < foreign)
 True
 >>> first, again = spelling_nats(rare, ["雪の王", "雪の王"], cached=True)
->>> bool(again < 5 < 45 < first)
+>>> bool(again < 5 < 45 < first)  # 4.5 = log((1 + A) / (1 − D)) for `again`
 True
 """
 

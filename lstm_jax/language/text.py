@@ -69,6 +69,7 @@ def split(tokens: Text, val_fraction: float) -> tuple[Text, Text]:
 def middle_slice(text: str, fraction: float) -> tuple[int, int]:
   """Return where a slice from the middle of a text begins and ends.
 
+  A program may cut this slice out of the training text, as a development split.
   The requested slice is the share `fraction` around the middle. Each of its
   ends moves to the nearest beginning of a paragraph: the first line after blank
   lines, which begins a speech in a play. If an act or a scene ("SCENE II.")

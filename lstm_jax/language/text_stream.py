@@ -65,10 +65,13 @@ class TextStream:
     rules: DrawingRules,
   ):
     rules = checked_rules(rules, len(params.bias))
+    # The rules that are static in `jax.jit`, and the numbers that are traced.
     self._static, self._numbers = split_rules(rules)
     self._model, self._params, self._tokenizer = model, params, tokenizer
     self._pieces: list[str] = []  # the text that each token adds
     self._waiting: deque[int] = deque()  # tokens to decode
+    # An endless iterator: `_extend` takes one piece for each waiting token, so
+    # that `popleft` always finds one.
     self._decoded = tokenizer.each_piece(iter(self._waiting.popleft, None))
     self._key_spec = jax.eval_shape(
       lambda: jax.random.key_data(jax.random.key(0))
@@ -78,6 +81,7 @@ class TextStream:
       token = jnp.zeros((1, 1), jnp.int32)
       return advance(model, params, model.initial_state((1,)), token)
 
+    # The zero state. The logits beside it are not used: a text is read first.
     shapes = jax.eval_shape(first, params)
     self._carry: Carry = jax.tree.map(
       lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
@@ -166,11 +170,11 @@ class TextStream:
         np.pad(given[part], (0, padding)),
         count,
       )
-      known = np.asarray(tokens)[:count]
-      check_range("drawn tokens", known, self._tokenizer.size)
+      new = np.asarray(tokens)[:count]
+      check_range("drawn tokens", new, self._tokenizer.size)
       # An error or Ctrl-C up to here leaves the text, and its carry, as they
       # were after the part before.
-      self._waiting.extend(known.tolist())
+      self._waiting.extend(new.tolist())
       pieces = list(islice(self._decoded, count))
       self._pieces += pieces
       self._carry = carry
@@ -181,7 +185,7 @@ class TextStream:
 def _advance(
   model, static, key_kind, numbers, params, carry, key, start, given, count
 ):
-  """Return (carry, tokens [n]) after the first `count` of the given tokens.
+  """Return (carry, tokens [PART]) after the first `count` given tokens.
 
   One program both reads and draws texts, of any length, because compiling takes
   most of the time of a short sample.

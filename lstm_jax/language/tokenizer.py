@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
     """Tokens that stand for unknown text: `suppress_tokens` for `sample`."""
 
   def _asdict(self) -> dict[str, Any]:
-    """Return the fields of the tokenizer, as every NamedTuple does."""
+    """Return the fields, to save the tokenizer; every NamedTuple has this."""
 
   def encode(self, text: str) -> np.ndarray:
     """Return the tokens of text, int32 [N]."""

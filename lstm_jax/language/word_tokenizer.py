@@ -122,6 +122,7 @@ class WordTokenizer(NamedTuple):
     known = set(self.symbols)
     unknown = [symbol for symbol in _symbols(text) if symbol not in known]
     if unknown:
+      # A piece may be known with the other spacing: the message then says so.
       pieces = {symbol.removeprefix(" ") for symbol in known}
       names = (
         f"{piece!r}{' with this spacing' * (piece in pieces)}"
@@ -207,6 +208,7 @@ def _pieces(symbols: Iterable[str]) -> Iterator[str]:
       continue
     piece = symbol.removeprefix(" ")
     expected = _space_between(before, after_space, piece)
+    # A symbol that begins with a space is an exception to the rules.
     space = expected != (piece != symbol)
     yield " " * space + piece
     before, after_space = piece, space or not before

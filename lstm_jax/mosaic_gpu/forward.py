@@ -93,7 +93,7 @@ def forward_kernel(
     def multiply(turn):
       def products(*totals):
         def part(k, _):
-          h = exchanged.operand(0, k, turn)
+          h = exchanged.operand(0, k, turn)  # of vector 0, the only one
           columns = pl.ds(k * UNITS, UNITS)
           for gate, total in enumerate(totals):
             w = weights.at[gate, share.units_of_block, columns]
@@ -151,7 +151,7 @@ def forward_kernel(
     saved if save else None,
     memory if plan.cluster > 1 else None,
   )
-  scratch = exchange.scratch(plan, 1, 1, w_h.dtype)
+  scratch = exchange.scratch(plan, 1, 1, w_h.dtype)  # for one vector, h
   arguments = w_h, b, axs, state, flags
   hs, last, saved, _ = launch(kernel, plan, outputs, scratch, *arguments)
   return hs, last, saved

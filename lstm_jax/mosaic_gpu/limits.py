@@ -116,4 +116,5 @@ def _fits(counts: Counts, plan: Plan, itemsize: int) -> bool:
 def largest(counts: Counts, itemsize: int) -> int:
   """Return the largest H that `divide` accepts, for operands of this size."""
   sizes = range(UNITS, MAX_CLUSTER * UNITS + 1, UNITS)
+  # With B = 1: whether there is a plan does not depend on B.
   return max(n for n in sizes if divide(counts, n, 1, itemsize))

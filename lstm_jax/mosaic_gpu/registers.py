@@ -9,7 +9,8 @@ Blocks are read from and written to the GPU's memory in two ways. Arrays that
 other programs read or write, such as the projected inputs [T, B, G, H] and the
 outputs [T, B, H], have the units last, and a block is transposed between
 registers. Those that only the backward kernel reads are stored as blocks,
-[T, B/8, H, 8].
+[T, B/8, H, 8]. Loads have `optimized=False`, since Mosaic GPU otherwise refuses
+those that it cannot optimize.
 
 The operands of a product lie in shared memory as `wgmma` reads them: in tiles
 of 8 rows of 128 bytes, swizzled.

@@ -107,7 +107,7 @@ def launch(
     grid_names=("tile",),
     cluster=(plan.cluster,),
     cluster_names=("part",),
-    num_threads=plan.warpgroups,
+    num_threads=plan.warpgroups,  # a thread of Mosaic GPU is a warpgroup
     thread_name="warpgroup",
   )
   inputs = jax.tree.map(_without_derivative, (w_h, *arguments))

@@ -179,7 +179,7 @@ def unroll(
   check_implementation(implementation)
   if compute_dtype is not None:
     check_float("compute_dtype", compute_dtype)
-    compute_dtype = jnp.dtype(compute_dtype)  # one program for it and its name
+    compute_dtype = jnp.dtype(compute_dtype)  # one program for dtype and name
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   xs = as_inputs(xs)
@@ -225,7 +225,8 @@ def _run(scan, *inputs):
   """Return (state, hs); an axis of `vmap` can be a batch axis (`over_batch`).
 
   Args:
-    scan: a function and its static arguments.
+    scan: a function and its static arguments: (`_scan`, cell, options, adjoint)
+      or (`scan_fused`, cell, options, plan).
     *inputs: params, state, xs and extras; see `_apply`.
   """
 
@@ -239,7 +240,7 @@ def _run(scan, *inputs):
   # With `Autodiff`, JAX maps the scan before it differentiates it.
   if scan[0] is scan_fused or isinstance(scan[-1], Autodiff):
     return run(*inputs)
-  return over_batch(run, 1, *inputs)
+  return over_batch(run, 1, *inputs)  # 1 axis, time, before the batch
 
 
 @partial(compiled, num_static=2)
@@ -293,7 +294,7 @@ def _scan(cell, options, adjoint, *inputs):
     case Explicit(residuals="gates", chunk=None):
       return scan_in_cache(cell, options, *inputs)
     case Explicit(residuals, chunk):
-      # A state's one number for all rows, as [T], would not fit [T, B, H].
+      # A number in the state would become [T], and not broadcast to [T, B, H].
       if residuals == "recompute":
         check_rows("recompute", inputs[1])
       return scan_checkpointed(cell, options, residuals, chunk, *inputs)

@@ -168,7 +168,7 @@ def combined_mask(
   expected = f"lengths must be integers {list(shape)}"
   lengths = as_array(expected, _within_int32(lengths))
   if lengths.shape != shape or not is_token(lengths):
-    raise ValueError(
+    raise ValueError(  # with the hint if they are [T] in place of [B]
       f"{expected}, got {lengths.dtype} {lengths.shape}"
       + time_major_hint(lengths.shape == step_shape[:1] != shape)
     )
@@ -214,7 +214,7 @@ def bool_array(
   expected = f"{name} must be bool {list(step_shape)}"
   values = as_array(expected, values)
   if values.shape != step_shape or values.dtype != bool:
-    exchanged = *step_shape[1::-1], *step_shape[2:]
+    exchanged = *step_shape[1::-1], *step_shape[2:]  # [B, T, ...]
     raise ValueError(
       f"{expected}, got {values.dtype} {values.shape}"
       + time_major_hint(values.shape == exchanged != step_shape)

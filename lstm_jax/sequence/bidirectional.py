@@ -176,7 +176,7 @@ def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
 
   def body(following, step):
-    starts, counts = step
+    starts, counts = step  # whether it is reset, and whether it is unmasked
     return jnp.where(counts, starts, following), following
 
   def scan(reset, mask):
@@ -184,6 +184,7 @@ def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
     return lax.scan(body, none, (reset, mask), reverse=True)[1]
 
   reset, mask = vary_alike((reset, mask))
+  # Each may be the only one that is sharded.
   placed = reset if any(jax.typeof(reset).sharding.spec) else mask
   sharding = leading_sharding(placed, placed.ndim)
   return auto_sharded(scan, sharding)(reset, mask)

@@ -154,6 +154,7 @@ def _scan_chunks(
 
   This body runs only where nothing is differentiated. It takes chunks where
   `scan_sequence` would multiply the inputs of all T steps before its loop.
+  `vmap` puts its axis first in both results, as in those of `_chunks_forward`.
   """
   inputs = params, state, xs, extras
   if not (is_linear(cell) or projects_first(state, xs)):
@@ -169,7 +170,12 @@ def _scan_chunks(
 
 
 def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
-  """Return (state, hs) and what the policy saves of each chunk."""
+  """Return (state, hs) and what the policy saves of each chunk.
+
+  Of each chunk, this is (hs, the state before it, kept). For "all", kept is the
+  gates and residuals, for "recompute" the states without h. For "gates", kept
+  and hs are None.
+  """
 
   def run(before, saved, xs, extras):
     del saved
@@ -186,7 +192,7 @@ def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
   last, ys = scan_chunks(run, before, NOTHING, parts, chunk, options.reverse)
   outputs = cast_like(last, state), joined(ys.part(0))
   outputs = aligned(outputs, 0, (params, state, xs, extras))
-  if policy == "gates":  # the backward computes hs again
+  if policy == "gates":  # drop hs, which the backward computes again
     ys = Chunks(*(y and (None, *y[1:]) for y in ys))
   return outputs, (params, ys, xs, extras)
 

@@ -12,6 +12,9 @@ all three cells. A padded sequence is cut off, and its cotangents are zero.
 
 The kernels apply masks and resets. States, outputs and sums are float32 in the
 kernels; `scan_fused` returns states and outputs in the dtypes of the state.
+
+The modules of `mosaic_gpu` are imported in the functions that use them, so that
+Pallas is imported only where a kernel is asked for. (`limits` needs no Pallas.)
 """
 
 import importlib
@@ -136,7 +139,7 @@ def _run(cell, options, plan, save, params, state, xs, flags):
     plan,
     options.reverse,
     save,
-    _by_gate(operands, plan).transpose(1, 2, 0),
+    _by_gate(operands, plan).transpose(1, 2, 0),  # W_hᵀ of each gate
     upcast(time_step.biases(params)),
     axs,
     state,
@@ -158,7 +161,7 @@ def _backward(cell, options, plan, residuals, cotangents):
     time_step,
     plan,
     options.reverse,
-    _by_gate(operands, plan).transpose(1, 0, 2),
+    _by_gate(operands, plan).transpose(1, 0, 2),  # W_h of each gate
     saved,
     d_hs,
     d_last,
@@ -183,7 +186,7 @@ def _time_step(cell: Cell) -> ModuleType:
 
 
 def _by_gate(params: Params, plan: Plan) -> jax.Array:
-  """Return W_h as [H, G, H]."""
+  """Return W_h as [H, G, H]: from h, to the units of each gate."""
   return params.w_h.reshape(plan.units, -1, plan.units)
 
 

@@ -109,11 +109,12 @@ def _cotangents(
     def body(d_later, inputs):
       decay, d_output = inputs
       d_after = d_later + d_output
-      return _decayed(decay, d_after), d_after
+      return _decayed(decay, d_after), d_after  # eₜ and dsₜ
 
     inputs = decay, d_output
     return lax.scan(body, d_last, inputs, reverse=not reverse)
 
+  # d_before is every eₜ, and d_later every eₜ₊₁.
   d_before = linear_scan(
     decay, _decayed(decay, d_output), d_last, reverse=not reverse
   )
@@ -223,6 +224,7 @@ def backward(
     scanned = jax.tree.map(
       partial(_cotangents, reverse=reverse), decays, d_outputs, d_last
     )
+    # From a state of pairs to a pair of states.
     return jax.tree.transpose(
       jax.tree.structure(d_last), jax.tree.structure((0, 0)), scanned
     )

@@ -227,10 +227,11 @@ def backward_sums(
       gates,
       inputs,
       not options.reverse,
-      may_share=True,
+      may_share=True,  # the gates, by the rows of a Jacobian (`jacrev`)
     )
   hs = separate(hs_and_residuals[0])
   hs_before = states_before(state.h, hs, options.reverse)
+  # ys are the extra cotangents, of all time steps.
   d_params, dxs = cell.parameter_gradients(
     operands, xs, hs_before, separate(residuals), das, *separate(ys)
   )

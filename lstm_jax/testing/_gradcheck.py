@@ -213,7 +213,7 @@ def _units(draw, tensors, count, flat):
   """Return random unit vectors of x, `count` within each tensor."""
   units = np.zeros((len(tensors) * count, flat.size), flat.dtype)
   for row in range(len(units)):
-    part = tensors[row // count][2]
+    part = tensors[row // count][2]  # the slice of `_slices`
     d = draw.standard_normal(part.stop - part.start)
     units[row, part] = d / np.linalg.norm(d)
   return units

@@ -119,8 +119,8 @@ def plant(module: ModuleType | Cell, term: str, factor: float = 1.01) -> Any:
   }
   tree.body = [node for node in tree.body if not _makes_type(node, types)]
   # A copy named __main__ would run the script, which may plant again.
-  name = "planted" if module.__name__ == "__main__" else module.__name__
-  planted = ModuleType(name, module.__doc__)
+  copied = "planted" if module.__name__ == "__main__" else module.__name__
+  planted = ModuleType(copied, module.__doc__)
   # Relative imports need __spec__; code that reads files beside it, __file__.
   planted.__spec__, planted.__file__ = module.__spec__, module.__file__
   planted.__dict__.update({name: getattr(module, name) for name in types})
@@ -274,7 +274,7 @@ def _place(assignment, name):
   )
   index = [*map(_variable, elements)].index(name)
   starred = [isinstance(element, ast.Starred) for element in elements]
-  from_end = index - len(elements) + 1 or None
+  from_end = index - len(elements) + 1 or None  # None: up to the end
   if starred[index]:
     return index, from_end
   if any(starred[:index]):

@@ -30,7 +30,7 @@ from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.model import LanguageParams
 
 
-@serializable
+@serializable  # gives the class a name for `jax.export`
 class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 

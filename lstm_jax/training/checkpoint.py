@@ -132,7 +132,7 @@ class CheckpointWriter:
     description = json.loads(text, object_pairs_hook=_with_distinct_keys)
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     for name, tree in trees.items():
-      # A tree such as (EmptyState(),) has no array either, but orbax saves it.
+      # A tree such as (optax.EmptyState(),) has no array, but orbax saves it.
       if not jax.tree.leaves(tree) and not tree:
         raise ValueError(f"{name} must not be an empty tree, got {tree!r}")
     # Copies, because training steps donate the arrays.

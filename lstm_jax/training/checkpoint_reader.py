@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
   """One checkpoint of a directory."""
 
   step: int  # training steps made
-  description: dict[str, Any]
+  description: dict[str, Any]  # the JSON that was saved with the arrays
 
 
 def list_checkpoints(directory: str | os.PathLike[str]) -> list[int]:
@@ -154,6 +154,7 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
         f"the checkpoint {directory}/{step} cannot be read: the metadata of "
         f"its {item} are missing"
       )
+    # orbax may return an object around the tree of the arrays' metadata.
     tree = {item: getattr(stored, "tree", stored)}
     _check_shapes(directory, step, _shapes(tree), expected)
     _check_chunks(directory, step, tree)

@@ -212,14 +212,14 @@ def make_ensemble_train_step(
 
 
 # By position: to `lru_cache`, an omitted keyword differs from its default.
-@one_at_a_time
+@one_at_a_time  # else two threads could get two functions
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay, mesh):
   train_alone = uncompiled_train_step(model, optimizer, ema_decay)
   shardings: Any = None
   if mesh:
     divided, shared = NamedSharding(mesh, DIVIDED), NamedSharding(mesh, SHARED)
-    shardings = TrainState._make((shared, *[divided] * 4)), divided
+    shardings = TrainState._make((shared, *[divided] * 4)), divided  # metrics
 
   @partial(jax.jit, donate_argnums=0, out_shardings=shardings)
   def train_step(

@@ -97,7 +97,7 @@ def make_optimizer(
   return _make_optimizer(config, num_steps)
 
 
-@one_at_a_time
+@one_at_a_time  # else two threads could get two optimizers
 @functools.lru_cache(maxsize=64)
 def _make_optimizer(
   config: OptimizerConfig, num_steps: int
@@ -161,6 +161,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     after = optax.constant_schedule(peak)
   if not warmup_steps:
     return after
+  # peak · (k + 1) / (warmup_steps + 1) after k updates: never 0.
   rise = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
   return optax.join_schedules([rise, after], [warmup_steps])
 

@@ -22,7 +22,7 @@ from lstm_jax.training.averaging import Average, init_average, update_average
 from lstm_jax.training.norms import global_norm, part_norms
 
 
-@serializable
+@serializable  # gives the class a name for `jax.export`
 class TrainState(NamedTuple):
   """Everything that a training step changes."""
 
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
   carry: Any  # the recurrent state after the last batch
 
 
-@serializable
+@serializable  # gives the class a name for `jax.export`
 class Metrics(NamedTuple):
   """The metrics of one training step."""
 
@@ -45,7 +45,10 @@ class Metrics(NamedTuple):
 
 
 class Epoch(Protocol):
-  """The batches of one epoch: `Batches`, or others with soft targets."""
+  """The batches of one epoch, such as `language.Batches`.
+
+  The targets of `Batches` are tokens; those of others may be distributions.
+  """
 
   @property
   def num_batches(self) -> int:
@@ -135,7 +138,7 @@ def make_train_step(
 
 # `make_train_step` passes its arguments by position: to `lru_cache`, an omitted
 # keyword differs from its default.
-@one_at_a_time
+@one_at_a_time  # else two threads could get two functions
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay):
   step = uncompiled_train_step(model, optimizer, ema_decay)

@@ -1,4 +1,7 @@
-"""The affine map x W + b of vectors and of tokens, and its gradient."""
+"""The affine map x W + b of vectors and of tokens, and its gradient.
+
+JAX differentiates `affine`; `linear` has the hand-derived gradient.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,7 @@ def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
   x = jax.random.normal(key, (B, D), jnp.float64)
   x = jnp.arange(B) % D if tokens else x
   tangents = draw_weights(jax.random.key(1), D)
+  # The cube makes the gradient depend on w and b.
   derivatives = [
     jax.jvp(
       jax.grad(weighed(lambda w, b, f=f: f(x, w, b) ** 3, key), (0, 1)),

@@ -128,7 +128,7 @@ def test_equals_torch_in_value_and_gradient(row, key):
   gradients = row.to_torch(d_params)
   for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0"):
     close(gradients[name], getattr(module, name).grad)
-  if hasattr(d_params, "b_n"):
+  if hasattr(d_params, "b_n"):  # the end of PyTorch's second bias
     close(d_params.b_n, module.bias_hh_l0.grad[-H:])
 
 
@@ -149,7 +149,7 @@ def test_states_keep_dtypes_and_cotangents_have_those_of_their_primals(
   arrays = jax.eval_shape(step)
   args, after, gradient = jax.tree.map(lambda leaf: leaf.dtype, arrays)
   assert {*args[0]} == {jnp.dtype(dtype)}
-  h, *others = args[1]
+  h, *others = args[1]  # c, n, m: float32 even if dtype is bfloat16
   assert h == dtype and {*others} <= {jnp.dtype(jnp.float32)}
   assert after == args[1] and gradient == args
 

@@ -159,7 +159,7 @@ def test_a_dtype_that_is_none_of_the_floats_of_jax_is_an_error(
 
 
 def test_the_initial_decays_of_an_lru_are_spread_between_0_and_1(key):
-  """λ² is uniform: half of the λ are above √½, a tenth above √0.9."""
+  """λ² is uniform up to 0.999²: half the λ are above √½, a tenth above √0.9."""
   nu = lru.init(key, 1, 10_000).nu
   rounded = lru.init(key, 1, 10_000, jnp.bfloat16).nu
   assert (rounded == nu.astype(jnp.bfloat16)).all()  # drawn in float32
@@ -175,6 +175,7 @@ def test_no_initial_decay_of_an_lru_is_0_whatever_is_drawn(key, monkeypatch):
 
   monkeypatch.setattr(jax.random, "uniform", least)
   nu = lru.init(key, D, H, jnp.float64).nu
+  # λ² is drawn from 1e-6 on.
   assert worst(np.exp(-np.exp(nu)), np.full(H, 1e-3)) < 1e-15
 
 

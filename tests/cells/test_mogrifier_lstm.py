@@ -56,6 +56,7 @@ def test_rounds_and_ranks_have_the_gradient_of_autodiff(rounds, rank, key):
 @pytest.mark.exhaustive
 def test_low_rank_factors_compute_what_their_product_does(key):
   params, state, xs = arguments(key, rounds=5, rank=2)
+  # Of 5 rounds, 3 have a Q and 2 have an R.
   assert params.q.left.shape == (3, H, 2) and params.r.right.shape == (2, 2, H)
   q, r = (jnp.einsum("nik,nkj->nij", *factors) for factors in params[-2:])
   found = unroll(mogrifier_lstm, params, state, xs)

@@ -117,7 +117,10 @@ def test_an_empty_memory_takes_the_candidate_whatever_the_gates(key):
 
 @pytest.mark.exhaustive
 def test_at_a_tie_the_gradient_is_that_of_jax(key):
-  """The tie is p = aᵢ in m' = max(p, aᵢ); the loss also depends on m'."""
+  """The tie is p = aᵢ in m' = max(p, aᵢ), with p = m + log σ(a_f).
+
+  The loss also depends on m'.
+  """
   params, state, xs = arguments(slstm, key)
   zeros = jax.tree.map(jnp.zeros_like, params)
   b_f = params.b[H : 2 * H]

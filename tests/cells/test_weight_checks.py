@@ -186,6 +186,7 @@ def test_a_type_that_is_any_or_cannot_be_evaluated_is_not_checked():
 
 def test_weights_and_states_of_an_earlier_definition_are_named_as_such():
   """As in a notebook, where a cell is defined or reloaded a second time."""
+  # The same source, executed twice: nothing is replaced.
   before, after = (own_cell("def row(", "def row(") for _ in range(2))
   arrays = jnp.zeros((D, 4 * H)), jnp.zeros(4 * H), jnp.zeros(4 * H)
   params = after.DiagonalLSTMParams(*arrays)

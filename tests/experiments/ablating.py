@@ -7,7 +7,8 @@ from experiments import ablate
 from experiments.comparison.ablations import Ablations
 from experiments.trainer.data import read_corpus_text, text_sha256
 
-# The numbers of a row of the record; a row also names its change.
+# The numbers of a row of the record; a row also names its change. "cold" and
+# "stateful" are losses, with the state reset for each window and carried on.
 ROW = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
 
 

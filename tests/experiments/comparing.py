@@ -1,7 +1,8 @@
 """The cells that the tests compare, and a record of such a comparison."""
 
 NAMES = ["rnn", "gru", "lstm"]
-# (cell, initial biases) of each model of the recall task.
+# (cell, initial biases) of each model of the recall task. The RNN has no gates,
+# and so no chrono biases.
 RECALLS = [
   *((name, "usual") for name in NAMES),
   *((name, "chrono") for name in NAMES[1:]),

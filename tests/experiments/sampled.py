@@ -2,6 +2,7 @@
 
 from experiments import sample
 
+# Those of the program's flags, but for a length of 30 in place of 400.
 DEFAULTS = {
   "prompt": None,
   "length": 30,

@@ -47,6 +47,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
   )
   again = ablate.run(config, [*changes, "seed=1"], console).rows
   assert again[:3] == rows and again[3]["change"] == "seed=1"
+  # A run that is trained prints this heading: three at first, then one more.
   assert console.file.getvalue().count("\nrun         ") == 4
 
 
@@ -68,7 +69,9 @@ def test_a_run_is_measured_by_both_protocols_on_the_validation_split(
   """Stand-ins return the losses of two tokens; a row has their mean."""
   val = read_corpus(config.data).val
   params = {"w": np.zeros((2, 3)), "b": np.zeros(3)}
-  trained = Trained(config, None, params, None, 40, 1.75, "1a2b")
+  trained = Trained(
+    config, None, params, None, step=40, val_loss=1.75, corpus_sha256="1a2b"
+  )
 
   def nats(value):
     def of_tokens(model, weights, tokens):
@@ -78,12 +81,15 @@ def test_a_run_is_measured_by_both_protocols_on_the_validation_split(
     return of_tokens
 
   monkeypatch.setattr(ablate, "load", lambda directory: trained)
+  # It returns its argument `data`, as if the corpus had not moved.
   monkeypatch.setattr(ablate, "find_corpus", lambda *args: args[1])
   monkeypatch.setattr(ablate, "cold_nats", nats(2.0))
   monkeypatch.setattr(ablate, "stateful_nats", nats(1.0))
   monkeypatch.setattr(ablate.run_dir, "read_record", lambda directory: {})
   monkeypatch.setattr(ablate, "environment_of", lambda record: record)
-  result = train.Result(Path(config.job.run), 47, 9.0, 12.34567)
+  result = train.Result(
+    Path(config.job.run), best_step=47, val_loss=9.0, seconds=12.34567
+  )
   sha256 = read_corpus(config.data).sha256
   assert ablate._measure(result, config.data, sha256) == {
     "parameters": 9,

@@ -75,7 +75,9 @@ def test_after_an_interrupted_overwrite_all_old_runs_are_trained_again(
   def run(single, console):
     directory = Path(single.job.run)
     trained.append((directory.name, single.job.overwrite))
-    return train.Result(directory, 47, 1.5, 3.0, stopped_by)
+    return train.Result(
+      directory, best_step=47, val_loss=1.5, seconds=3.0, stopped_by=stopped_by
+    )
 
   monkeypatch.setattr(train, "run", run)
   monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)
@@ -92,7 +94,7 @@ def test_a_run_from_before_an_overwrite_is_outdated(
   started, finished, tmp_path
 ):
   edit_config(finished, started=started)
-  not_overwritten = Ablations({}, "", [])
+  not_overwritten = Ablations(recipe={}, corpus_sha256="", rows=[])
   outdated = start_times([finished, tmp_path])
   overwritten = not_overwritten._replace(outdated=outdated)
   assert overwritten.is_outdated(finished)
@@ -182,6 +184,7 @@ def test_a_run_that_two_processes_measure_has_one_row(
     record_path(config).write_text(json.dumps(record | {"rows": rows}))
     return ROW | {"seconds": 4.0}
 
+  # All that is read of the `train.Result` of a run that had finished before.
   ended = SimpleNamespace(stopped_by=None, signalled=None)
   monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
   monkeypatch.setattr(ablate, "_measure", measure_beside)

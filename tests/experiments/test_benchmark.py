@@ -40,8 +40,8 @@ def check(rows, names):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_are_proven_equal_and_timed(dtype):
-  ((rows, skipped),) = parts.model_part([MODEL | {"dtype": dtype}], 2)
-  ours = ["lstm_jax", "autodiff", "lstm_jax layer"]
+  ((rows, skipped),) = parts.model_part([MODEL | {"dtype": dtype}], rounds=2)
+  ours = ["lstm_jax", "autodiff", "lstm_jax layer"]  # the last: float32 only
   check(rows, ours if dtype == "float32" else ours[:2])
   assert {"flax linen", "flax nnx"} <= {r["peer"] for r in rows} | set(skipped)
   assert rows[0]["compile_s"] > 0 and rows[0]["bytes"] > 0
@@ -51,7 +51,7 @@ def test_models_are_proven_equal_and_timed(dtype):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_layers_are_proven_equal_and_timed(cell):
-  outputs, gradients = parts.layer_part([SIZES], 2, (cell,))
+  outputs, gradients = parts.layer_part([SIZES], rounds=2, cells=(cell,))
   for rows, _ in (outputs, gradients):
     check(rows, ["lstm_jax", "autodiff", "flax linen", "flax nnx"])
   assert [outputs[0][0]["backward"], gradients[0][0]["backward"]] == [0, 1]
@@ -59,7 +59,7 @@ def test_layers_are_proven_equal_and_timed(cell):
 
 @pytest.mark.exhaustive
 def test_a_policy_with_resets_is_proven_equal_and_timed():
-  outputs, gradients = parts.resets_part([SIZES], 2)
+  outputs, gradients = parts.resets_part([SIZES], rounds=2)
   for rows, _ in (outputs, gradients):
     check(rows, ["lstm_jax", "recompute", "autodiff", "flax scan"])
 
@@ -68,7 +68,7 @@ def test_a_policy_with_resets_is_proven_equal_and_timed():
 @pytest.mark.parametrize("cell", ["min_gru", "min_lstm", "lru"])
 def test_linear_recurrences_are_proven_equal_and_timed(cell):
   assert cell in linear.COEFFICIENTS
-  outputs, gradients = parts.linear_part([SIZES], 2, [cell])
+  outputs, gradients = parts.linear_part([SIZES], rounds=2, cells=[cell])
   for rows, _ in (outputs, gradients):
     check(rows, ["lstm_jax", "scan of steps, autodiff", "lax.scan, autodiff"])
 
@@ -76,7 +76,7 @@ def test_linear_recurrences_are_proven_equal_and_timed(cell):
 @pytest.mark.exhaustive
 def test_sampling_is_proven_equal_and_timed():
   cases = [{"hidden_size": 5, "num_samples": 2}]
-  ((rows, _),) = parts.sampling_part(cases, 2, length=3)
+  ((rows, _),) = parts.sampling_part(cases, rounds=2, length=3)
   check(rows, ["lstm_jax", "flax linen"])
   assert rows[0]["tokens_per_second"] > 0
 
@@ -84,7 +84,7 @@ def test_sampling_is_proven_equal_and_timed():
 @pytest.mark.exhaustive
 def test_models_are_timed_as_one_size_grows():
   growth = {"growth in steps": ("seq_len", (1, 2))}
-  cases = [rows for rows, _ in parts.growth_part(growth, 1)]
+  cases = [rows for rows, _ in parts.growth_part(growth, rounds=1)]
   assert [rows[0]["seq_len"] for rows in cases] == [1, 2]
   for rows in cases:
     assert rows[0]["part"] == "growth in steps"

@@ -98,6 +98,7 @@ def test_ctrl_c_stops_a_run_and_leaves_a_checkpoint(corpus, tmp_path):
   deadline = time.monotonic() + 90
   metrics = run / "metrics.jsonl"
   while time.monotonic() < deadline and process.poll() is None:
+    # Seven rows: of steps 10 to 50, and of the evaluations after 10 and 30.
     if metrics.exists() and metrics.read_text().count("\n") > 6:
       break
     time.sleep(0.2)

@@ -127,6 +127,7 @@ def test_a_narrow_terminal_has_the_steps_and_the_time_left(here):
 
 
 def test_an_error_keeps_its_status_where_it_cannot_be_printed(monkeypatch):
+  # `_fail` replaces this hook; it is restored after the test.
   monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
   with open("/dev/full", "w", buffering=1, encoding="utf-8") as full:
     monkeypatch.setattr(sys, "stderr", full)

@@ -57,12 +57,13 @@ def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):
   """Stand-ins return the weights of the seeds, which are the numbers 1 to 4."""
 
   def norms(cell, params, tokens, steps):
-    assert (cell, tokens, steps) == (CELLS["rnn"], "val", 10)
-    return {"h": [params] * 11}
+    expected = CELLS["rnn"], "val", comparison.gradient_steps
+    assert (cell, tokens, steps) == expected
+    return {"h": [params] * 11}  # from 0 to 10 steps back
 
   def nats(model, params, tokens, window):
-    assert (model, tokens, window) == ("model", "val", 16)
-    return [params] * 5
+    assert (model, tokens, window) == ("model", "val", comparison.context)
+    return [params] * 5  # a loss for each of the lengths below
 
   monkeypatch.setattr(measurements, "gradient_norms", norms)
   monkeypatch.setattr(measurements, "nats_by_context", nats)
@@ -87,7 +88,8 @@ def test_each_cell_learns_to_recall_at_each_delay_and_is_recorded(
 
   def make_models(cells, sizes, vocabulary_size):
     found = sizes.embedding_size, sizes.hidden_size, vocabulary_size
-    assert found == (recall.EMBEDDING, 4, recall.VOCABULARY)
+    size = comparison.recall_hidden_size
+    assert found == (recall.EMBEDDING, size, recall.VOCABULARY)
     return {
       name: SimpleNamespace(hidden_size=5, num_parameters=6, model=name)
       for name in cells
@@ -95,6 +97,7 @@ def test_each_cell_learns_to_recall_at_each_delay_and_is_recorded(
 
   def learn(model, keys, delay, num_steps, rates, *, chrono, mesh):
     calls.append((model, chrono, jax.random.key_data(keys).tolist()))
+    # recall_steps, recall_learning_rate and num_seeds of the configuration
     assert (num_steps, rates) == (10, (0.01,)) and len(keys) == 2
     return recall.Recall(0.01, [0.5, 1.0], [delay, None])
 
@@ -141,6 +144,7 @@ def test_the_seed_draws_the_keys(comparison, tmp_path, console, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       compare_cells.run(config, tmp_path, console)
   first, second = drawn
+  # Keys of two seeds, and that of the trials.
   assert len(first) == 3 and (first != second).any(axis=1).all()
 
 

@@ -27,6 +27,7 @@ def test_the_tables_are_markdown_with_means_and_deviations():
   assert rows[-1][-4:] == ["90.0", "100.0", "40.5", "– |"]
   assert context.splitlines()[0] == "| cell | 1 | 2 | 3 – 4 |"
   assert context.splitlines()[2].endswith("| 3.000 | 2.000 | 1.250 |")
+  # Accuracies at the delays 1 and 5, and the longest delay with more than 0.9.
   recalled = "H 8, 700 parameters"
   assert recall.splitlines()[2:] == [
     *(f"| {name}, {recalled} | usual | 1.00 | 0.75 | 1 |" for name in NAMES),

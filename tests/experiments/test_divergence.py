@@ -36,6 +36,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_and_keeps_its_best_checkpoint(
   directory = Path(config.job.run)
   assert load(directory).step == 20
   losses = [r["train_loss"] for r in read_rows(directory) if "train_loss" in r]
+  # The rows after steps 10 and 20; that of steps 21 to 30 is not written.
   assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
@@ -50,6 +51,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
   result = train.run(skip, console)
   assert "3 steps with a non-finite gradient skipped" in console.file.getvalue()
   trained = [row for row in read_rows(result.directory) if "train_loss" in row]
+  # Steps skipped so far: of rows after steps 10, 20, 30, 40 and 47.
   assert [row.get("skipped", 0) for row in trained] == [1, 1, 3, 3, 3]
   assert all(math.isfinite(row["train_loss"]) for row in trained)
 

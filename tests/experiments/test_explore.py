@@ -149,6 +149,7 @@ def test_units_are_scored_by_every_feature_that_the_text_has(
   values = [feature(text) for feature in features]
   for layer in data.header["layers"]:
     for signal in layer["signals"]:
+      # The layers of `explored_run` have 12 units.
       levels = data.array(signal["blob"]).reshape(12, LENGTH)
       expected = [scores(levels, feature) for feature in values]
       assert worst(np.array(signal["scores"]), np.array(expected)) < 1e-4

@@ -125,6 +125,7 @@ def test_a_word_model_is_shown_word_by_word(words_page, tmp_path, console):
   line += ["<unk>", " Thou", " art", "\n", "more"]
   assert data.header["pieces"] == [*line, "\n", *line, "\n", *line]
   assert data.header["unit"] == "word"
+  # Three times 12 pieces, and two line breaks between them.
   assert "38 words of" in data.header["source"]
   tokens = data.array(data.header["tokens"], "<u4")
   assert (tokens == trained.tokenizer.encode(text.read_text())).all()

@@ -63,7 +63,7 @@ def test_a_page_of_a_damaged_run_is_an_error_that_leaves_no_file(
   if damage == "corpus":
     record = json.loads((run / "config.json").read_text())
     other = tmp_path / "other.txt"
-    other.write_text(VERSE * 19 + "!", "utf-8")
+    other.write_text(VERSE * 19 + "!", "utf-8")  # the run's is VERSE * 20
     (run / "config.json").write_text(
       json.dumps(record | {"corpus": str(other)})
     )

@@ -279,7 +279,8 @@ def test_a_run_fills_its_directory(tmp_path, console):
   for run in saved["networks"].values():
     returns = run["returns"]
     assert len(returns) == 6 and all(len(row) == 2 for row in returns)
-    # An episode has 33 steps, an update 8: the first episode ends in update 5.
+    # An episode has 33 steps (1 + ANSWERS), an update 8: the first episode of
+    # each of the four environments ends in update 5.
     assert [row[0] is None for row in returns] == [*[True] * 4, False, True]
     assert run["episodes"] == [*[[0, 0]] * 4, [4, 4], [0, 0]]
     assert -1 <= returns[4][0] <= 1 and returns[4][0] != returns[4][1]

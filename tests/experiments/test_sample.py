@@ -28,7 +28,8 @@ def test_one_sample_comes_in_parts_and_several_differ(explored_run):
     assert len(one) == 70 + len(prompt or "")
     several = sample_texts(explored_run, prompt=prompt, num_samples=3)
     assert len({*several}) == 3
-    assert {len(text) for text in several} == {30 + len(prompt or "")}
+    length = DEFAULTS["length"] + len(prompt or "")
+    assert {len(text) for text in several} == {length}
 
 
 def test_min_p_of_one_is_greedy(explored_run):
@@ -142,6 +143,7 @@ def test_an_interactive_text_goes_on_from_each_line(
   typed = "Thou\n\na¤b\nart\n"
   monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
   (text,) = sample_texts(explored_run, interactive=True)
+  # Each part has DEFAULTS["length"], 30, characters; a line break follows it.
   written = [text[start : start + 30] for start in (0, 31, 62)]
   assert text == "".join(part + "\n" for part in written)
   assert "character '¤' at position 1 is not in" in capsys.readouterr().err
@@ -185,7 +187,7 @@ def test_a_typed_line_that_is_refused_is_a_short_error(monkeypatch, capsys):
   assert [*parts] == ["yes", "\n"] * 2
   error = capsys.readouterr().err
   assert error.startswith(r"error: '\udcff' is not in: xx")
-  assert len(error) == 501
+  assert len(error) == 501  # cut to 500 characters, and a line break
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
   greedy = "--top_k=3 has no effect: --temperature=0 is greedy"
   assert err == f"warning: {greedy}\n"
   statuses = [status for status, _, _ in results]
-  assert statuses == [141, 141, 0, 2, 0, 141]
+  assert statuses == [141, 141, 0, 2, 0, 141]  # 141: 128 + SIGPIPE
   errors = [err.startswith("error: unknown argument") for _, _, err in results]
   assert errors == [False, False, False, True, False, False]
   assert "".join(err for _, _, err in results).count("\n") == 1

@@ -67,7 +67,7 @@ def test_a_run_learns_and_fills_its_directory(
   assert losses[-1] < losses[0] - 0.3
   best = min(evaluations, key=lambda row: row["val_loss"])
   assert (best["step"], best["val_loss"]) == (result.best_step, result.val_loss)
-  # Runs are also evaluated at steps 10 and 30, and at the end.
+  # Runs are also evaluated at steps 10 and 30, and at the end: 3 epochs of 47.
   assert [row["step"] for row in evaluations] == [10, 30, 100, 141]
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
   # One at each evaluation, and those of the untrained and the best weights.

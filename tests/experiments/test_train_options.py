@@ -171,6 +171,7 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
       {"batch_size": 1},
       "--dev_fraction=0.2, .* need a batch_size of at least 3, .* got 1 and 8$",
     ),
+    # 4002 = 500 · 8 + 2: the first token of each of two pieces is no target.
     ({"batch_size": 500}, "^--batch_size=500, .* need at least 4002 tokens"),
   ],
 )
@@ -283,8 +284,7 @@ def test_the_average_starts_once_the_validation_loss_rises(config, console):
   heading = averaged[start].split("; from here")[0]
   assert plain[start].startswith(heading)  # until then the runs are equal
   assert averaged[:start] == plain[:start]
-  # Two parts stand before the evaluations: an empty one, and the sample of the
-  # untrained model.
+  # Before the evaluations: an empty part, and the untrained model's sample.
   first = start - 2
   assert losses[0][: first + 1] == losses[1][: first + 1]
   # With a patience of 1, the average starts when a loss is above the least of

@@ -23,6 +23,7 @@ from tests.power import tree
 @pytest.mark.parametrize(
   ("changes", "text", "message"),
   [
+    # 25 = 3 · 8 + 1: the first token is no target.
     ({}, "Thou art. " * 4, "need at least 25 tokens, got"),
     ({}, "thou " * 99, "only one word to learn, 'thou'"),
     ({"tokenizer": "character"}, "a" * 99, "only one character to learn, 'a'"),
@@ -159,6 +160,7 @@ def test_a_config_json_of_no_run_is_refused_and_left_as_it_is(config, console):
       f"--test_fraction=0.999 must cut a text of {20 * len(VERSE):,} char",
     ),
     ({}, VERSE[:20], "need at least 25 tokens, got"),
+    # 4001 = 500 · 8 + 1, likewise.
     ({"batch_size": 500}, VERSE * 20, "500 .* of 8 .* need at least 4001"),
     (
       {"batch_size": 500},

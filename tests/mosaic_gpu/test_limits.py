@@ -37,8 +37,8 @@ def test_blocks_get_more_sequences_only_beyond_the_multiprocessors():
 def test_shared_memory_is_that_of_the_table():
   """The first table of `limits`: the backward of a GRU, G = 3 and E = 4."""
   block = limits.Plan(units=128, rows=8, warpgroups=2, cluster=1)
-  expected = 3 * 128 * 128 + 2 * 4 * 8 * 128
+  expected = 3 * 128 * 128 + 2 * 4 * 8 * 128  # G·H·H + 2·E·N·H
   assert limits.shared_bytes(limits.GRU, block, 4) == 4 * expected
   part = limits.Plan(units=192, rows=8, warpgroups=1, cluster=3)
-  expected = 3 * 64 * 192 + 3 * 8 * 192 + 4 * 8 * 64
+  expected = 3 * 64 * 192 + 3 * 8 * 192 + 4 * 8 * 64  # G·U·H + G·N·H + E·N·U
   assert limits.shared_bytes(limits.GRU, part, 2) == 2 * expected

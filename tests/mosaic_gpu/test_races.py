@@ -42,6 +42,7 @@ def test_a_copy_before_the_barrier_of_a_cluster_is_found(monkeypatch):
   from lstm_jax.mosaic_gpu import exchange
 
   def receive_too_early(self, memory):
+    """Do what `receive` does, but wait for `all_sent` at the end."""
     for vector in range(self.vectors.shape[0]):
       source = memory.at[:, vector, :]
       target = self.vectors.at[vector]

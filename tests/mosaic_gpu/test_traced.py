@@ -17,7 +17,8 @@ from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, DTYPES, draw
 
 pytestmark = NEEDS_KERNELS
 
-# Saved for each unit of each sequence at each time step: docs/gpu.md, "Memory".
+# Saved for each unit of each sequence at each time step, with products in
+# bfloat16 and in float32: docs/gpu.md, "Memory".
 SAVED = {
   "lstm": (["float16"] * 4 + ["float32"], ["float32"] * 5),
   "gru": (["float16"] * 5, ["float32"] * 5),

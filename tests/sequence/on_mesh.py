@@ -118,7 +118,10 @@ def under_shard_map(loss, params, batch, mesh):
 
 
 def state_on_mesh(cell, params, xs, automatic, explicit):
-  """Return errors: with only the state divided, and of `state_cotangents`."""
+  """Return errors: with only the state divided, and of `state_cotangents`.
+
+  `automatic` and `explicit` are the mesh, with axes of these types.
+  """
   key = jax.random.key(5)
   state = gaussian(key, cell, cell.initial_state(params, (B,)))
   own = PartitionSpec("data")
@@ -213,6 +216,7 @@ def both_directions(params, batch, automatic, explicit):
 
 
 def floats(tree):
+  """Return the float64 arrays: gradients of integers have the dtype float0."""
   return [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float64]
 
 
@@ -244,7 +248,7 @@ def compare(cell, found):
     found[f"explicit axes, {adjoint}"] = worst(on_explicit, one)
     if adjoint == Explicit():
       collectives = find_collectives(program.as_text())
-      looped = sum(inside for _, _, inside in collectives)
+      looped = sum(collective.looped for collective in collectives)
   if cell is lstm:  # one cell is enough: a model only calls its functions
     weights, loss = model_loss(cell)
     one = floats(gradient(loss, weights, batch))

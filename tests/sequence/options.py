@@ -27,18 +27,21 @@ OPTIONS = {
 
 @cache
 def zoneout_mask(cell):
+  """Return which units keep their values, as in training."""
   _, state, _ = shapes(cell, dtype=np.float32)
   rates = type(state)(*(0.3 for _ in state))
   return regularize.zoneout(jax.random.key(1), state, T, rates)
 
 
 def zoneout_rates(cell):
+  """Return the share of the old value that units keep, as in evaluation."""
   _, state, _ = shapes(cell)
   return type(state)(*(0.25 for _ in state))
 
 
 @cache
 def dropout_factors(cell, *axes):
+  """Return the factors of h, with these axes before that of the units."""
   size = output_size(cell, shapes(cell)[0])
   return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
 

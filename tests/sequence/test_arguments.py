@@ -21,6 +21,8 @@ from tests.draws import B, D, H, T
 
 KEY = jax.random.key(0)
 XS = jnp.ones((T, B, D), jnp.float32)
+# T, B, D are 5, 3, 4 in the messages. The T that they expect of xs is the one
+# that xs have: 3, if their axes are exchanged.
 ORDER = (
   r"; inputs \[B, T, D\] need time_major=False, and \[T, B, D\] need True$"
 )

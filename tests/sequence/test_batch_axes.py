@@ -32,7 +32,7 @@ def mapped_arrays(cell, steps, batch):
       shifted = [jnp.roll(leaf, k) for k in range(batch)]
       map_one = partial(unroll_over, cell, arrays, place, jnp.stack(shifted))
       yield name, partial(make_gradient, map_one), args
-      if name == "[2]":
+      if name == "[2]":  # xs
         map_named = partial(map_one, spmd_axis_name="data")
         yield "xs, named", partial(make_gradient, map_named), args
 
@@ -78,7 +78,7 @@ def derivatives(cell, adjoint):
 
   There is a pair for each mapped array of the state, by its name. With one time
   step, some results, such as the gates where c is mapped, do not depend on this
-  array, so that `aligned` has to repeat them.
+  array, so that `aligned` (`sequence.batch_axes`) has to repeat them.
   """
   found = {}
   for name, make, args in mapped_arrays(cell, 1, 2):

@@ -133,6 +133,7 @@ def test_cotangents_have_the_dtypes_of_the_state(key):
 def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   narrow = state._replace(c=state.c.astype(jnp.float32))
+  # T, B, D, H are 5, 3, 4, 6 in the messages.
   for message, changes in (
     (
       "xs must have at least one step (T ≥ 1), got (0, 3, 4)",

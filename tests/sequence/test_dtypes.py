@@ -84,7 +84,7 @@ def test_tokens_take_rows_of_weights_that_are_not_cast(adjoint, key):
 
 
 def test_only_matrices_are_cast_to_the_compute_dtype(key):
-  params = cast_matrices(lru.init(key, D, H), jnp.bfloat16)
+  params = cast_matrices(lru.init(key, D, H), jnp.bfloat16)  # w_x, b, nu
   assert [str(x.dtype) for x in params] == ["bfloat16", "float32", "float32"]
 
 

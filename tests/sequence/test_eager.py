@@ -142,7 +142,8 @@ def test_a_second_loss_of_a_readout_compiles_nothing():
 def test_a_cell_sees_values_in_a_gradient_without_jit(key):
   """With `jax.disable_jit`, a user may print within a cell, or stop in it.
 
-  The scan of a backward has `may_share`; here its body is a forward step.
+  With `may_share`, which a backward passes, the scan is an operation, which JAX
+  traces, unless `jit` is disabled. Here its body is a forward step.
   """
   params, state, xs = arguments(lstm, key)
   seen = []
@@ -153,6 +154,8 @@ def test_a_cell_sees_values_in_a_gradient_without_jit(key):
 
   with jax.disable_jit():
     axs = lstm.project(params, xs)
-    scan_in_place(body, params, state, axs, None, False, may_share=True)
+    scan_in_place(
+      body, params, state, axs, xs=None, reverse=False, may_share=True
+    )
   assert seen
   assert not any(seen)

@@ -217,7 +217,7 @@ def test_other_dtypes_are_refused_in_any_place(dtype):
 @pytest.mark.usefixtures("h100")
 @pytest.mark.parametrize(
   ("cell", "dtype", "largest"),
-  [
+  [  # of a cluster, in the second table of `mosaic_gpu.limits`
     (lstm, "bfloat16", 384),
     (lstm, "float32", 192),
     (gru, "bfloat16", 512),
@@ -286,6 +286,7 @@ def test_every_layer_and_direction_runs_the_kernel(monkeypatch, key):
   expected = run()
   assert not calls
   assert worst(run(implementation="mosaic_gpu"), expected) < 1e-6  # float32
+  # H is padded to 64, and B to 8.
   plan = Plan(units=64, rows=8, warpgroups=1, cluster=1)
   both = [(cell, back, T, plan) for cell in cells for back in (False, True)]
   assert calls == both

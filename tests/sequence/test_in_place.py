@@ -283,6 +283,7 @@ def test_joined_arrays_are_separated_whole_and_in_part():
     (jnp.arange(3.0), jnp.array(4.0)),  # without a batch
   )
   joined = join(tree)
+  # One array for each dtype and leading axes: the last two leaves share one.
   assert isinstance(joined, Joined) and len(joined.arrays) == 4
   for found, expected in (
     (separate(joined), tree),

@@ -195,8 +195,9 @@ def test_chunks_of_one_step_copy_no_inputs():
 @pytest.mark.parametrize(
   ("steps", "batch", "expected"),
   [
+    # C is the least divisor of T from ⌈1024 / B⌉ to below twice that, if there
+    # is one below T; else ⌈1024 / B⌉.
     *((16, 512, []), (17, 512, [2]), (16, 513, [2]), (5, 2000, [1])),
-    # C divides T, or there is no such number below T.
     *((200, 64, [20]), (25, 400, [5]), (23, 400, [3]), (150, 64, [25])),
     *((31, 300, [4]), (5, 5000, [1]), (11, 1000, [2])),
   ],
@@ -224,6 +225,7 @@ def test_a_chunk_is_never_the_whole_sequence():
   xs = jax.ShapeDtypeStruct((100, 16, D), jnp.float32)
   params = min_gru.init(jax.random.key(0), D, H)
   state = min_gru.initial_state(params, (16,))
+  # 1,024 rows; of the numbers from 64 on, only 100 divides 100.
   assert chunk_size.even_chunk(state, xs) == 64
 
 

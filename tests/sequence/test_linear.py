@@ -161,6 +161,7 @@ def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
   params, state, xs = arguments(min_lstm, key, steps=1000)
   b_f = jnp.linspace(-20, 20, H)  # as b_i = −b_f: memory 1 + exp(b_f) steps
   b = params.b.reshape(3, H).at[0].set(b_f).at[1].set(-b_f)
+  # Inputs so small hardly change the gates.
   args = params._replace(b=b.reshape(-1)), state, xs / 30
   expected = value_and_gradient(min_lstm, args, adjoint=Autodiff())
   size = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected))

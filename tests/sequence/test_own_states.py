@@ -67,7 +67,7 @@ class Cell(NamedTuple):
 
 PARTS = initial_state, project, recur
 CELL = Cell(*PARTS, None, None, *one_step(*PARTS, None, None))
-EXPLICIT = *PARTS, recur_backward, parameter_gradients
+ALL_PARTS = *PARTS, recur_backward, parameter_gradients
 
 
 def test_every_array_lies_on_the_mesh_as_xs_do():
@@ -111,7 +111,7 @@ def test_every_feature_acts_on_an_array_without_a_last_axis(key):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_a_sequence_without_a_batch_has_the_gradient_of_autodiff(platform, key):
-  cell = Cell(*EXPLICIT, *one_step(*EXPLICIT))
+  cell = Cell(*ALL_PARTS, *one_step(*ALL_PARTS))
   shapes = Params(np.zeros((D, H))), State(np.zeros(()), np.zeros(H))
   args = normal_like(key, (*shapes, np.zeros((9, D))))
 

@@ -22,6 +22,8 @@ from tests.contract import CELLS, REPRESENTATIVE_CELLS, TOKEN_CELLS
 from tests.draws import B, D, H, T, arguments, worst
 from tests.gradients import value_and_gradient
 
+# T, B, D are 5, 3, 4 in the messages below.
+
 
 @TOKEN_CELLS
 def test_tokens_are_one_hot_rows(cell, key):

@@ -86,7 +86,7 @@ def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   rates, factors = options["zoneout"], options["state_dropout"]
 
   def run(wraps, adjoint, params, state, xs):
-    cell = wraps.saving_h(lstm)
+    cell = wraps.saving_h(lstm)  # the h that W_h multiplies, for dW_h
     cell = wraps.masked(
       wraps.resettable(wraps.zoneout(wraps.state_dropout(cell)))
     )
@@ -132,6 +132,7 @@ def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
   assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+# T, B, H are 5, 3, 6 in the messages.
 @pytest.mark.parametrize(
   ("wrap", "extra", "message"),
   [

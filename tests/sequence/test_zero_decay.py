@@ -47,7 +47,7 @@ def leaky_cell():
   parts = project, recur, recur_backward, parameter_gradients
   steps = one_step(initial_state, *parts)
   return CellOfFunctions(
-    None,
+    None,  # init: the tests make the weights
     initial_state,
     *parts,
     *steps,

@@ -40,6 +40,7 @@ def test_an_error_is_relative_to_its_tensor_unless_that_is_tiny(key):
 
   report = gradcheck(f(1.01), f(1.0), (1.0, 1.0, 1.0), key, **none)
   found = [t.explicit_autodiff.relative for t in report.tensors]
+  # Divided by the larger gradient, but at least by 1e-3 of the rms of all.
   rms = np.sqrt((1 + 1e-4 + 1e-12) / 3)
   np.testing.assert_allclose(found, [0, 0.01 / 1.01, 1e-8 / (1e-3 * rms)])
   # If all gradients are 0, an error of 0 is not divided by 0.
@@ -48,9 +49,9 @@ def test_an_error_is_relative_to_its_tensor_unless_that_is_tiny(key):
 
 
 def test_a_report_passes_within_the_tolerance_of_each_comparison():
-  fine = Error(1, 0.0, 0.9e-12, (0,))
-  row = TensorReport("x", 1, *[fine] * 5)
-  report = Report(0.9e-12, (row,))
+  fine = Error(coordinates=1, absolute=0.0, relative=0.9e-12, where=(0,))
+  row = TensorReport("x", 1, *[fine] * 5)  # one element, five comparisons
+  report = Report(value=0.9e-12, tensors=(row,))
   assert report.passes()
   assert not report._replace(value=1.1e-12).passes()
   for field, tolerance in (
@@ -261,6 +262,7 @@ def test_a_report_is_printed_as_a_table(key):
   lines = str(report).splitlines()
   assert lines[0] == "tensor     vs autodiff  vs central  vs directional"
   assert lines[1].startswith("a              0.0e+00           -         ")
+  # The gradient is 1.5 in place of 1: an error of 0.5 / 1.5.
   assert lines[2] == "long.name      3.3e-01           -         3.3e-01"
   assert lines[3:] == ["(outputs)      0.0e+00"]
   assert report.tensors[0].explicit_directional.relative < 1e-6
@@ -288,7 +290,8 @@ def test_a_batch_holds_few_copies_of_a_large_x(key, monkeypatch):
     return jnp.zeros(len(xs))
 
   monkeypatch.setattr(jax.lax, "map", recorded)
-  for size, expected in ((3, 64), (2**17 + 1, 31)):  # at most 2²² elements
+  # At most 64 directions, and at most 2²² elements in all of them.
+  for size, expected in ((3, 64), (2**17 + 1, 31)):
     gradcheck(jnp.negative, jnp.negative, jnp.ones(size), key)
     assert batches == [expected] * 2
     batches.clear()

@@ -47,13 +47,13 @@ def step_back(d):
   return da
 """
   module = module_of(tmp_path, "chained", source)
-  of_db = "db", "db[0]", "db[1]", "db[2]"
+  of_db = "db", "db[0]", "db[1]", "db[2]"  # the whole, and its summands
   of_da = "da#1", "da#1[0]", "da#1[1]", "da#1[2]", "da#2", "da#2[0]", "da#2[1]"
   assert {*terms(module)} == {*of_da, *of_db}
   x = jnp.ones(())
   assert module.recur_backward(None, x, x, x) == 6 + 3
   for term, expected in (
-    ("da#1[2]", (2 * 5) + 5),
+    ("da#1[2]", (2 * 5) + 5),  # da and db are 1 + 1 + 3
     ("da#2", (3 * 6) + 3),
     ("da#2[0]", (3 + 1) * 3 + 3),
   ):
@@ -158,7 +158,7 @@ def recur_backward(params, gates, residuals, d_state):
   module = module_of(tmp_path, "concatenated", source)
   parts = "da", "da[0]", "da[1]", "dx", "dx[0]", "dx[1]"
   assert terms(module) == ("das", "dn", *parts)
-  results = [212, 121, 221, 211, 121, 222, 221, 112]
+  results = [212, 121, 221, 211, 121, 222, 221, 112]  # the digits are dx
   for term, expected in zip(terms(module), results, strict=True):
     backward = plant(module, term, 2.0).recur_backward
     dx = backward(None, jnp.ones(1), None, jnp.ones(1))

@@ -38,7 +38,7 @@ def test_every_cell_passes(name, key):
   assert report.passes()
   for row in report.tensors:
     assert row.explicit_central.coordinates == row.size
-    assert row.explicit_directional.coordinates == 4
+    assert row.explicit_directional.coordinates == 4  # directions, by default
     assert row.autodiff_central.relative < 1e-6
     assert row.autodiff_directional.relative < 1e-6
 

@@ -70,8 +70,10 @@ CHECKS = [
   *SHAPES,
   *LONG,
 ]
-# Batches with as many blocks as run at a time. The last two are small and short
-# instead, with many repeats, to repeat the start and the end of a kernel.
+# (cell, H, T, B, dtype): batches with as many blocks as run at a time, 132. One
+# block, or a cluster of H / 64 blocks, has 8 sequences: B = 8 ⌊132 / blocks⌋.
+# The last two are small and short instead, with many repeats, to repeat the
+# start and the end of a kernel.
 RACES = [
   Race("lstm", 128, 512, 1056, "bfloat16"),
   Race("lstm", 256, 512, 264, "bfloat16"),
@@ -86,6 +88,7 @@ RACES = [
   Race("lstm", 128, 3, 8, "bfloat16", repeats=1000),
   Race("lstm", 256, 3, 8, "bfloat16", repeats=1000),
 ]
+# Names of programs in `peers.PEERS`.
 OURS = "kernel bfloat16", "scan bfloat16", "kernel", "scan"
 ALWAYS = *OURS, "autodiff", "flax linen"
 LIBRARIES = "haiku", "equinox", "jax.experimental.rnn", "flax nnx"
@@ -131,7 +134,7 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
     Layer(cell, *POLICY, POLICY_PEERS, resets=True, rounds=rounds)
     for cell in ("gru", "lstm")
   ]
-  models = [
+  models = [  # T 64, B 32
     TrainingStep(cell, hidden_size, 64, 32, dtype, rounds=rounds)
     for cell, hidden_size, dtype in MODELS
   ]

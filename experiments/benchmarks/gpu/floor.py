@@ -75,7 +75,7 @@ def layer_floor(
     hs_bytes: bytes of each number of hs.
   """
   gates = GATES[cell]
-  products = gates * hidden_size * 2 * hidden_size
+  products = gates * hidden_size * 2 * hidden_size  # G·H·(D + H), of one token
   weights = products + gates * hidden_size
   activations = seq_len * batch_size * hidden_size
   operations = 2 * seq_len * batch_size * products
@@ -104,7 +104,7 @@ def training_step_floor(
   the V rows of the embedding (`reads_table`). The bytes are those of hs and its
   cotangent, each written once and read once, and those of Adam, which reads
   each parameter, its gradient and its two averages, and writes all but the
-  gradient.
+  gradient. All numbers are float32.
   """
   per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
   operations = 3 * 2 * seq_len * batch_size * per_token

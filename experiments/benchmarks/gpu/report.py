@@ -26,6 +26,7 @@ def summary_tables(rows: list[Row]) -> Iterator[Table]:
   Args:
     rows: of all parts; only those of layers and policies are shown.
   """
+  # (part, backward, T) → (cell, H, B) → peer → its row
   found: dict[tuple, dict[tuple, dict[str, Row]]] = {}
   for row in rows:
     if row["part"] in PARTS:

@@ -165,7 +165,7 @@ class Supervisor:
     last = 0.0  # seconds that the last batch took: the guess for the next one
     while pending:
       if self.elapsed() + last > min(section.until, self._seconds):
-        for case in pending:
+        for case in pending:  # a Result has rows, skipped, failures
           yield case, Result([], {case.name: NO_TIME}, [])
         return
       dead = [c for c in pending if c.needs_kernels and self._is_out(c)]
@@ -204,7 +204,7 @@ class Supervisor:
       self.close()
       late = f"no worker starts in {START_SECONDS:.0f} s"
       return NO_TIME if left < START_SECONDS else late
-    return message[2]
+    return message[2]  # of "ready": the environment
 
   def _stop(self) -> str:
     """Stop the worker; return how it ended."""

@@ -191,6 +191,7 @@ def prove(cell: str, hidden_size: int, name: str) -> None:
   inputs = tuple(torch.tensor(x, device=gpu_or_cpu()) for x in (xs, dhs))
   forward = make_call(cell, params, name, "forward", inputs)()
   gradient = make_call(cell, params, name, "gradient", inputs)()
+  # gradient: of xs, weight_ih, weight_hh, bias_ih and bias_hh.
   actual = [x.float().cpu().numpy() for x in (forward, *gradient[:4])]
   check_same(name, actual, expected, VARIANTS[name][2])
 

@@ -173,7 +173,8 @@ def keras(cell: str, weights: Any) -> Layer:
   layer.build((None, None, weights.w_x.shape[0]))
   rest = [v.value for v in layer.non_trainable_variables]
 
-  # w holds gradients. Those of the two biases of r are equal, and so for z.
+  # w holds gradients. A GRU's b is [2, 3H], in the order z, r, n: the rows of
+  # input and recurrence. Those of z and r, the first 2H, have equal gradients.
   def convert(w):
     w_x, w_h, b = to_keras(w)
     if cell == "gru":
@@ -214,7 +215,9 @@ def cudnn(cell: str, weights: Any) -> Layer:
     )
     return jnp.swapaxes(hs, 0, 1)
 
-  def convert(w):  # w holds gradients: those of the two biases are equal
+  # w holds gradients. Those of the two biases are equal; the second is the end
+  # of cuDNN's vector, where `to_cudnn` writes 0.
+  def convert(w):
     return to_cudnn((w,)).at[-w.b.size :].set(w.b)
 
   return Layer(to_cudnn((weights,)), apply, convert)

@@ -159,7 +159,7 @@ def compiled_program(num_steps: int) -> Callable[[], Peer]:
 
       return lax.scan(body, state, batches)
 
-    state = init_state(model, optimizer, params, 1)
+    state = init_state(model, optimizer, params, 1)  # batch size 1
     program, seconds, size = compile_program(
       train_steps, state, batches, donate=(0,)
     )

@@ -50,6 +50,7 @@ def make_products(
     return normal(seq_len, batch_size, hidden), normal(hidden, 4 * hidden)
 
   arguments = {
+    # The lowest layer's inputs, its W_x, and the gradient of their product.
     "embedding": (normal(rows, size), normal(size, 4 * hidden)),
     "dinputs": normal(rows, 4 * hidden),
     # Each layer has outputs of its own: XLA computes equal products only once.

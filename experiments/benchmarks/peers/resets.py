@@ -141,6 +141,7 @@ def reset_peers() -> Makers:
   """Return the makers of all peers."""
   adjoints: dict[str, Adjoint] = {
     "lstm_jax": Explicit(),
+    # The forward saves states only; the backward computes the gates again.
     "recompute": Explicit(residuals="recompute"),
     "autodiff": Autodiff(),
   }

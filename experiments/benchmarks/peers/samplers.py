@@ -157,6 +157,7 @@ def onnxruntime_loop(problem: Problem) -> Peer:
     file.SerializeToString(), providers=["CPUExecutionProvider"]
   )
   names = [output.name for output in session.get_outputs()]
+  # The first input is "tokens", the others are the state.
   state_names = [given.name for given in session.get_inputs()][1:]
   hidden_size = problem.params.layers[0].w_h.shape[0]
   rng = np.random.default_rng(0)

@@ -110,7 +110,7 @@ def fits(call: Call) -> bool:
   some of them, and the lengths must be integers.
   """
   cell, params, carry, xs, lengths, _ = call
-  structure: Any = jax.tree.structure(carry)
+  structure: Any = jax.tree.structure(carry)  # (c, h) of an LSTM, else h
   if structure != jax.tree.structure((0, 0) if cell is lstm else 0):
     return False
   size, hidden_size = params.w_x.shape[0], params.w_h.shape[0]

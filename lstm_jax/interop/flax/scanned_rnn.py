@@ -163,7 +163,7 @@ def _state_and_size(cell: Cell, carry: Any) -> tuple[Any, int]:
     )
   leaves = [*map(jnp.asarray, jax.tree.leaves(carry))]
   if isinstance(like, LSTMState):
-    state: Any = LSTMState(*leaves[::-1])
+    state: Any = LSTMState(*leaves[::-1])  # (h, c) from (c, h)
   else:
     state = type(like)(*leaves)
   hidden_size = _hidden_size(cell, state)
@@ -176,7 +176,11 @@ def _state_and_size(cell: Cell, carry: Any) -> tuple[Any, int]:
 
 
 def _size_of_carry(carry: Any) -> int:
-  """Return a likely H for `zero_state`: the cell's `init` may refuse others."""
+  """Return a likely H for `zero_state`.
+
+  Only the structure of that state is used, but the cell's `init` may refuse
+  another H.
+  """
   arrays = jax.tree.leaves((_may_have_size_h(carry), carry))
   sizes = (np.shape(x)[-1] for x in arrays if np.size(x) and np.ndim(x))
   return next(sizes, 1)

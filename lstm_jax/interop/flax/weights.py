@@ -21,7 +21,7 @@ from lstm_jax.interop.tensors import (
 # The gates of each cell, and its layers that have a bias, by their linen names.
 LAYERS: dict[Cell, tuple[Sequence[str], Sequence[str]]] = {
   lstm: ("ifgo", ("hi", "hf", "hg", "ho")),
-  gru: ("rzn", ("ir", "iz", "in", "hn")),
+  gru: ("rzn", ("ir", "iz", "in", "hn")),  # the bias of hn is b_n
   rnn: ([""], ("i",)),
 }
 PARAMS = {cell: params for params, cell in CELL_OF_PARAMS.items()}

@@ -1,9 +1,10 @@
 """Arrays of layers in an HDF5 file that Keras 3 wrote.
 
-The arrays of a layer are `layers/lstm/cell/vars/0` to `2`. A layer's group has
-the name of the layer's class in snake case, with a number from the second layer
-of that name on: lstm, lstm_1, gru. The layers of a nested model are inside the
-group of that model. Links, which may lead to other files, are not followed.
+The kernel, the recurrent_kernel and the bias of a layer are the arrays
+`layers/lstm/cell/vars/0`, `1` and `2`. A layer's group has the name of the
+layer's class in snake case, with a number from the second layer of that name
+on: lstm, lstm_1, gru. The layers of a nested model are inside the group of that
+model. Links, which may lead to other files, are not followed.
 
 Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
 """

@@ -65,7 +65,7 @@ from lstm_jax.interop.tensors import (
 from lstm_jax.sequence.bidirectional import Directions
 
 ACTIVATIONS = {
-  "hard_sigmoid": make_hard_sigmoid(1 / 6),  # of Keras 3; 0.2 in Keras 2
+  "hard_sigmoid": make_hard_sigmoid(1 / 6),  # Keras 3's slope; Keras 2 has 0.2
   "relu": RELU,
   "sigmoid": SIGMOID,
   "tanh": TANH,

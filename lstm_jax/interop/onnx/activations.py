@@ -57,7 +57,7 @@ def base_cell(cell: Cell) -> tuple[Cell, tuple[Activation, ...] | None]:
     (cell, activations): the cell with the same equations and the standard
     activations; and the cell's own activations, or None for the standard ones.
   """
-  if isinstance(cell, MadeCell):
+  if isinstance(cell, MadeCell):  # a result of `with_activations`
     return cell.module, cell.arguments
   return cell, None
 
@@ -137,7 +137,7 @@ def write_activations(
   for activation in activations:
     if activation in NAMES:
       names.append(NAMES[activation])
-    elif activation.function is HARD_SIGMOID.function:
+    elif activation.function is HARD_SIGMOID.function:  # of any slope
       names.append("HardSigmoid")
       slopes.append(activation.parameters[0])
     else:

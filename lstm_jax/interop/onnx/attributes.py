@@ -127,7 +127,7 @@ def read_attributes(node: Any) -> Attributes:
   cell = _cell(op_type, values, "P" in names)
   activations = read_activations(op_type, values, NUM_DIRECTIONS[direction])
   if cell in MAKERS:
-    cell = MAKERS[cell](*activations)
+    cell = MAKERS[cell](*activations)  # the same, if they are STANDARD
   elif activations != STANDARD[op_type]:
     raise ValueError(
       "with P or input_forget=1, activations must be Sigmoid, Tanh, Tanh, "

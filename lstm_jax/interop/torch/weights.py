@@ -131,7 +131,7 @@ def from_torch(
     )
   bias = any(name.startswith("bias_") for name in arrays)
   layers: list[Params] = []
-  matrices = "weight_ih", "weight_hh"
+  matrices = "weight_ih", "weight_hh"  # both of 9 characters
   suffixes = {name[9:] for name in arrays if name.startswith(matrices)}
   while (layer := f"_l{len(layers)}") in suffixes:
     forward = _pop_params(arrays, layer, cell, rows, hidden, bias)

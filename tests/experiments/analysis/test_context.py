@@ -12,13 +12,14 @@ from experiments.analysis.context import bins, gradient_norms, nats_by_context
 from lstm_jax import lstm, rnn
 from lstm_jax.language import ModelConfig, cross_entropy, language_model
 
-TOKENS = np.random.default_rng(0).integers(0, 9, 100).astype(np.int32)
+V, H = 9, 5
+TOKENS = np.random.default_rng(0).integers(0, V, 100).astype(np.int32)
 
 
 def make(cell, key, *, tied=False):
-  size = 5 if tied else 3
-  config = ModelConfig(cell, size, 5, tied=tied, dtype=jnp.float64)
-  model = language_model(config, 9)
+  size = H if tied else 3  # of an embedding
+  config = ModelConfig(cell, size, H, tied=tied, dtype=jnp.float64)
+  model = language_model(config, V)
   return model, model.init(key)
 
 
@@ -104,7 +105,7 @@ def test_chunks_of_windows_have_the_mean_of_all(key, monkeypatch):
 
 def test_a_tied_model_reads_scaled_rows_of_its_readout(key):
   _, tied = make(rnn, key, tied=True)
-  embedding = 5**0.5 * tied.embedding  # as `language_model` scales it
+  embedding = H**0.5 * tied.embedding  # as `language_model` scales it
   untied = tied._replace(embedding=embedding, readout=tied.embedding.T)
   found, expected = (
     np.array(gradient_norms(rnn, params, TOKENS[:22], 10)["h"])

@@ -19,6 +19,7 @@ def draw():
 
 
 EXPERTS = [draw() for _ in range(3)]
+# The length of the longest context that was seen before, at each place.
 LONGEST = RNG.integers(0, 4, N - 1)
 
 

@@ -65,11 +65,12 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
   config = ModelConfig(lstm, embedding_size=3, hidden_size=4)
   model = language_model(config, recall.VOCABULARY)
   keys = jax.random.split(key, 2)
-  learn = partial(recall.learn, model, keys, 1, 2, (1e-3,))
+  options = {"delay": 1, "num_steps": 2, "learning_rates": (1e-3,)}
+  learn = partial(recall.learn, model, keys, **options)
   programs = []
   for chrono in (None, "lstm", None):
     with count_programs() as compiled:
-      learn(chrono)
+      learn(chrono=chrono)
     programs.append(len(compiled))
   first, biases, again = programs
   assert first > biases == 1 and again == 0  # one program, of the biases
@@ -82,6 +83,7 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
   )
   assert (two.bias != one_twice.bias).any()
   # Each seed draws its biases by a key of its own.
+  # 3: the time steps of a sequence with a delay of 1.
   found = recall._with_chrono(members[0], keys, "lstm", 3).layers[0].b
   for number, (seed, b) in enumerate(zip(keys, found, strict=True)):
     params = jax.tree.map(itemgetter(number), members[0])
@@ -117,7 +119,7 @@ def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
   assert taken == [
     (rate, [*range(first, last)])
     for rate in (0.5, 0.25)
-    for first, last in ((0, 50), (50, 100), (100, 120))
+    for first, last in ((0, 50), (50, 100), (100, 120))  # 50: STEPS_PER_CALL
   ]
   assert result == recall.Recall(0.25, [0.5, 1.0], [31.0, 33.0])
   assert len(used["train"]) == len(used["test"]) == 2  # of two seeds

@@ -1,4 +1,8 @@
-"""States, gates and gradient paths of a model: those of its equations."""
+"""States, gates and gradient paths of a model: those of its equations.
+
+A path has the norms of the gradient of one prediction with respect to the state
+0, 1, … W − 1 time steps before.
+"""
 
 from types import ModuleType
 

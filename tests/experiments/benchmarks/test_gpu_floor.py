@@ -75,7 +75,7 @@ def test_a_row_says_what_is_computed_and_multiplied(monkeypatch):
 
 def test_a_training_step_multiplies_in_the_dtype_of_its_name():
   case = TrainingStep("rnn", *SIZES.values(), "bfloat16")
-  lowered = case.prepare(case.kernels).lowered
+  lowered = case.prepare(left_out=case.kernels).lowered
   found = {name: "xbf16>" in each.as_text() for name, each in lowered.items()}
   assert found == {
     "scan: step": True,

@@ -34,7 +34,7 @@ SIZES = 64, 3, 8  # H, T, B
 # The peers of the sections layers and policies.
 LAYER = "kernel bfloat16", "scan bfloat16", "scan", "flax linen", "flax nnx"
 POLICY = "kernel bfloat16", "scan bfloat16", "flax bfloat16", "flax linen"
-SECTIONS = [
+SECTIONS = [  # that may take 1e9 s, so that no case is left out
   Section("checks", [Check("rnn", *SIZES, "bfloat16", seeds=1)], 1e9),
   Section("races", [Race("rnn", *SIZES, "bfloat16", repeats=2)], 1e9),
   Section(

@@ -33,7 +33,7 @@ def test_a_measurement_is_of_several_calls_and_one_wait():
     return len(calls)
 
   assert 1 < count_calls(call, waits.append) <= MOST_CALLS
-  assert len(calls) == 2
+  assert len(calls) == 2  # the first loads the program, the second is timed
   several(call, waits.append, 5)()
   assert len(calls) == 7 and waits == [1, 2, 7]
 
@@ -44,7 +44,7 @@ def test_a_measurement_is_of_several_calls_and_one_wait():
 def test_a_measurement_takes_five_milliseconds_or_one_call(
   seconds, count, monkeypatch
 ):
-  clock = iter((10.0, 10.0 + seconds))
+  clock = iter((10.0, 10.0 + seconds))  # around the second call
   fake_time = SimpleNamespace(perf_counter=lambda: next(clock))
   monkeypatch.setattr(timing, "time", fake_time)
   assert count_calls(lambda: None, lambda result: None) == count

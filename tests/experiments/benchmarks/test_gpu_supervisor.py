@@ -111,6 +111,7 @@ def test_where_no_worker_starts_no_kernel_is_blamed(silent, why, monkeypatch):
 
 def test_a_worker_that_has_no_time_to_start_is_no_failure(monkeypatch):
   monkeypatch.setattr(NeverStarts, "silent", True, raising=False)
+  # The 60 s of all cases are less than the 90 s that a start may take.
   supervisor = Supervisor(NeverStarts, 60.0, lambda: 0.0)
   assert supervisor.environment() == {"why": NO_TIME}
   ((_, result),) = run(supervisor, Fake("a", A))
@@ -120,6 +121,7 @@ def test_a_worker_that_has_no_time_to_start_is_no_failure(monkeypatch):
 def test_compiling_has_a_limit_of_its_own():
   bad = Fake("bad", A, does="hang", when="prepare")
   ((_, result),) = run(Supervisor(InProcess, 1000.0), bad, limit=3.0)
+  # COMPILE_SECONDS, and not the limit of a case that runs.
   assert result.failures == ["bad: no answer in 90 s; does it hang?"]
 
 
@@ -144,7 +146,7 @@ def test_other_cases_stay_in_one_batch_if_the_case_at_fault_is_known():
   supervisor = Supervisor(Counting, 1000.0)
   cases = [Fake("bad", A, does="abort"), *(Fake(f"{k}", B) for k in range(4))]
   run(supervisor, *cases, together=4)
-  assert batches == [4, 4]
+  assert batches == [4, 4]  # "bad" and three others; then all four others
 
 
 def test_a_case_that_has_not_begun_is_not_to_blame_for_the_end_of_a_worker():

@@ -22,7 +22,7 @@ IN_TABLE = {  # of docs/gpu.md: launches of a time step, forward and backward
 }
 # Three loops, after a copy and before a reduction outside of them. A command
 # buffer holds all of the first body, nothing of the second, and a part of the
-# third.
+# third. Each loop launches its condition, a gemm and a copy.
 THUNKS = """\
 000: kCommandBuffer [source       | next=002 (1)]
     001: kCopy         [source | sink] kCopy

@@ -64,6 +64,7 @@ def test_the_peak_of_pytorch_is_how_much_its_gradients_add(monkeypatch):
     (f"hs of xs ({n}, 3, 5)", [f"xs ({n}, 3, 5)", "w"], f"dhs ({n}, 3, 5)")
     for n in (2, 4)
   )
+  # A short gradient starts PyTorch, and a 5 resets the peak, VmHWM.
   assert steps == [first, "5", "VmRSS", second, "VmHWM"]
 
 

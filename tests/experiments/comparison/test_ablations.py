@@ -101,6 +101,7 @@ def test_a_row_is_not_added_to_results_that_were_begun_again(
     path.write_text(dropped)
     return ROW
 
+  # All that is read of the `train.Result` of a run that had finished before.
   ended = SimpleNamespace(stopped_by=None, signalled=None)
   monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
   monkeypatch.setattr(ablate, "_measure", measure_beside)
@@ -120,6 +121,7 @@ def test_a_signal_in_a_measurement_stops_the_runs_after_it(
     signal.raise_signal(signal.SIGTERM)
     return ROW
 
+  # All that is read of the `train.Result` of a run that had finished before.
   ended = SimpleNamespace(stopped_by=None, signalled=None)
   monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
   monkeypatch.setattr(ablate, "_measure", measure)

@@ -22,6 +22,8 @@ def test_the_text_of_each_split_is_described(comparison):
   assert statistics["num_characters"] == len(train + val)
   assert statistics["num_val_characters"] == len(val)
   assert statistics["steps_per_epoch"] == 67  # ⌈1599 / (3 · 8)⌉
+  # "the" and "in" are in both splits: 2 of the 4 words of `train`, and 4 of the
+  # 13 of `val`, whose rhymes are day and play, hut and nut: 4 of 6 lines.
   of_train, of_val, of_shuffled = statistics["text_statistics"].values()
   assert (of_train["words_in_train"], of_train["words_in_val"]) == (1, 0.5)
   assert (of_val["words_in_train"], of_val["words_in_val"]) == (4 / 13, 1)
@@ -60,6 +62,7 @@ def test_a_text_without_lines_is_described_whole(comparison):
 @pytest.mark.parametrize("name", ["context", "gradient_steps"])
 def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
   config = replace(comparison, **{name: 1000})
+  # The corpus has 3,100 characters; a tenth is the validation split.
   message = "at least 1,001 characters, got 310 of .*verse.txt$"
   with pytest.raises(ValueError, match=message):
     read_corpus(config)

@@ -34,6 +34,7 @@ def test_each_cell_has_the_size_with_the_nearest_number_of_parameters():
 
 
 def test_the_nearest_size_is_above_or_below_or_at_the_limits():
+  # The number of parameters is the square of the size, which is at most 20.
   square = {size: size * size for size in range(1, 21)}.__getitem__
   assert nearest_size(square, 26, 20) == 5
   assert nearest_size(square, 35, 20) == 6

@@ -121,7 +121,9 @@ def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
     training, "time", SimpleNamespace(monotonic=lambda: clock[0])
   )
   corpus = SimpleNamespace(val=None)
-  metrics = Metrics([1, 3], 0, [24, 24], {})
+  metrics = Metrics(
+    loss=[1, 3], grad_norm=0, num_tokens=[24, 24], grad_norms={}
+  )
   monkeypatch.setattr(training, "_sample", lambda *args: {})
   recorder = training._Recorder(
     cell, corpus, None, 5, lambda *values: progress.append(values)
@@ -137,6 +139,7 @@ def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
   for step, seconds in ((1, 2), (2, 4)):
     clock[0] += seconds
     recorder.after_step(step, metrics)
+  # (step, mean loss, tokens per second): 48 tokens in 2 s, then in 4 s
   assert progress == [(1, 2.0, 24.0), (2, 2.0, 12.0)]
   assert recorder.evaluations == [{"step": 0, "val_loss": [1.5, 2.5]}]
   # One seed that diverges is enough.

@@ -131,6 +131,7 @@ def test_a_text_too_short_for_trials_is_refused_before_the_timing(
   """The text holds one batch, but less without the end that tests the rates."""
   corpus = SimpleNamespace(train=np.zeros(3 * 8 + 1, np.int32))
   config = replace(comparison, learning_rate=(0.1, 0.2))
+  # 22 = ⌊0.9 · 25⌋ tokens are left without the end.
   message = r"^--batch_size=3, --seq_len=8 and .*, got 22 to try learning rates"
   with pytest.raises(ValueError, match=message):
     next(describe_cells({"rnn": None}, corpus, config, [key], key, None))

@@ -25,7 +25,10 @@ def unread(monkeypatch):
 
 
 def test_characters_that_were_trained_on_give_a_warning(run, options, console):
-  """The first 1,128 of 1,254 characters are the training split."""
+  """The first 1,128 of 1,254 characters are the training split.
+
+  From the middle of the text, at 627, 501 of them are read.
+  """
   options = replace(options, protocol=("cold",))
   evaluate.run(options, console)
   assert "trained on" not in console.file.getvalue()

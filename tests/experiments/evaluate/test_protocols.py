@@ -205,6 +205,7 @@ def test_the_spelling_of_a_text_is_computed_once_for_each_cost(
   monkeypatch.setattr(WordTokenizer, "spelling_nats", spell)
   options = EvaluateConfig((str(directory),), protocol=("cold", "stateful"))
   record = evaluate.run(options, console)
+  # Except in cold windows, a word that was spelled before (cached) costs less.
   assert calls == [False, True]
   text = read_text(word_config.data.corpus)
   _, text = split(text, word_config.data.val_fraction)

@@ -103,7 +103,7 @@ def test_a_token_beyond_the_kept_products_is_read_alike(opened):
     "Thou art more",
   )
   assert found[0] == found[1] and len(set(found[0])) > 5
-  assert found[2] == 1024  # none is added
+  assert found[2] == 1024  # TABLE_ROWS: none is added
 
 
 CLICK = """
@@ -115,7 +115,8 @@ CLICK = """
 
 
 # (width of the canvas, x, y, the unit chosen). The square of a unit is 14
-# pixels wide: a row of 75 has five. A click beside them leaves the unit 9.
+# pixels wide: a row of 75 has five, and one of 10 has one. A click beside them
+# leaves the unit 9.
 CLICKS = [(75, 63, 7, 4), (75, 7, 21, 5), (75, 73, 7, 9), (10, 7, 35, 2)]
 
 

@@ -91,7 +91,9 @@ def test_the_maze_is_what_its_docstring_says(key, actions):
       position, goal, begun = 0, None, t + 1
 
 
-@pytest.mark.parametrize(("action", "bumps"), [(LEFT, 20), (FORWARD, 17)])
+@pytest.mark.parametrize(
+  ("action", "bumps"), [(LEFT, LIMIT), (FORWARD, LIMIT - LENGTH)]
+)
 def test_an_episode_without_a_turn_ends_at_the_limit(action, bumps, key):
   """Its return is the sum of the costs of actions that did not move.
 
@@ -178,7 +180,7 @@ def test_the_next_episode_is_drawn_anew(environment, key):
 
 
 def test_the_longest_episode_of_the_largest_size_can_be_counted():
-  largest = 2**29 - 3
+  largest = 2**29 - 3  # with a limit of 4 (largest + 2) < 2**31 time steps
   PolicyConfig(size=largest)
   with pytest.raises(ValueError, match=f"size must be in .1, {largest}.,"):
     PolicyConfig(size=largest + 1)

@@ -129,6 +129,7 @@ def test_the_advantages_have_the_dtype_of_a_lambda_that_is_wider():
   with jax.numpy_dtype_promotion("standard"):
     found = gae(rewards, rewards, dones, rewards[0], 0.5, jnp.float32(0.5))
   assert found.dtype == jnp.float32
+  # Each δ is 1 + 0.5 − 1; the first advantage adds 0.5 · 0.5 of the second.
   assert found.tolist() == [[0.625], [0.5]]
 
 

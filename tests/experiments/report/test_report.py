@@ -185,7 +185,9 @@ def test_the_members_of_a_sweep_are_runs(
   for run, member in zip(again["runs"], members, strict=True):
     losses = member.val_losses[:-1]
     assert run["curves"]["val_loss"]["step"] == [step for step, _ in losses]
-  assert cost([Path(config.job.run)], [load(Path(config.job.run))])[-1] is None
+  # The seconds of a sweep are those of all its members together.
+  found = cost([Path(config.job.run)], [load(Path(config.job.run))])
+  assert found.training_seconds is None
   rows = {row[0]: row[1:5] for row in header["differences"]["rows"]}
   assert rows["seed"] == ["0", "1", "0", "1"]
   assert rows["learning_rate"] == ["0.005", "0.005", "0.03", "0.03"]

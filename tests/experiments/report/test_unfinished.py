@@ -95,7 +95,9 @@ def test_without_its_corpus_the_last_step_of_a_finished_run_tells_its_epochs(
 def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
   rows = [{"step": 10, "seconds": 7}, {"step": 20, "val_loss": 2.0}]
   config = replace(TrainConfig(), num_epochs=2)
-  run = RunHistory(Path(), "", {}, config, rows, [], True, False)
+  run = RunHistory(
+    Path(), "", {}, config, rows, samples=[], finished=True, stopped_early=False
+  )
   assert report_page._curves(run, None)["epoch_ends"] == [10, 20]
   result = report_page._results(run, None)
   assert (result["finished"], result["training time"]) == ("yes", "0:00:07")

@@ -79,7 +79,8 @@ def test_the_flags_of_every_row_are_those_of_the_programs(
 
 
 def test_the_published_mean_is_that_of_the_same_seeds():
-  published = Result("cold", 2.0, 1.0, [0, 1, 2], [1.0, 2.0, 3.0])
+  seeds, values = [0, 1, 2], [1.0, 2.0, 3.0]
+  published = Result("cold", 2.0, std=1.0, seeds=seeds, values=values)
   losses = {seed: {UNIT: {"cold": 2.5 + seed}} for seed in (0, 2)}
   row = compare(published, losses)
   assert row["published"]["mean"] == 2.0
@@ -132,6 +133,7 @@ def test_cpu_devices_are_started_once_for_all_that_is_trained(
 
   def run(config, console):
     trained.append(config.job.run)
+    # Stopped before the first evaluation: its best loss is still infinite.
     return train.Result(Path(trained[-1]), 0, math.inf, 0.0, signal.SIGTERM)
 
   monkeypatch.setattr(reproduce, "share_batches", share)

@@ -31,8 +31,8 @@ def read_events(path):
 def shown_events(directory):
   """Return what TensorBoard shows of a run: {tag: [(step, value), ...]}.
 
-  Where a process starts or resumes a run, it writes a START event: this drops
-  the earlier events of its step and of later steps.
+  Where a process starts or resumes a run, it writes a START event: TensorBoard
+  then drops the earlier events of its step and of later steps.
   """
   shown = []
   for path in sorted((directory / "tensorboard").iterdir()):

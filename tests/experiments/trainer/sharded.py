@@ -5,7 +5,8 @@
 RECORD is the configuration as a JSON object. Among the lines of the training,
 the module prints measurements, each a line with a JSON object:
 
-  "when": "drawn", "created", "saving" or "saved"
+  "when": "drawn", with initial weights that are not yet placed on the mesh;
+          "created", with the train state; "saving" or "saved", a checkpoint
   "on": for each device, the bytes of all arrays that it holds
   "state": the bytes of the whole train state; if "drawn", of the weights alone
 

@@ -16,7 +16,13 @@ from experiments.trainer.flags import (
   define_flags,
   grouped_help,
 )
-from experiments.trainer.records import from_record, leaves, replace, to_record
+from experiments.trainer.records import (
+  NOT_FLAGS,
+  from_record,
+  leaves,
+  replace,
+  to_record,
+)
 from experiments.trainer.sweep_members import SweepConfig
 from lstm_jax.language.options import in_bounds
 
@@ -28,8 +34,8 @@ def change(leaf):
   if leaf.kind is bool:
     return not leaf.value
   if leaf.kind is str:
-    usual = {"mesh": "data:1", "devices": "1", "cell": "gru"}
-    value = usual.get(leaf.name, "other")
+    valid = {"mesh": "data:1", "devices": "1", "cell": "gru"}
+    value = valid.get(leaf.name, "other")
     return [value, "another"] if leaf.repeated else value
   if leaf.repeated:
     return [0.25, 0.5]
@@ -80,7 +86,7 @@ def test_a_record_names_cells_and_dtypes():
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("wrong", "message"),
   [
     ({"seed": None}, "seed must be int, got None"),
     ({"seed": True}, "seed must be int, got True"),
@@ -108,8 +114,8 @@ def test_a_record_names_cells_and_dtypes():
     ({"rate": [0.1, "x"]}, r"rate must be a list of float, got \[0.1, 'x'\]"),
   ],
 )
-def test_a_record_with_a_wrong_value_is_refused(changes, message):
-  record = to_record(SweepConfig()) | changes
+def test_a_record_with_a_wrong_value_is_refused(wrong, message):
+  record = to_record(SweepConfig()) | wrong
   with pytest.raises(ValueError, match=message):
     from_record(SweepConfig(), record)
 
@@ -122,6 +128,7 @@ def test_a_record_must_have_every_field():
       from_record(TrainConfig(), record)
 
 
+# dtype is a field of the model's configuration, but one of NOT_FLAGS.
 @pytest.mark.parametrize("name", ["depth", "dtype"])
 def test_a_name_that_is_no_flag_cannot_be_replaced(name):
   message = f"the configuration has no flag '{name}'"
@@ -153,7 +160,7 @@ def test_a_flag_has_the_default_help_and_bounds_of_its_field(
   record = to_record(default)
   assert {h.name: h.default for h in holders} == record
   for field, _ in fields(default):
-    if field.name == "dtype":
+    if field.name in NOT_FLAGS:
       assert field.name not in record
       continue
     flag, metadata = flag_values[field.name], field.metadata

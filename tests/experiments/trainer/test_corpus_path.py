@@ -69,7 +69,7 @@ def test_a_corpus_that_was_moved_is_found_by_its_hash(
   cwd = tmp_path / "cwd"
   (cwd / "data").mkdir(parents=True)
   monkeypatch.chdir(cwd)
-  (cwd / "bytes.txt").write_bytes(b"\xff")
+  (cwd / "bytes.txt").write_bytes(b"\xff")  # a file that is not UTF-8
   (cwd / "verse.txt").write_text("Another text of that name.")
   moved = (tmp_path if place.startswith("run") else cwd) / place
   shutil.move(config.data.corpus, moved)
@@ -263,7 +263,7 @@ def test_a_printed_command_reads_a_piped_text_where_it_is_kept(
   monkeypatch.setattr(sys, "argv", ["train", *arguments])
   exit_status("train", piped, directory, signal.SIGTERM, console)
   *_, command = console.file.getvalue().splitlines()
-  kept = f"--corpus={directory / KEPT}"
+  kept = f"--corpus={directory / KEPT}"  # of two, the last --corpus counts
   assert shlex.split(command)[-4:] == [*arguments, kept]
 
 

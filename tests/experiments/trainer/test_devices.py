@@ -43,9 +43,9 @@ def changed(**values):
 @pytest.mark.parametrize(
   ("values", "count", "expected"),
   [
-    ({}, 2, True),  # 1 × 256, batch size 32
+    ({}, 2, True),  # one layer of 256 units, batch size 32
     ({}, 1, False),
-    ({}, 4, False),  # 8 sequences each
+    ({}, 4, False),  # 8 sequences each, fewer than MIN_ROWS
     ({"batch_size": 64}, 4, True),
     ({"batch_size": 63}, 2, False),
     ({"late_batch_size": 31}, 2, False),
@@ -197,6 +197,7 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   asked = changed(devices=f"{count + 1}", batch_size=count + 1)
   (shared,) = share_batches([asked])
   assert shared == replace(asked, mesh=f"data:{count + 1}")
+  # Numbers are compared, not texts: hence the zero.
   same = replace(asked, devices=f"0{count}", mesh=f"data:{count}")
   assert devices.batch_mesh(same.job).size == count
   message = f"^--devices must be {count}, as many as JAX .*, got {count + 1}$"

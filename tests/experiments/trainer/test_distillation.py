@@ -171,6 +171,7 @@ def test_a_run_is_resumed_only_with_teachers_of_the_same_weights(config):
 
 def test_a_dry_run_counts_the_teachers_predictions(config, console):
   with_teacher = dry_run(config, console).bytes
+  # 1,128 training tokens · 23 characters V · 4 bytes.
   assert "teachers    their predictions take 0.10 MB" in console.file.getvalue()
   plain = replace(config, teacher=())
   targets = 4 * 8 * 3 * 23  # 4 bytes · T · B · V, instead of 4 bytes · T · B
@@ -274,6 +275,7 @@ def test_with_a_development_split_a_teacher_reads_each_piece_by_itself(
 
 
 def test_predictions_that_do_not_fit_the_memory_are_refused(config):
+  # The training split is 90 % of the 1,254 characters.
   with pytest.raises(ValueError, match=r"predictions of 1,128 tokens over"):
     read_teachers(make_setup(config), limit=1000)
 

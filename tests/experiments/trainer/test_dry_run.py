@@ -35,7 +35,7 @@ def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
 @pytest.mark.parametrize("model", [1, 2])
 def test_a_dry_run_on_a_mesh_says_what_each_device_needs(model, config):
   """A device has 1/4 of the batch, and 1/model of the divided weights."""
-  size, batch_size, vocabulary = 256, 8, 23
+  size, batch_size, vocabulary = 256, 8, 23  # 23 characters of the corpus
   flags = {
     "corpus": config.data.corpus,
     "hidden_size": size,
@@ -48,10 +48,11 @@ def test_a_dry_run_on_a_mesh_says_what_each_device_needs(model, config):
   process = start("experiments.train", "--dry_run", *options, devices=4)
   [(status, shown, errors)] = finish(process)
   assert status == 0, errors
+  # w_h and the readout; then the embedding, w_x and both biases.
   divided = size * 4 * size + size * vocabulary
   whole = vocabulary * 32 + 32 * 4 * size + 4 * size + vocabulary
   weights = divided // model + whole
-  carry = 2 * batch_size // 4 * size
+  carry = 2 * batch_size // 4 * size  # h and c
   # MB between two training steps: weights, Adam's two moments, and the carry.
   between = 4 * (3 * weights + carry) / 1e6
   assert f" of memory on each of 4 devices ({between:.2f} MB " in shown
@@ -80,6 +81,7 @@ def test_a_dry_run_is_of_the_largest_batch(config, console):
   late = replace(config, late_batch_size=9)
   assert dry_run(late, console).bytes == wide.bytes
   assert "9 sequences × 8 tokens" in console.file.getvalue()
+  # The last third of the epochs has late batches: one of 3, but none of 2.
   dry_run(replace(late, num_epochs=2), console)
   assert "3 sequences × 8 tokens" in console.file.getvalue()
   setup = make_setup(late)
@@ -97,7 +99,7 @@ def test_a_dry_run_of_too_large_a_model_says_that_nothing_would_fit(
   size, config, console
 ):
   needs = dry_run(replace(config, hidden_size=size), console)
-  weights = 4 * 4 * size**2
+  weights = 4 * 4 * size**2  # 4 bytes for each element of w_h, [H, 4H]
   assert needs.state_bytes > 3 * weights  # with Adam's two moments
   assert needs.bytes > 4 * weights  # with the gradient
   shown = console.file.getvalue()
@@ -137,4 +139,4 @@ def test_a_dry_run_makes_only_the_first_of_many_epochs(
 
   monkeypatch.setattr(BatchingConfig, "_epoch", only_the_first)
   dry_run(replace(config, num_epochs=10**7, patience=5), console)
-  assert ", 470,000,000 steps\n" in console.file.getvalue()
+  assert f", {47 * 10**7:,} steps\n" in console.file.getvalue()

@@ -31,6 +31,7 @@ STEPS = 1000  # training steps of the runs
 # For each rule: a flag, other flags beside which it has no effect, and others
 # beside which it has one. {} stands for the defaults. With --eval_every=400 a
 # run is evaluated 5 times: at training steps 10, 30, 400, 800 and 1000.
+# From 6 evaluations on, --asgd_patience=3 has an effect, --patience=3 from 5.
 CASES = [
   ({"min_count": 3}, {}, {"tokenizer": "word"}),
   ({"layer_dropout": 0.5}, {}, {"num_layers": 2}),
@@ -163,6 +164,7 @@ def test_an_evaluation_names_flags_of_protocols_that_it_leaves_out():
   ):
     config = EvaluateConfig(protocol=protocols, **given)
     assert [*without_effect(config, EVALUATE_RULES)] == unused
+  # A rate or decay of 0 is a value, and not off.
   config = EvaluateConfig(protocol=("cold",), rate=0.0, decay=0.0)
   assert [*without_effect(config, EVALUATE_RULES)] == ["rate", "decay"]
 

@@ -38,7 +38,7 @@ def test_the_seconds_of_a_damaged_result_are_not_known(
   ):
     directory.mkdir()
     (directory / "result.json").write_text(text)
-  assert cost(runs, []).training_seconds == seconds
+  assert cost(runs, members=[]).training_seconds == seconds
 
 
 def test_the_seconds_of_one_member_of_a_sweep_are_not_known(tmp_path):
@@ -47,7 +47,7 @@ def test_the_seconds_of_one_member_of_a_sweep_are_not_known(tmp_path):
   config = dict.fromkeys(run_dir.FLAGS)
   for record, seconds in ((config, 2.5), (config | {"num_seeds": 2}, None)):
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert cost([tmp_path], []).training_seconds == seconds
+    assert cost([tmp_path], members=[]).training_seconds == seconds
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_checkout_has_a_commit_and_says_whether_its_files_differ(
   assert find(made) == {"git_commit": commit, "git_dirty": True}
 
 
-@needs_git
+@needs_git  # the second name is U+2028, which splits lines in Python
 @pytest.mark.parametrize(
   "name", [b"two\nlines", b"\xe2\x80\xa8", b"no UTF-8 \xff"]
 )

@@ -32,7 +32,8 @@ def results(protocol, nats):
 )
 def test_a_row_has_the_loss_of_a_token_and_of_a_character(unit, header, losses):
   nats = float(losses[0])
-  columns = make_table(unit, [Row("cold windows", nats, 0.5, 0.0)]).columns
+  row = Row("cold windows", nats, nats_per_character=0.5, spelling=0.0)
+  columns = make_table(unit, [row]).columns
   assert [column.header for column in columns] == [
     *("protocol", *header, "bits/char", "perplexity")
   ]

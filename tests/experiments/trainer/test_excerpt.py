@@ -32,6 +32,7 @@ def test_the_default_split_is_dev_or_else_test_or_else_val(data):
   found = read(data)
   assert place(found) == ("val", 1080, 1200, [(0, 1080)])
   assert (found.begin, found.end) == (0.9, 1.0)
+  # The validation split is then a tenth (val_fraction) of the first 960.
   found = read(replace(data, test_fraction=0.2))
   assert place(found) == ("test", 960, 1200, [(0, 864)])
   assert (found.begin, found.end) == (0.8, 1.0)
@@ -60,7 +61,7 @@ def test_the_characters_that_a_run_was_trained_on_are_counted(data):
   assert read(data, begin=0.5).trained_on == 480  # to 1,080
   within = replace(data, dev_fraction=0.2)  # leaves out 432 to 648
   assert read(within).trained_on == 0
-  assert read(within, end=0.75).trained_on == 252
+  assert read(within, end=0.75).trained_on == 252  # 648 to 900
   # The same holds where --corpus names the same text.
   found = read(within, path=within.corpus, begin=0.5)
   assert found.trained_on == 1080 - 648 and found.training == [(0, 432)]

@@ -71,7 +71,7 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
       multihost.check_same_checkpoint(tmp_path, step)
 
 
-OWN = TrainConfig(), {"corpus_sha256": "12"}
+OWN = TrainConfig(), {"corpus_sha256": "12"}  # (config, facts)
 
 
 def check_as(process, run, sent, differs, monkeypatch):
@@ -160,7 +160,8 @@ def test_an_interrupted_process_leaves_the_others(monkeypatch, interruptible):
   for error in (KeyboardInterrupt, KeyError):
     with pytest.raises(error), multihost.failing_together():
       raise error
-  # Ctrl-C ends a process that waits for the others.
+  # Ctrl-C ends a process that waits for the others. None stands for `shutdown`,
+  # by which only the interrupted process leaves them.
   assert events == [signal.SIG_DFL, None, signal.SIG_DFL]
   assert signal.getsignal(signal.SIGINT) is handler
 
@@ -181,6 +182,7 @@ def test_the_others_learn_that_the_first_sample_cannot_be_written(
   opened = OpenedRun(tmp_path, resuming=False)
   with pytest.raises(OSError, match="full disk"):
     initial_state(setup, logger, None, opened, None)
+  # Whether this process has failed: after `resume`, and after the sample.
   assert gathered == [False, True]
 
 
@@ -188,6 +190,7 @@ def test_a_dry_run_in_one_process_only_is_refused(monkeypatch):
   two_processes(monkeypatch, lambda own: np.array([0, own]))
   multihost.check_same_dry_run(True)
   utils = multihost.multihost_utils
+  # As `from_first_process` sends numbers: the bytes of a float64.
   first = np.frombuffer(np.float64(0).tobytes(), np.uint8)
   monkeypatch.setattr(utils, "broadcast_one_to_all", lambda data: first)
   with pytest.raises(ValueError, match="dry_run is False there and True here"):

@@ -49,7 +49,7 @@ def test_an_extension_counts_steps_with_a_development_split(config, console):
   config = replace(config, dev_fraction=0.3, batch_size=5)
   steps = make_setup(config).num_steps
   tokens = make_setup(config).corpus.train.tokens
-  assert steps != config.batching.num_steps(tokens, 0)  # without the gap
+  assert steps != config.batching.num_steps(tokens, seed=0)  # without the gap
   train.run(config, console)
   train.run(replace(config, num_epochs=2), console)
   assert f"at step {steps} of {steps}; it is " in console.file.getvalue()
@@ -73,6 +73,7 @@ def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
   after = read_rows(finished)
   assert after[: len(rows)] == rows
   steps = [row["step"] for row in after if "train_loss" in row]
+  # A row ends after LOG_EVERY = 10 steps, or before, at an evaluation.
   assert steps == [10, 20, 30, 40, 47, 57, 60, 70, 80, 90, 94]
   rates = {r["step"]: r["lr"] for r in after if "lr" in r}
   assert rates[57] == pytest.approx(cosine(56, 94), rel=1e-5)
@@ -102,6 +103,7 @@ def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
 
 def test_skipped_steps_do_not_advance_the_rate_of_an_extension(config):
   setup = make_setup(replace(config, num_epochs=2, nonfinite="skip"))
+  # 47 steps of 1 epoch, which made 44 updates.
   assert describe_extension(setup, 47, 1, skipped=3).endswith(
     f"the learning rate was {cosine(43, 47):.3g} at step 47 of 47; it is "
     f"{cosine(44, 94):.3g} at step 48 of 94, and {cosine(90, 94):.3g} at the "
@@ -110,8 +112,11 @@ def test_skipped_steps_do_not_advance_the_rate_of_an_extension(config):
 
 
 def test_skipped_steps_that_wait_for_a_row_are_counted():
+  # (loss, gradient norm, tokens) of three steps, two of them not finite.
   pending = [[2.0, 1.0, 64.0], [math.nan, 1.0, 64.0], [2.0, math.inf, 64.0]]
-  progress = Progress(4, [], None, pending, 0.0, 0.0, (3, 0), {})
+  progress = Progress(
+    4, [], None, pending, 0.0, 0.0, skipped=(3, 0), log_bytes={}
+  )
   assert progress.num_skipped == 5
 
 

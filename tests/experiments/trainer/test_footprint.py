@@ -140,17 +140,10 @@ def test_operations_do_not_overflow(config):
 
 @pytest.mark.parametrize(
   ("cell", "vocabulary_size", "tokens", "devices", "rows", "rounds"),
-  [
+  [  # `rows` are multiplied by w_x of layer 1; `rounds` are the Mogrifier's
     (lstm, 9, 24, 1, 9, 0),
     (lstm, 9, 24, 2, 18, 0),  # every device computes the table
-    (
-      lstm,
-      9,
-      24,
-      3,
-      24,
-      0,
-    ),  # too few tokens on each for it
+    (lstm, 9, 24, 3, 24, 0),  # 8 tokens on each: too few for a table of 9 rows
     (lstm, 1025, 24, 1, 24, 0),
     (lstm, 1025, 2048, 1, 1025, 0),
     (lstm, 1025, 2048, 2, 2048, 0),  # 1,024 tokens on each device

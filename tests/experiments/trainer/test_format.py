@@ -32,6 +32,7 @@ def test_an_unknown_word_that_comes_again_costs_less_than_the_first():
   text = "a thee b thee a thee"  # 6 tokens and 20 characters
   spelling = tokenizer.spelling_nats(text, cached=True).sum()
   assert spelling < tokenizer.spelling_nats(text).sum() - 1
+  # The loss is of all tokens but the first, which is the one character "a".
   each = (5 * 2.0 + spelling) / 19
   shown = format_losses(2.0, tokenizer, text)
   assert shown.startswith("2.0000 nats per word, perplexity 7.4, ")
@@ -58,6 +59,7 @@ def test_a_time_below_10_ms_has_two_digits(ms, shown):
   assert format_milliseconds(ms) == shown
 
 
+# Cells whose words are broken into lines take 35 characters, whole ones 46.
 @pytest.mark.parametrize(("width", "shown"), [(20, 35), (37, 37), (80, 46)])
 def test_a_narrow_console_cuts_off_no_number_and_no_label(width, shown):
   table = number_table("protocol", "nats/char", "perplexity")

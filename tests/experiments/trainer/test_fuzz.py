@@ -136,6 +136,7 @@ def test_any_flags_are_a_configuration_or_an_error_of_one_line(tmp_path, argv):
   try:
     rest = flag_values(["train", *argv])
     config = config_from_flags(TrainConfig(), holders)
+    # With short_seq_prob, num_steps would draw each epoch, of up to 2³¹.
     config = replace(config, corpus=str(corpus), short_seq_prob=0.0)
     read = read_corpus(config.data)
     num_steps = config.batching.num_steps(read.train.tokens, config.seed)

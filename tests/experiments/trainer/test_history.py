@@ -74,7 +74,7 @@ def test_the_ends_of_epochs_leave_out_a_development_split(config, tmp_path):
   found = derive(read_run_history(tmp_path))
   assert found.epoch_ends == [setup.num_steps // 2, setup.num_steps]
   tokens = setup.corpus.train.tokens
-  assert config.batching.num_steps(tokens, 0) != setup.num_steps  # no gap
+  assert config.batching.num_steps(tokens, seed=0) != setup.num_steps  # no gap
 
 
 def test_the_ends_of_epochs_are_those_of_the_batches_of_the_seed(
@@ -94,8 +94,8 @@ def test_the_ends_of_epochs_are_those_of_the_batches_of_the_seed(
 def test_a_sweep_has_as_many_members_as_its_checkpoint(tmp_path):
   record = to_record(SweepConfig(num_seeds=3))
   (tmp_path / "config.json").write_text(json.dumps(record))
-  losses = [[(4, 1.5)], [(4, 1.75)]]
-  progress = Progress(1, losses, (1.5, 4), seconds=2.0)._asdict()
+  losses = [[(4, 1.5)], [(4, 1.75)]]  # of each member: (step, loss)
+  progress = Progress(1, losses, best=(1.5, 4), seconds=2.0)._asdict()
   writer = CheckpointWriter(tmp_path / "checkpoints")
   writer.save(4, {"w": 1.0}, {"progress": progress})
   writer.close()

@@ -6,6 +6,8 @@ from experiments.comparison.training import sample_keys
 from experiments.trainer.setup import make_keys, make_setup
 from tests.draws import worst
 
+WEIGHT_KEYS = 4  # that `init_params` makes of its key; it splits one again
+
 
 def data(*keys):
   """Return the set of the data of some keys."""
@@ -24,7 +26,8 @@ def test_noise_is_not_drawn_by_the_keys_of_weights_or_samples():
   for seed in (0, 1, 7):
     init, samples, noise = make_keys(seed)
     drawn = data(*children(init, 64), *children(samples, 64))
-    layers = data(*(k for c in children(init, 4) for k in children(c, 64)))
+    firsts = children(init, WEIGHT_KEYS)
+    layers = data(*(k for c in firsts for k in children(c, 64)))
     steps = data(noise, *children(noise, 64))
     assert len(steps) == 65
     assert not steps & (drawn | layers | data(init, samples))
@@ -39,7 +42,8 @@ def test_initial_weights_are_drawn_by_the_key_of_weights(config):
 def test_samples_of_a_comparison_are_not_drawn_by_the_keys_of_weights():
   keys = jax.random.split(jax.random.key(3), 2)
   for key, samples in zip(keys, sample_keys(keys), strict=True):
-    weights = data(*children(key, 4))
-    layers = data(*(k for c in children(key, 4) for k in children(c, 64)))
+    firsts = children(key, WEIGHT_KEYS)
+    weights = data(*firsts)
+    layers = data(*(k for c in firsts for k in children(c, 64)))
     drawn = data(samples, *children(samples, 64))
     assert len(drawn) == 65 and not drawn & (weights | layers)

@@ -26,6 +26,7 @@ def make_logger(config, console):
 
   def make(**options):
     setup = make_setup(replace(config, **options))
+    # `print` is in the place of the progress bar.
     logger = RunLogger(directory, setup, console, print)
     return logger, setup.make_state().params, directory / "samples.txt"
 

@@ -76,7 +76,13 @@ def epochs():
 
 
 def start(step=0):
-  return TrainState(np.int32(step), "trained", None, None, np.zeros((2, 4)))
+  return TrainState(
+    step=np.int32(step),
+    params="trained",
+    average=None,
+    opt_state=None,
+    carry=np.zeros((2, 4)),
+  )
 
 
 def run(epochs, recorder, *, step=0, num_steps=10, due=(), **options):

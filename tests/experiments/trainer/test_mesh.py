@@ -88,6 +88,7 @@ def test_collectives_take_devices_in_place_of_a_mesh(config, monkeypatch):
 def test_collectives_of_one_kind_are_one_row_in_loops_and_one_outside(
   console,
 ):
+  # (kind, bytes, whether in a loop) -> kind, number, in a loop, bytes.
   found = ("all-reduce", 4, True), ("all-gather", 8, False)
   found += ("all-reduce", 1000, False), ("all-reduce", 200, False)
   console.print(collectives._table([Collective(*each) for each in found]))
@@ -152,6 +153,7 @@ def test_a_run_is_resumed_on_another_number_of_devices(config):
   expected, state = (
     last_state(Path(one.job.run), config) for one in (config, again)
   )
+  # The first array is the step: 1,128 tokens in batches of 8 × 8 make 18.
   assert len(expected) > 20 and int(expected[0]) == 18
   for one, other in zip(expected, state, strict=True):
     assert np.abs(one - other).max() < ROUNDING * max(1, np.abs(one).max())

@@ -32,7 +32,7 @@ def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(clock):
   buffer.start_clock()
   add(buffer, (1, 3, 10), (2, 5, 10), (math.nan, 7, 10))
   clock[0] += 2
-  assert buffer.take(3) == Row(1.5, 4.0, 15.0)  # 30 tokens in 2 s
+  assert buffer.take(3) == Row(1.5, 4.0, tokens_per_second=15.0)  # 30 in 2 s
   assert (buffer.skipped, buffer.seconds, len(buffer)) == (1, 2.0, 0)
   clock[0] += 5  # an evaluation: `take` has stopped the buffer's clock
   buffer.start_clock()
@@ -67,6 +67,7 @@ def test_the_time_includes_the_steps_that_were_still_running(clock):
 def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
   buffer = MetricBuffer(max_skipped=1)
   buffer.start_clock()
+  # Steps 6 to 9, of which the last two are not finite.
   add(buffer, (math.nan, 1, 1), (1, 1, 1), (math.inf, 1, 1), (1, math.nan, 1))
   clock[0] += 1
   message = (

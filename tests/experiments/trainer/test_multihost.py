@@ -67,6 +67,7 @@ def test_a_port_where_another_program_listens_is_refused(monkeypatch):
 @pytest.mark.programs
 def test_where_there_is_no_job_the_error_names_the_flags():
   """In a process whose JAX has no device yet, as when a program starts."""
+  # --distributed alone, with a --join_timeout of 9 s.
   join = "from experiments.trainer.joining import join; "
   join += "join(True, None, None, None, 9)"
   process = subprocess.run(
@@ -234,6 +235,7 @@ def test_two_processes_stop_between_evaluations(shared, tmp_path):
   wait_for('"step": 60,', tmp_path / "run" / "metrics.jsonl")
   processes[1].send_signal(signal.SIGTERM)
   first, second = finish(*processes)
+  # The statuses are 128 + 15, for SIGTERM.
   assert (first[0], second[0]) == (143, 143), first[2] + second[2]
   stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
   assert stopped > 50 and stopped % AGREE_EVERY == 0

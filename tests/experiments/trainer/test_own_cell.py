@@ -180,7 +180,7 @@ def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # what is not 0 for the sizes that it refuses
   "wrong", ["hidden_size % 8", "input_size - hidden_size"]
 )
 def test_a_cell_may_refuse_some_sizes(wrong, path):

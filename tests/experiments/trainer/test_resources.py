@@ -36,6 +36,7 @@ def test_the_size_of_a_process_is_in_megabytes(tmp_path, monkeypatch):
   monkeypatch.setattr(resources, "STATM", tmp_path / "statm")
   size = process_size()
   assert size.pop("compilations") >= 0 and size == {"live_mb": 3.5}
+  # The second number: 1,000 resident pages, of 4,096 bytes.
   (tmp_path / "statm").write_text("9000 1000 30 1 0 200 0\n")
   assert process_size()["resident_mb"] == 4.096
 
@@ -50,7 +51,7 @@ def test_a_profile_traces_some_training_steps(config, console):
 
 
 def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
-  for num_steps in (0, 2):
+  for num_steps in (0, 2):  # for 0, nothing is to be profiled, or said
     with Tracer(tmp_path, num_steps, console) as tracer:
       for _ in range(3):
         tracer.before_step(None)
@@ -62,7 +63,7 @@ def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
 
 def test_only_the_first_process_is_profiled(tmp_path, monkeypatch, console):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  monkeypatch.delattr(jax.profiler, "start_trace")
+  monkeypatch.delattr(jax.profiler, "start_trace")  # a call would fail
   with Tracer(tmp_path, 2, console) as tracer:
     for _ in range(9):
       tracer.before_step(None)

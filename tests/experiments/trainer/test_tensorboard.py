@@ -29,7 +29,7 @@ from tests.experiments.trainer.resuming import (
 from tests.patterns import exact
 from tests.training.test_matrix_state import cell as matrix_cell
 
-GATES = {lstm: "ifo", gru: "rz", rnn: ""}
+GATES = {lstm: "ifo", gru: "rz", rnn: ""}  # letters of their gates
 
 
 @pytest.fixture

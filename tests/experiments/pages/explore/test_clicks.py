@@ -10,7 +10,12 @@ from experiments.pages.explore import WINDOW
 from experiments.trainer.trained import load
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import chosen, text_of
-from tests.experiments.pages.explored import HOSTILE, PageData, val_text
+from tests.experiments.pages.explored import (
+  HOSTILE,
+  LENGTH,
+  PageData,
+  val_text,
+)
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
@@ -45,11 +50,12 @@ def test_clicks_and_keys_show_what_the_library_computes(
   data, text = PageData(explored_page), val_text(explored_run)
   assert chosen(opened, "layer") == "1"  # the top one, counted from 0
   assert chosen(opened, "signal") == "c"
+  # Of c, the second signal; the first feature is the position in the line.
   scores = np.abs(data.header["layers"][1]["signals"][1]["scores"][0])
-  assert int(chosen(opened, "unit")) == scores.argmax()  # of line position
+  assert int(chosen(opened, "unit")) == scores.argmax()
   index = text.index("compare", text.index("compare") + 1)
   click_on(opened, text, index)
-  assert f"‘c’, character {index + 1} of 400." in text_of(opened, "status")
+  assert f"‘c’, character {index + 1} of {LENGTH}." in text_of(opened, "status")
   assert "Next in the text: ‘o’" in text_of(opened, "status")
 
   # The state, after keys that move to the next unit and two characters on.

@@ -29,7 +29,7 @@ CALLS = """
   return calls;
 """
 ACCENT, INK, PURPLE = "#a1450c", "#1b1f24", "#54278f"
-CELL, LINE = 18, 26
+CELL, LINE = 18, 26  # heights of a character's box and of a line, in pixels
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_text_has_bars_passages_and_a_selection(
 
   # Each character is on the color of its level; bars are drawn after them.
   data = PageData(explored_page)
-  header = data.header["layers"][1]["signals"][1]
+  header = data.header["layers"][1]["signals"][1]  # of c
   levels = data.array(header["blob"]).reshape(12, -1)[unit]
   fills, inks = opened.run(
     "return ['fill', 'ink'].map((key) => palettes.true.map((c) => c[key]))"
@@ -132,6 +132,7 @@ def test_all_units_have_the_colors_of_their_levels(
     "return [cursor, unit, ranks, palettes.true.map(({ fill }) => fill)]"
   )
   levels = data.array(header["blob"]).reshape(12, -1)[ranks, cursor]
+  # 12 units, whose squares of 12 pixels are 14 apart.
   squares = calls("drawUnits", "fillRect")
   assert squares == [[14 * k + 1, 1, 12, 12] for k in range(12)]
   # Each square is filled and then outlined: every second call fills.

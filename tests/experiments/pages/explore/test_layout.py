@@ -10,7 +10,7 @@ from experiments.pages.explore import TEMPLATE, pack_path, pack_signal
 from experiments.pages.packing import Blobs
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import contrast, text_of
-from tests.experiments.pages.explored import VERSE
+from tests.experiments.pages.explored import LENGTH, VERSE
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
@@ -64,6 +64,7 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
     "return [box.left, box.top, charWidth]"
   )
   chromium.click(left + 4 + 16.5 * width, top + 13)  # in lovely
+  # Three times the 12 tokens of LINES, and the 2 line breaks between them.
   assert "‘lovely’, word 4 of 38. Unit" in text_of(chromium, "status")
   assert "Next in the text: ‘,’" in text_of(chromium, "status")
   chromium.press("down")
@@ -158,7 +159,7 @@ def test_the_list_and_the_status_show_one_probability(opened):
     return shown;
     """
   )
-  assert len(shown) == 399  # all but the last, after which the text ends
+  assert len(shown) == LENGTH - 1  # all but the last, after which the text ends
   assert [listed for listed, _ in shown] == [status for _, status in shown]
 
 

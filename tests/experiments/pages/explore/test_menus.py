@@ -5,7 +5,7 @@ import pytest
 
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import chosen, text_of
-from tests.experiments.pages.explored import PageData, val_text
+from tests.experiments.pages.explored import LENGTH, PageData, val_text
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
@@ -132,7 +132,7 @@ def test_keys_scroll_the_text_and_a_click_finds_its_character(
   )
   assert cursor() == begins[page]
   press_with(opened, "ctrl", "End")
-  assert cursor() == 399  # the last of 400
+  assert cursor() == LENGTH - 1
   opened.press("home")
   assert cursor() == begins[-1] > 0
   opened.run(
@@ -185,7 +185,7 @@ def test_the_first_tokens_have_fewer_steps_back_and_the_last_no_gradient(
   )
   assert opened.run(steps, 4) == [0, 1, 2, 4]
   assert opened.run(steps, 0) == [0]
-  opened.run("moveTo(399)")
+  opened.run("moveTo(args[0])", LENGTH - 1)
   assert text_of(opened, "reach") == (
     "The text ends here: move the cursor back to see a gradient."
   )

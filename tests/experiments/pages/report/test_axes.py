@@ -29,7 +29,8 @@ def numbers(chromium):
   xs, ys = chromium.run(
     "return [args[0].map(scale.x), args[0].map(scale.y)]", values
   )
-  vertical = [float(x) == 54 for _, x, _ in texts]  # beside the vertical axis
+  # Beside the vertical axis. A text's baseline is 4 pixels below its place.
+  vertical = [float(x) == 54 for _, x, _ in texts]
   for text, x, y, is_y in zip(texts, xs, ys, vertical, strict=True):
     found, expected = (text[2], y + 4) if is_y else (text[1], x)
     assert abs(float(found) - expected) < 0.01, text

@@ -11,6 +11,7 @@ from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import PageData
 from tests.experiments.pages.typed.typing_texts import (
   GRADIENTS,
+  LENGTH,
   WINDOW,
   page_of,
   type_text,
@@ -45,7 +46,8 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   assert "a text of your own" in text_of(chromium, "about")
   chromium.run("$('swap').click()")
   chromium.settle()
-  assert "300 characters of the validation split" in text_of(chromium, "about")
+  about = f"{LENGTH} characters of the validation split"
+  assert about in text_of(chromium, "about")
   assert chromium.run(shown) == ["Show my text", True]
   assert chromium.run("return data.layers") == data.header["layers"]
   assert chromium.run("return pieces.join('')") == data.text
@@ -59,7 +61,7 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   assert chromium.run("return pieces.join('')") == "Thou art"
   chromium.run("moveTo(2); $('swap').click()")
   chromium.settle()
-  assert chromium.run("return [pieces.length, cursor]") == [300, 7]
+  assert chromium.run("return [pieces.length, cursor]") == [LENGTH, 7]
   chromium.run("$('swap').click()")
   chromium.settle()
   assert chromium.run("return [pieces.length, cursor]") == [8, 2]

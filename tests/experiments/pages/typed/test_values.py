@@ -137,6 +137,7 @@ def test_a_typed_text_is_read_as_the_library_reads_it(chromium, make_run, name):
     norms = [np.asarray(n)[last - 1] for n in paths[number]]
     for back, row in zip((0, 1, 2, 4, 8, 16, 32, 64), rows, strict=True):
       for shown, norm in zip(row, norms, strict=True):
+        # Shown with two digits.
         value = 0 if shown == "–" else float(shown.replace("−", "-"))
         assert abs(value - norm[back]) <= 0.051 * 10 ** np.floor(
           np.log10(norm[back] or 1)

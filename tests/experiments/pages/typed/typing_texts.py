@@ -6,6 +6,7 @@ from rich.console import Console
 
 from experiments import explore
 
+LENGTH = 300  # characters of the text that a page opens with
 # The states of a gradient path: that at the cursor and up to 95 steps back.
 WINDOW = 96
 # Moves the cursor to a character and waits for its gradients.
@@ -20,8 +21,8 @@ GRADIENTS = """
 
 
 def page_of(run):
-  """Write the page of a run, on 300 characters, and return its path."""
-  config = explore.ExploreConfig(str(run), length=300)
+  """Write the page of a run, on LENGTH characters, and return its path."""
+  config = explore.ExploreConfig(str(run), length=LENGTH)
   return explore.run(config, Console(file=io.StringIO())).path
 
 

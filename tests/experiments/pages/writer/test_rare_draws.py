@@ -31,6 +31,7 @@ def test_a_word_that_is_suggested_is_known_and_has_its_space(
   text, suggestions = chromium.run("""
     writing.pause();
     const likely = data.symbols.indexOf("more");
+    // The last symbol is <unk>.
     model.bias[likely] = 98, model.bias[data.symbols.length - 1] = 99;
     reading.track.clear(), reading.items = [];  // reads the text anew
     $("own").value = "Thou art,";

@@ -232,6 +232,7 @@ def test_the_context_of_a_token_has_no_half_of_an_emoji(opened):
     " const context = reading.contextOf(n);"
     " return [context.isWellFormed(), context.length]; })"
   )
+  # Emojis, "[a]", "b" and emojis; then emojis, "a", "[b]" and emojis.
   assert found == [[True, 8 * 2 + 3 + 1 + 5 * 2], [True, 7 * 2 + 1 + 3 + 6 * 2]]
 
 

@@ -1,4 +1,8 @@
-"""Runs whose files are damaged or lost."""
+"""Runs whose files are damaged or lost.
+
+The run `stopped` was evaluated after steps 10, 20 and 30, and stopped after
+step 33. Each saved a checkpoint, of which the last two and the best are kept.
+"""
 
 import json
 import pickle
@@ -106,7 +110,7 @@ def test_a_damaged_checkpoint_makes_way_for_one_of_an_earlier_step(
   stopped, config, console
 ):
   shutil.rmtree(stopped / "checkpoints" / "33" / STATE)
-  assert stop_at(32, config, console).stopped_by
+  assert stop_at(32, config, console).stopped_by  # resumed after step 30
   assert list_checkpoints(stopped / "checkpoints")[-1] == 32
 
 

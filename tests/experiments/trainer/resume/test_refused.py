@@ -119,7 +119,7 @@ def test_overwrite_starts_again_and_keeps_what_it_replaces(
   (finished / "previous" / "config.json").rename(finished / "config.json")
   train.run(replace(config, overwrite=True), console)
   assert outcome(finished) == undisturbed
-  assert not (finished / "previous").exists()
+  assert not (finished / "previous").exists()  # deleted at the end
 
 
 def test_every_flag_but_those_of_the_job_must_be_the_same(
@@ -142,7 +142,7 @@ def test_every_flag_but_those_of_the_job_must_be_the_same(
 
 @pytest.mark.parametrize(
   ("flag", "paths", "entry"),
-  [
+  [  # `entry`: what config.json has of the weights, here a short SHA-256
     ("teacher", [("a",), ("b",)], {TEACHERS: ["1a2b"]}),
     ("init_from", ["a", "b"], {INIT_FROM: "1a2b"}),
   ],
@@ -197,6 +197,7 @@ def test_a_text_that_a_run_holds_is_not_replaced(
   kept, record = finished / name, (finished / "config.json").read_bytes()
   kept.parent.mkdir(exist_ok=True)
   kept.write_bytes(corpus.read_bytes())
+  # In `previous`, it marks the move there as complete, or else it is undone.
   (kept.parent / "config.json").write_bytes(record)
   check_not_replaced(kept, config, console)
 

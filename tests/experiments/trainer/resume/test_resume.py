@@ -22,6 +22,7 @@ from tests.experiments.trainer.resuming import (
   stop_at,
 )
 
+# What draws random numbers, and other batches, splits and an average.
 NOISE = {
   "ema_decay": 0.9,
   "output_dropout": 0.3,
@@ -34,6 +35,7 @@ NOISE = {
   "test_fraction": 0.1,
   "val_fraction": 0.2,
 }
+# At so high a learning rate the loss soon rises, which starts NT-ASGD.
 AVERAGES = {
   "learning_rate": 1.0,
   "schedule": "constant",
