@@ -71,6 +71,7 @@ def test_a_round_trip_keeps_the_weights(both, key):
 
 def test_eleven_layers_are_in_the_order_of_their_numbers():
   """In alphabetical order, l10 would be before l2."""
+  # D and H are 1: a layer has 4 weights in w_x and 4 in w_h.
   layers = [
     lstm.LSTMParams(*(np.full(n, k, "f") for n in ((1, 4), (1, 4), 4)))
     for k in range(11)

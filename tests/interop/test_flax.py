@@ -195,6 +195,7 @@ def test_weights_written_into_an_nnx_cell_are_its_weights(name, key):
 
 
 def test_weights_that_do_not_fit_an_nnx_cell_are_named(key):
+  # In tests.draws, D is 4 and H 6: so 4H is 24.
   cell = nnx.LSTMCell(D, H, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="LSTMCell cannot hold GRUParams"):
     to_nnx(gru.init(key, D, H), cell)

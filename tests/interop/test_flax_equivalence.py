@@ -31,9 +31,8 @@ def call(cell=gru, dtype=jnp.float32, **changes):
   params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   xs = np.zeros((T, *BATCH, D), dtype)
   carry = (h, h) if cell is lstm else h
-  return equivalence.Call(cell, params, carry, xs, None, None)._replace(
-    **changes
-  )
+  made = equivalence.Call(cell, params, carry, xs, lengths=None, dtype=None)
+  return made._replace(**changes)
 
 
 def test_a_call_fits_unroll_if_all_its_shapes_fit_the_inputs():

@@ -119,6 +119,7 @@ def test_the_rnn_of_flax_gets_every_argument(monkeypatch):
   names = "return_carry", "time_major", "reverse", "keep_order"
   given = {"initial_carry": "carry", "seq_lengths": "lengths"}
   given |= {name: name for name in names}  # true, and all different
+  # `unroll` computes neither of these cells.
   linen_rnn = LinenRNN(linen_cell("MGUCell"))
   linen_rnn.apply({}, "xs", init_key="key", **given)
   nnx_rnn = NNXRNN(nnx_cell("SimpleCell", residual=True))

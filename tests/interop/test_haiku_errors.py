@@ -7,9 +7,11 @@ from lstm_jax import gru
 from lstm_jax.interop import haiku as interop
 from tests.draws import D, H
 
-W = {n: np.ones((10, n)) for n in (18, 24)}  # of 4 inputs and 6 units
+# With D = 4 and H = 6: D + H is 10, 3H is 18 and 4H is 24.
+W = {n: np.ones((10, n)) for n in (18, 24)}
 LSTM = {"w": W[24], "b": np.ones(24)}
 GRU = {"w_i": np.ones((4, 18)), "w_h": np.ones((6, 18)), "b": np.ones(18)}
+# The two linear layers of a VanillaRNN, of its inputs and of its state.
 FIRST = {"w": np.ones((4, 6)), "b": np.ones(6)}
 SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
 

@@ -13,7 +13,7 @@ from lstm_jax import Directions, gru, lstm, rnn
 from lstm_jax.cells import RELU
 from lstm_jax.interop import keras as interop
 from lstm_jax.interop.keras.hdf5 import opened
-from tests.draws import worst
+from tests.draws import H, worst
 from tests.interop.keras_layers import HARD, draw
 from tests.interop.keras_written import (
   both_ways,
@@ -246,7 +246,7 @@ def test_layers_inside_a_wrapper_are_left_out(tmp_path, key):
 
 
 def test_models_within_models_are_read(tmp_path):
-  arrays = [np.ones(shape) for shape in ((3, 24), (6, 24), (24,))]
+  arrays = [np.ones(shape) for shape in ((3, 4 * H), (H, 4 * H), (4 * H,))]
   group = "functional/layers/sequential/layers/lstm"
   deep = model(configured("LSTM", "a"), name="deep")
   inner = model(deep, name="inner") | {"class_name": "Functional"}
@@ -260,8 +260,8 @@ def test_models_within_models_are_read(tmp_path):
 
 
 def test_groups_are_in_the_order_of_their_numbers(tmp_path):
-  arrays = [np.ones(shape) for shape in ((3, 24), (6, 24), (24,))]
-  groups = "gru", "gru_1", "lstm", "lstm_2", "lstm_10"
+  arrays = [np.ones(shape) for shape in ((3, 4 * H), (H, 4 * H), (4 * H,))]
+  groups = "gru", "gru_1", "lstm", "lstm_2", "lstm_10"  # all hold LSTMs
   path = tmp_path / "model.weights.h5"
   path.write_bytes(hdf5({f"layers/{name}/cell": arrays for name in groups}))
   assert tuple(interop.load_weights(path)) == groups

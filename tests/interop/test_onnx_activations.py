@@ -16,6 +16,7 @@ SINGLE = float(np.float32(np.pi))  # neither a short decimal nor a fraction
   [
     *((x, x) for x in (0.2, 0.3, 0.25, 1.0, 20.0, 0.166667, 0.123456, 1e-6)),
     *((x, x) for x in (1 / 6, 1 / 3, 2 / 3, 5 / 6, 1 / 7, 4 / 3, 3 / 11)),
+    # Read as the shortest decimal that is the same in float32.
     (SINGLE, float(str(np.float32(np.pi)))),
   ],
 )

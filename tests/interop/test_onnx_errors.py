@@ -128,6 +128,7 @@ def test_tensors_that_do_not_fit_are_refused(key):
 
 
 def test_inputs_that_do_not_fit_are_refused(key):
+  # In tests.draws, T is 5, B 3, D 4 and H 6.
   names = {k: k for k in ("X", "sequence_lens", "initial_h", "initial_c")}
   params = layer_weights(lstm, key, False)
   node, tensors = interop.to_onnx(lstm, params, inputs=names)

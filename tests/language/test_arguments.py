@@ -17,7 +17,8 @@ TOKENS = jnp.zeros((3, 2), int)
 def refused(params, message, config=CONFIG):
   """Check that each function that takes weights refuses these."""
   model = language_model(config, V)
-  regularized = language_model(config, V, regularizers=Regularizers(0.5))
+  dropout = Regularizers(token_dropout=0.5)
+  regularized = language_model(config, V, regularizers=dropout)
   message = f"^{re.escape(message)}$"
   for f, arguments in (
     (model.apply, ()),
@@ -41,7 +42,8 @@ def test_weights_of_another_vocabulary_or_embedding_are_refused(key):
   refused(wide, "params.embedding must be [9, 4], got (9, 8)")
 
 
-def test_a_bias_of_one_element_is_not_added_to_all_logits(key):
+def test_a_bias_of_another_shape_is_refused(key):
+  """JAX would add one of a single element to all logits."""
   params = language_model(CONFIG, V).init(key)
   for shape in (1,), (), (1, V), (V, 1):
     message = f"params.bias must be [9], got {shape}"
@@ -55,7 +57,7 @@ def test_weights_that_are_no_arrays_are_named(key):
   refused(layer, "params must be LanguageParams, got LSTMParams")
   for name, expected in (
     ("embedding", "[9, 4]"),
-    ("readout", "[n, 9]"),  # as the weights of a tied readout have it
+    ("readout", "[n, 9]"),  # None is that of a model whose readout is tied
     ("bias", "[9]"),
   ):
     message = f"params.{name} must be {expected}, got NoneType"

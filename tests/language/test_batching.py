@@ -1,3 +1,5 @@
+"""Batches of a text, also with a gap: a place where a part was left out."""
+
 import itertools
 import re
 from dataclasses import replace
@@ -50,6 +52,7 @@ def test_a_gap_outside_of_the_text_is_refused(gap, random_offsets):
 
 
 def test_a_batch_that_an_epoch_does_not_have_is_an_index_error():
+  # 4 time steps of 2 sequences: batches of 3 and of 1.
   epoch = make_batches(np.arange(9), 2, 3)
   for index in (-2, -1, 2):
     with pytest.raises(IndexError, match=rf"in \[0, 2\), got {index}$"):
@@ -89,7 +92,7 @@ def test_no_sequence_reads_across_a_gap(
 
 
 def test_a_gap_between_unequal_pieces_needs_at_least_three_sequences():
-  text = np.arange(41)
+  text = np.arange(41)  # the pieces have 19 and 20 targets: 39, or 3 · 13
   for batch_size in (1, 2):
     message = (
       "pieces of 20 and 21 tokens need a batch_size of at least 3, with a "
@@ -97,7 +100,9 @@ def test_a_gap_between_unequal_pieces_needs_at_least_three_sequences():
     )
     with pytest.raises(ValueError, match=message):
       make_batches(text, batch_size, 4, 20)
+  # 19 time steps, once in the first piece and twice in the second.
   assert make_batches(text, 3, 4, 20).tokens[0].tolist() == [0, 20, 21]
+  # 4 sequences of 10 targets, and the first token of each piece.
   with pytest.raises(ValueError, match="need at least 42 tokens, got 41"):
     make_batches(text, 4, 10, 20)
 

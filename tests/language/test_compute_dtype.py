@@ -18,6 +18,7 @@ def rounded(x):
   return x.astype(jnp.bfloat16).astype(x.dtype) if x.ndim > 1 else x
 
 
+# With groups, the readout's gradient is first summed in parts of the batch.
 @pytest.mark.parametrize(
   ("adjoint", "groups"), [(Explicit(), 1), (Explicit(), B), (Autodiff(), 1)]
 )

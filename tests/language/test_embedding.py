@@ -25,7 +25,8 @@ def lookup(request, monkeypatch):
   """Return what a batch of STEPS[lookup] time steps looks up.
 
   These are rows of the table W_e W_x, or rows of W_e, which are multiplied by
-  W_x afterwards: see `lstm_jax.language.model`. It holds for one step, too.
+  W_x afterwards: see `lstm_jax.language.model`. With this TABLE_ROWS, `apply`
+  looks up the same for a single time step.
   """
   table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
   monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
@@ -122,14 +123,15 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
 ):
   found = []
   monkeypatch.setattr(
-    model_module, "reads_table", lambda *sizes: found.append(sizes[1:])
+    model_module, "reads_table", lambda cell, *sizes: found.append(sizes)
   )
   config = ModelConfig(embedding_size=E, hidden_size=H, dtype=jnp.float64)
   model = language_model(config, V, groups=B)
   tokens = jnp.zeros((T, B), int)
   state = model.initial_state((B,))
   jax.eval_shape(model.loss, model.init(key), state, tokens, tokens)
-  assert found == [(V, T)]  # the T·B tokens of a batch are in B groups
+  # (vocabulary, tokens): the T·B tokens of a batch are in B groups.
+  assert found == [(V, T)]
 
 
 @pytest.mark.everyday(2)
@@ -182,7 +184,7 @@ def test_a_tied_readout_is_the_embedding(lookup, key):
   state = untied.initial_state((B,))
   tokens = jax.random.randint(key, (STEPS[lookup] + 1, B), 0, V)
 
-  def untied_loss(e):  # with two matrices: W_e = √E e, and W = eᵀ
+  def untied_loss(e):  # with two matrices: W_e = √7 e [V, 7], and W = eᵀ
     untied_params = params._replace(embedding=7**0.5 * e, readout=e.T)
     return untied.training_loss(
       untied_params, state, tokens[:-1], tokens[1:], key

@@ -47,6 +47,7 @@ def test_short_batches_have_half_the_length_and_the_given_probability():
   share = lengths.count(5) / len(lengths)
   assert abs(share - 0.2) < 5 * (0.2 * 0.8 / len(lengths)) ** 0.5
   assert len(lengths) == config.num_steps(tokens, 0)
+  # 2 sequences of 20 and of 25 time steps, with batches from cut to cut.
   never_short = BatchingConfig(2, 10, short_seq_prob=1e-12)
   (epoch,) = never_short.epochs(tokens[:41], 0)
   assert epoch.cuts == (0, 10, 20)

@@ -18,6 +18,8 @@ from lstm_jax.training.averaging import init_average
 from tests.draws import normal_like, worst
 
 H, T = 6, 4
+# With symbolic sizes, the table W_e W_x is used for a V of up to 1,024.
+V, LARGE_V = 11, 2000
 ADJOINTS = Explicit(), Explicit("recompute"), Autodiff()
 
 
@@ -78,7 +80,7 @@ def draw(model, key, vocabulary_size, steps, batch):
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
   ("vocabulary_size", "tied"),
-  [(11, True), (2000, False)],
+  [(V, True), (LARGE_V, False)],
 )
 def test_outputs_loss_and_gradient_with_a_free_batch_size(
   sizes, adjoint, vocabulary_size, tied, key
@@ -96,9 +98,9 @@ def test_outputs_loss_and_gradient_with_a_free_batch_size(
 @pytest.mark.exhaustive
 def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
   # The logits of two time steps, at the B that is assumed for a symbolic one.
-  two_steps = 2 * readout.SYMBOLIC_BATCH * 11
+  two_steps = 2 * readout.SYMBOLIC_BATCH * V
   monkeypatch.setattr(readout, "MAX_LOGITS", two_steps)
-  model = make(11)
+  model = make(V)
   params = normal_like(key, jax.eval_shape(model.init, key))
   steps, batch = export.symbolic_shape("4, B")
   hs = jax.ShapeDtypeStruct((steps, batch, H), jnp.float64)
@@ -109,10 +111,10 @@ def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
     return readout.linear_cross_entropy(hs, w, b, targets)
 
   program = export.export(jax.jit(jax.grad(loss)))(spec(params), hs, targets)
-  assert "tensor<2x?x11xf64>" in program.mlir_module()
+  assert f"tensor<2x?x{V}xf64>" in program.mlir_module()
   call = exported(outputs_and_gradient(model), model, params, "4, B")
-  args = params, *draw(model, key, 11, T, 3)
-  assert worst(call(*args), twin(11, False)(*args)) < 1e-12
+  args = params, *draw(model, key, V, T, 3)
+  assert worst(call(*args), twin(V, False)(*args)) < 1e-12
 
 
 @pytest.mark.exhaustive
@@ -127,7 +129,7 @@ def test_a_training_loss_with_noise_has_a_free_batch_size(key):
     ar_coef=1.0,
     tar_coef=1.0,
   )
-  model = make(11, regularizers=rates)
+  model = make(V, regularizers=rates)
   params = normal_like(key, jax.eval_shape(model.init, key))
 
   def f(params, state, tokens, targets, data):
@@ -138,13 +140,13 @@ def test_a_training_loss_with_noise_has_a_free_batch_size(key):
 
   data = jax.random.key_data(key)
   call = exported(f, model, params, f"{T}, B", data)
-  args = params, *draw(model, key, 11, T, 3), data
+  args = params, *draw(model, key, V, T, 3), data
   assert worst(call(*args), jax.jit(f)(*args)) < 1e-12
 
 
 @pytest.mark.exhaustive
 def test_a_training_step_has_a_free_batch_size(key):
-  model = make(11)
+  model = make(V)
 
   # The optimizer's state is (), as `serialize` does not know optax's types.
   def update(gradient, state, params=None):
@@ -159,20 +161,21 @@ def test_a_training_step_has_a_free_batch_size(key):
     return step(state._replace(carry=carry), tokens, targets)
 
   call = exported(f, model, params, f"{T}, B")
-  args = params, *draw(model, key, 11, T, 3)
+  args = params, *draw(model, key, V, T, 3)
   (found, metrics), expected = call(*args), f(*args)
   assert int(metrics.num_tokens) == T * 3
   assert worst((found, metrics), expected) < 1e-12
 
 
 def test_an_average_of_weights_can_be_serialized(key):
-  average = init_average(make(11).init(key))
+  average = init_average(make(V).init(key))
   written = export.export(jax.jit(lambda x: x))(spec(average)).serialize()
   found = export.deserialize(written).call(average)
   assert type(found) is Average and worst(found, average) == 0
 
 
-# Runs an exported language model where this library is not imported.
+# Runs an exported language model where this library is not imported. Its state,
+# s0 to s3, is h and c of two layers.
 PROGRAM = """
 import sys
 import jax, numpy as np
@@ -200,7 +203,7 @@ assert "lstm_jax" not in sys.modules
 @pytest.mark.exhaustive  # docs/coming-from.md has the same in one process
 def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
   """A prompt of any length, then single time steps, for any batch size."""
-  model = make(11, tied=True)
+  model = make(V, tied=True)
   params = normal_like(key, jax.eval_shape(model.init, key))
   structure = jax.tree.structure(model.initial_state())
 
@@ -215,7 +218,7 @@ def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
     tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
     program = export.export(jax.jit(flat))(tokens, *jax.tree.leaves(state))
     (tmp_path / name).write_bytes(program.serialize())
-  state, tokens, _ = draw(model, key, 11, 7, 3)
+  state, tokens, _ = draw(model, key, V, 7, 3)
   leaves = {f"s{k}": x for k, x in enumerate(jax.tree.leaves(state))}
   np.savez(tmp_path / "inputs.npz", tokens=tokens, **leaves)
   command = [sys.executable, "-I", "-c", PROGRAM, str(tmp_path)]

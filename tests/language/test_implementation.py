@@ -87,7 +87,8 @@ def test_kernels_read_64_tokens_of_a_prompt_at_a_time(size, calls, key):
   model, other = (language_model(config, V) for config in (KERNELS, SCANS))
   params, prompt = model.init(key), np.arange(size) % V
   found = sample(model, params, key, prompt, 20, num_samples=B)
-  # Of the two layers. What is left of the prompt, one by one, is a scan.
+  # One for each of the two layers: the loop over parts of 64 tokens is traced
+  # even if the prompt has none. The rest is read one by one, by a scan.
   assert [steps for _, _, steps, _ in calls] == [64] * 2
   assert (found == sample(other, params, key, prompt, 20, num_samples=B)).all()
 

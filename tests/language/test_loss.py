@@ -7,7 +7,7 @@ import pytest
 from lstm_jax.language import cross_entropy, loss
 from tests.draws import B, T, normal_like, weighed, worst
 
-V = 7
+V = 7  # in tests.draws, T is 5 and B 3
 
 
 def arguments(key):
@@ -140,7 +140,7 @@ def test_a_probability_of_zero_has_no_part_in_the_loss():
 
 def test_a_target_that_is_no_token_has_a_loss_of_nan(key):
   logits, targets = arguments(key)
-  for outside in (-1, -V, V, 2**32 + 3):
+  for outside in (-1, -V, V, 2**32 + 3):  # as an int32, the last would be 3
     given = targets.at[2, 1].set(outside)
     narrow = (jnp.int8, jnp.int32) if outside <= V else ()
     for dtype in (*narrow, jnp.int64):

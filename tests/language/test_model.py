@@ -124,7 +124,7 @@ def test_initial_weights_follow_the_configuration(key):
   assert abs(float(own.embedding.std()) - 1) < 0.05
   draws = own.embedding.ravel()[:9], own.readout.ravel()[:9] * 40**0.5
   assert abs(np.subtract(*draws)).min() > 1e-3  # each by a key of its own
-  assert float(own.layers[0].b.sum()) == 40  # of the forget gate
+  assert float(own.layers[0].b.sum()) == 40  # 1 for each unit's forget gate
   config = ModelConfig(**shapes, init_std=0.1, readout_std=0.01)
   drawn = language_model(config, 50).init(key)
   (layer,) = drawn.layers
@@ -176,7 +176,8 @@ def test_tokens_that_are_no_integers_are_refused(size, key):
   """
   config = ModelConfig(hidden_size=4)
   model = language_model(config, size)
-  regularized = language_model(config, size, regularizers=Regularizers(0.5))
+  dropout = Regularizers(token_dropout=0.5)
+  regularized = language_model(config, size, regularizers=dropout)
   params = jax.eval_shape(model.init, key)
   targets = jnp.zeros((2, 1), int)
   for tokens, got in (
@@ -228,6 +229,7 @@ def test_a_vocabulary_size_and_groups_in_int8_do_not_overflow(key):
   )
   params = jax.eval_shape(model.init, key)
   nats, _ = jax.eval_shape(model.loss, params, None, tokens, tokens)
+  # The embedding size is 64 by default.
   assert params.embedding.shape == (100, 64) and nats.shape == ()
 
 

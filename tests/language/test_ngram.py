@@ -74,7 +74,7 @@ def test_the_distributions_are_those_of_the_loop(num_training, order):
   assert set(longest) >= {*range(min(order, 1), order + 1)}
 
 
-def test_contexts_have_up_to_seven_tokens_and_a_discount_of_three_quarters():
+def test_the_default_order_is_seven_and_the_discount_three_quarters():
   text = np.tile(np.arange(V), 4)
   found = ngram_predictions(text, TRAINING, V)
   expected = ngram_predictions(text, TRAINING, V, order=7, discount=0.75)

@@ -135,6 +135,7 @@ def test_sampling_has_kernels_for_the_prompt_alone(case):
   model, params, kernels, loops = case
   prompt = filled(np.zeros(3, np.int32))
   rules = DrawingRules(temperature=0.8)
+  # (number of tokens, of samples, rules), and {}: no rule is traced.
   run = partial(_sample(model), (T, 2, rules), {})
   found = kernels_and_loops(run, params, jax.random.key(0), prompt)
   # Loops also over the parts of the prompt, what is left of it, and new tokens.

@@ -150,6 +150,7 @@ OWN_CELL = CellOfFunctions(
 )
 VALUES = [
   *(ModelConfig(row.cell) for row in TABLE.values()),
+  # A value for each field, from cell to compute_dtype.
   ModelConfig(OWN_CELL, 3, 5, 2, 0.1, 0.2, True, jnp.bfloat16, jnp.bfloat16),
   Regularizers(token_dropout=0.1),
   BatchingConfig(),

@@ -21,7 +21,7 @@ def test_a_readout_starts_by_the_number_of_outputs_not_of_hidden_units(key):
     for std in (None, 1.0)
   )
   assert own.shape == (4, V)  # the outputs are half of the hidden units
-  assert (own == unit / 2).all()
+  assert (own == unit / 2).all()  # of standard deviations 1/√4 and 1
 
 
 @pytest.mark.parametrize("tied", [False, True])

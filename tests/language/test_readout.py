@@ -11,7 +11,7 @@ from lstm_jax.cells.affine import affine
 from lstm_jax.language import loss, readout
 from tests.draws import B, H, normal_like, weighed, worst
 
-T, V = 14, 7
+T, V = 14, 7  # in tests.draws, B is 3 and H 6
 
 
 def arguments(key, dtype=jnp.float64):
@@ -128,7 +128,7 @@ def test_a_wrong_gradient_is_noticed(key, monkeypatch):
 def test_chunks_are_of_one_size_if_more_than_half_of_what_fits_divides_t(
   steps, size, monkeypatch
 ):
-  monkeypatch.setattr(readout, "MAX_LOGITS", 15 * B * V + 1)
+  monkeypatch.setattr(readout, "MAX_LOGITS", 15 * B * V + 1)  # 15 steps fit
   assert readout._chunk_size(steps, B, V) == size
 
 

@@ -148,6 +148,7 @@ def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
   loss, expected = (jax.jit(m.loss)(*args) for m in (model, plain))
   total, (nats, _) = training_loss(*args, key)
   assert abs(total - expected[0]) > 1e-4
+  # The two penalties are added to the total alone, and draw nothing.
   assert (nats == total) != (name in ("ar_coef", "tar_coef"))
   assert worst(loss, expected) == 0
   again, _ = training_loss(*args, key)

@@ -256,7 +256,7 @@ def test_a_long_prompt_takes_no_memory_for_its_logits(key):
   vocabulary_size, length = 5000, 400
   model = language_model(ModelConfig(hidden_size=4), vocabulary_size)
   prompt = filled(np.zeros(length, np.int32))
-  program = (
+  program = (  # which draws 3 tokens of each of 2 texts
     sampling._sample(model)
     .lower((3, 2, DrawingRules()), {}, model.init(key), key, prompt)
     .compile()
@@ -268,7 +268,7 @@ def test_a_long_prompt_takes_no_memory_for_its_logits(key):
 def test_a_prompt_is_read_once_for_all_samples(key):
   params = jax.eval_shape(MODEL.init, key)
   prompt = filled(np.zeros(7, np.int32))
-  options = 3, 5, DrawingRules()
+  options = 3, 5, DrawingRules()  # 3 tokens of each of 5 texts
   program = sampling._sample(MODEL).lower(options, {}, params, key, prompt)
   text = program.as_text()
   # The outputs of a part of the prompt: of one text, and not of 5.

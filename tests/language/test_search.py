@@ -170,6 +170,7 @@ def test_the_costs_of_many_tokens_have_one_readout(key):
   params = jax.eval_shape(MODEL.init, key)
   prompt, tokens = filled(PROMPT), jax.ShapeDtypeStruct((8, 2), jnp.int32)
   program = search._continuation_nats(MODEL).lower(params, prompt, tokens)
+  # Of 8 tokens of 2 texts; reading the prompt gives the logits of the first.
   assert f"tensor<7x2x{V}x" in program.as_text()
 
 

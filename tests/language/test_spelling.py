@@ -12,7 +12,7 @@ RARE = ["abba", "baa", "a", "cab"]
 
 
 def test_the_probabilities_are_those_of_the_docstring():
-  """Here `p` follows the recursion, for one letter after its context."""
+  """Here `p` is the recursion of `spelling` for K = 4 and A = 8."""
   marked = [[*word, "end"] for word in RARE]
 
   def p(letter, context):
@@ -58,7 +58,8 @@ def test_words_like_the_rare_ones_are_cheap():
 def test_the_cache_has_the_probabilities_of_its_formula():
   """The formula is computed after each of some words, in 60 decimal digits.
 
-  The probabilities of long words are too small for a float64.
+  A is 8 and D is 0.9. The probabilities of long words are too small for a
+  float64.
   """
   words = ["abba", "cab", "abba", "雪", "abba", "cab", "dab", "a" * 900, "雪"]
   letters = spelling_nats(RARE, words)

@@ -158,6 +158,7 @@ def test_a_scene_within_a_quarter_of_the_length_of_a_slice_is_near():
     text = text[: at - 2] + "\n\nSCENE I\n\n" + text[at + 9 :]
     return middle_slice(text, 0.2)[0]
 
+  # Of 1,000 characters 200 are requested: a quarter of these is 50.
   assert cut(50) == 350 and cut(51) > 390
 
 

@@ -143,7 +143,7 @@ def test_a_failure_leaves_a_stream_as_it_was(key, monkeypatch):
     list(stream.write(key, LENGTH))
   begun, advance = stream.text, text_stream._advance
 
-  class Interrupted:
+  class Interrupted:  # stands for tokens that are still being drawn
     def __array__(self, *arguments, **options):
       raise KeyboardInterrupt
 

@@ -15,6 +15,7 @@ from lstm_jax.training import (
 
 T, B, V = 4, 3, 9
 MODEL = language_model(ModelConfig(embedding_size=3, hidden_size=5), V)
+# 3 sequences of 16 time steps, in 4 batches.
 EPOCH = make_batches(np.arange(47, dtype=np.int32) % V, B, T)
 
 

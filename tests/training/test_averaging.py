@@ -15,13 +15,13 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.averaging import init_average, update_average
 from tests.draws import worst
-from tests.training.small import EPOCH, MODEL, steps
+from tests.training.small import EPOCH, MODEL, B, V, steps
 
 
 @pytest.mark.exhaustive
 def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
-  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  state = init_state(MODEL, optimizer, MODEL.init(key), B, averaged=True)
   train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
   *_, (state, _) = steps(train_step, state, 3)
   before = jax.tree.map(np.asarray, state)  # kept: the step donates it
@@ -37,7 +37,7 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
 @pytest.mark.exhaustive
 def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
   optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
-  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  state = init_state(MODEL, optimizer, MODEL.init(key), B, averaged=True)
   train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
   *_, (state, _) = steps(train_step, state, 3)
   nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
@@ -60,7 +60,7 @@ def test_a_norm_that_overflows_changes_nothing_but_the_step(clip_norm, key):
   config = OptimizerConfig(clip_norm=clip_norm, nonfinite="skip")
   optimizer = make_optimizer(config, 20)
   model = MODEL._replace(training_loss=training_loss)
-  state = init_state(model, optimizer, model.init(key), 3, averaged=True)
+  state = init_state(model, optimizer, model.init(key), B, averaged=True)
   before = jax.tree.map(np.asarray, state)  # kept: the step donates it
   train_step = make_train_step(model, optimizer, ema_decay=0.5)
   after, metrics = train_step(state, *EPOCH.batch(0))
@@ -74,7 +74,7 @@ def test_a_norm_that_overflows_changes_nothing_but_the_step(clip_norm, key):
 
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   optimizer = make_optimizer(OptimizerConfig(), 20)
-  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  state = init_state(MODEL, optimizer, MODEL.init(key), B, averaged=True)
   train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
   expected = jax.tree.map(np.asarray, MODEL.init(key))
   for step, (state, _) in enumerate(steps(train_step, state, 12)):  # noqa: B020
@@ -86,7 +86,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
     )
   assert worst(eval_params(state), expected) < 1e-6
   assert worst(eval_params(state), state.params) > 1e-3
-  plain = init_state(MODEL, optimizer, MODEL.init(key), 3)
+  plain = init_state(MODEL, optimizer, MODEL.init(key), B)
   assert eval_params(plain) is plain.params
 
 
@@ -122,7 +122,7 @@ def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   optimizer = make_optimizer(
     OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100
   )
-  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  state = init_state(MODEL, optimizer, MODEL.init(key), B, averaged=True)
   train_step = make_train_step(MODEL, optimizer)
   for state, _ in steps(train_step, state, 4):  # noqa: B020
     assert worst(eval_params(state), state.params) == 0
@@ -130,7 +130,7 @@ def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   state = state._replace(average=start_average(state.average))
   for state, _ in steps(train_step, state, 5):  # noqa: B020
     since.append(jax.tree.map(np.asarray, state.params))
-  assert int(state.average.num_averaged) == 6
+  assert int(state.average.num_averaged) == 6  # the start and 5 steps
   expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
   assert worst(eval_params(state), expected) < 1e-6
   # A step that is skipped does not count.
@@ -179,9 +179,9 @@ def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
   ema_decay, key
 ):
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
-  model = language_model(config, 9)
+  model = language_model(config, V)
   optimizer = make_optimizer(OptimizerConfig(), 20)
-  first = init_state(model, optimizer, model.init(key), 3, averaged=True)
+  first = init_state(model, optimizer, model.init(key), B, averaged=True)
   dtypes = jax.tree.map(jnp.result_type, first.average)
   train_step = make_train_step(model, optimizer, ema_decay=ema_decay)
   state, _ = next(steps(train_step, first, 1))

@@ -2,6 +2,7 @@
 
 from lstm_jax.training import find_collectives
 
+# Two calls below the body of a loop is one collective; another is outside.
 INNER = """
 %inner (p: f32[2]) -> f32[2] {
   ROOT %g = f32[2]{0} all-reduce(%p), to_apply=%add
@@ -38,6 +39,7 @@ def test_what_a_loop_calls_is_inside_the_loop_at_any_depth():
 
 
 def test_the_size_of_an_asynchronous_collective_is_that_of_its_result():
+  # An all-gather-start returns (operands, results).
   start = "%s = (f32[2,3]{1,0}, f32[4,3]{1,0}) all-gather-start(%p)"
   assert found(start) == ("all-gather", 48)
   tuples = "((f32[2]{0}, f32[3]{0}), (f32[4]{0}, f32[6]{0}))"

@@ -42,11 +42,13 @@ def each_array(tree, shardings):
   [
     optax.adafactor(1e-3, min_dim_size_to_factor=2),
     optax.masked(optax.adam(1e-3), matrices),
+    # For the embedding and the readout, not for the layers and the bias.
     optax.masked(optax.adam(1e-3), LanguageParams(True, False, True, False)),
     optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
     first_rows(),
     optax.sm3(1e-3),
     optax.scale_by_adam(),  # in no chain
+    # Its state is the weights; `update` is not called.
     optax.GradientTransformation(lambda params: params, None),
     optax.flatten(optax.adam(1e-3)),
     optax.multi_transform(

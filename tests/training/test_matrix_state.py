@@ -133,8 +133,9 @@ def test_each_epoch_begins_at_the_zero_state_of_its_batch_size(key):
   config = ModelConfig(cell, embedding_size=3, hidden_size=H)
   model = language_model(config, V, adjoint=Autodiff())
   params = model.init(key)
-  # 3 epochs of B 3, T 4; the last of them has B 5. They have 11 steps.
-  batching = BatchingConfig(3, 4, 3, late_batch_size=5)
+  # B is 3, and 5 in the last epoch; T is 4. Of 46 targets, the epochs make 4, 4
+  # and 3 batches: 11 steps.
+  batching = BatchingConfig(3, 4, num_epochs=3, late_batch_size=5)
   # So small a learning rate leaves the weights as they are.
   rule = make_optimizer(OptimizerConfig(learning_rate=1e-30), 11)
   epochs = list(batching.epochs(np.arange(47) % V, 0))

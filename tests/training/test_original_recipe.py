@@ -1,8 +1,9 @@
 """The recipe `original` against NumPy: forward, backward, Adagrad by hand.
 
-`experiments/benchmarks/peers/original.py` implements the equations in float64,
-with batch size 1. From the same initial weights, the library must compute the
-same losses.
+The recipe (`experiments/recipes/original.flags`) trains in the manner of
+min-char-rnn. `experiments/benchmarks/peers/original.py` implements the
+equations in float64, with batch size 1. From the same initial weights, the
+library must compute the same losses.
 """
 
 import dataclasses

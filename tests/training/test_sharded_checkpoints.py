@@ -115,7 +115,8 @@ def test_two_processes_write_a_state_together(mesh, split_over, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_a_disk_that_is_full_for_one_process_is_an_error_of_both(tmp_path):
-  first, second = run("full_disk", tmp_path, "model:2", 2, 1)
+  first, second = run("full_disk", tmp_path, "model:2", processes=2, devices=1)
   assert first["error"].endswith("No space left on device")
   assert "cannot be written: " in second["error"]
+  # They wait 5 s for each other in this test, and 300 s by default.
   assert max(first["seconds"], second["seconds"]) < 30

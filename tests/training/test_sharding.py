@@ -109,7 +109,7 @@ def test_the_mesh_must_divide_the_batch_and_the_hidden_size():
 @pytest.mark.exhaustive
 def test_a_mesh_takes_keys_of_the_default_kind_alone(key):
   mesh, rule = make_mesh({"data": 1}), make_optimizer(OptimizerConfig(), 9)
-  state = init_state(MODEL, rule, MODEL.init(key), 3)
+  state = init_state(MODEL, rule, MODEL.init(key), 3)  # the B of EPOCH
   shardings = state_shardings(mesh, state)
   train_step = make_mesh_train_step(mesh, MODEL, rule, shardings=shardings)
   other = jax.random.key(0, impl="rbg")

@@ -26,7 +26,7 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.optimizer import Rule
 from tests.draws import worst
-from tests.training.small import EPOCH, MODEL, start, steps
+from tests.training.small import EPOCH, MODEL, B, T, V, start, steps
 
 
 @pytest.mark.everyday(2)
@@ -47,7 +47,7 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
   params = jax.tree.map(jnp.copy, state.params)
   losses = [float(m.loss) for _, m in steps(update, state, 8)]
   assert EPOCH.num_batches == 4
-  carry, expected = MODEL.initial_state((3,)), []
+  carry, expected = MODEL.initial_state((B,)), []
   for tokens, targets in EPOCH.batches():
     nats, carry = MODEL.loss(params, carry, tokens, targets)
     expected.append(float(nats))
@@ -59,13 +59,13 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
 def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   sizes = ModelConfig(embedding_size=5, hidden_size=5, num_layers=2, tied=tied)
   config = OptimizerConfig(clip_norm=0.1)  # below the norm of the gradient
-  model, rule = language_model(sizes, 9), make_optimizer(config, 9)
-  params, carry = model.init(key), model.initial_state((3,))
+  model, rule = language_model(sizes, V), make_optimizer(config, num_steps=9)
+  params, carry = model.init(key), model.initial_state((B,))
   tokens, targets = EPOCH.batch(0)
   gradient = jax.grad(lambda p: model.loss(p, carry, tokens, targets)[0])(
     params
   )
-  state = init_state(model, rule, params, 3)
+  state = init_state(model, rule, params, B)
   _, metrics = make_train_step(model, rule)(state, tokens, targets)
   readout = [] if tied else [gradient.readout]
   parts = {
@@ -90,7 +90,7 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
   rule = make_optimizer(OptimizerConfig(), 100)
   first, again = (make_train_step(MODEL, rule) for _ in range(2))
   assert first is again
-  state = init_state(MODEL, rule, MODEL.init(key), 3)
+  state = init_state(MODEL, rule, MODEL.init(key), B)
   state, _ = first(state, *EPOCH.batch(0))
   compiled = first._cache_size()
   again(state, *EPOCH.batch(0))
@@ -105,7 +105,7 @@ def test_an_optimizer_may_keep_one_array_in_two_places(key):
   """Its state may hold the weights themselves, or one of its arrays twice."""
   params = MODEL.init(key)
   for rule in optax.contrib.prodigy(), optax.scale_by_lbfgs(3):
-    state = init_state(MODEL, rule, params, 3)
+    state = init_state(MODEL, rule, params, B)
     # No buffer can be donated twice.
     state = jax.jit(lambda state: state, donate_argnums=0)(state)
     assert worst(state.opt_state, rule.init(params)) == 0
@@ -118,8 +118,9 @@ def test_epochs_may_differ_in_batch_size(key):
     key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
   )
   params = jax.tree.map(jnp.copy, state.params)
-  tokens = np.arange(47, dtype=np.int32) % 9
-  epochs = list(BatchingConfig(3, 4, 3, late_batch_size=5).epochs(tokens, 0))
+  tokens = np.arange(47, dtype=np.int32) % V
+  batching = BatchingConfig(B, T, num_epochs=3, late_batch_size=5)
+  epochs = list(batching.epochs(tokens, 0))
   found, expected = [], []
   for last, metrics in train(update, state, epochs):
     found.append((float(metrics.loss), int(metrics.num_tokens)))
@@ -135,7 +136,7 @@ def test_epochs_may_differ_in_batch_size(key):
 
 def test_an_epoch_may_fill_the_same_arrays_with_every_batch():
   """The step of a batch may run when the next batch is made."""
-  arrays = np.zeros((2, 4, 3), np.int32)
+  arrays = np.zeros((2, T, B), np.int32)  # tokens and targets
 
   class Epoch:
     num_batches = 3
@@ -156,13 +157,13 @@ def test_an_epoch_may_fill_the_same_arrays_with_every_batch():
 def test_noise_depends_on_the_seed_and_on_the_step(key):
   config = ModelConfig(embedding_size=3, hidden_size=5)
   noise = Regularizers(output_dropout=0.5)
-  noisy = language_model(config, 9, regularizers=noise)
+  noisy = language_model(config, V, regularizers=noise)
   rule = make_optimizer(
     OptimizerConfig(learning_rate=1e-30, warmup_steps=0), 20
   )
 
   def losses(seed):
-    state = init_state(noisy, rule, noisy.init(key), 3)
+    state = init_state(noisy, rule, noisy.init(key), B)
     train_step, noise_key = make_train_step(noisy, rule), jax.random.key(seed)
     trained = steps(train_step, state, 8, noise_key)
     return [float(metrics.loss) for _, metrics in trained]
@@ -174,11 +175,11 @@ def test_noise_depends_on_the_seed_and_on_the_step(key):
 
 def test_the_loss_of_a_step_is_that_without_penalties(key):
   def training_loss(params, carry, *_):
-    nats = params.bias.sum() + 2
+    nats = params.bias.sum() + 2  # the bias is 0 at first
     return nats + 5, (nats, carry)
 
   model, rule = MODEL._replace(training_loss=training_loss), optax.sgd(0.1)
-  state = init_state(model, rule, MODEL.init(key), 3)
+  state = init_state(model, rule, MODEL.init(key), B)
   _, metrics = make_train_step(model, rule)(state, *EPOCH.batch(0))
   assert metrics.loss == 2
 
@@ -200,7 +201,7 @@ def test_a_decay_out_of_range_is_refused(ema_decay):
 def test_the_parameters_given_survive_the_first_update(averaged, key):
   params = MODEL.init(key)
   rule = make_optimizer(OptimizerConfig(), 10)
-  state = init_state(MODEL, rule, params, 3, averaged=averaged)
+  state = init_state(MODEL, rule, params, B, averaged=averaged)
   next(steps(make_train_step(MODEL, rule), state, 10))
   assert worst(params, MODEL.init(key)) == 0
 
@@ -216,7 +217,7 @@ def test_the_norm_of_a_step_does_not_overflow_in_float16(key):
   model = MODEL._replace(training_loss=training_loss)
   half = jax.tree.map(lambda x: x.astype(jnp.float16), MODEL.init(key))
   rule = make_optimizer(OptimizerConfig(optimizer="sgd"), 10)
-  state = init_state(model, rule, half, 3)
+  state = init_state(model, rule, half, B)
   _, metrics = make_train_step(model, rule)(state, *EPOCH.batch(0))
   expected = 200 * half.embedding.size**0.5
   assert float(metrics.grad_norm) == pytest.approx(expected, rel=1e-6)

@@ -22,7 +22,7 @@ from lstm_jax.training import (
 from lstm_jax.training.checkpoint import checkpoint_errors
 from tests.draws import normal_like
 from tests.patterns import exact
-from tests.training.small import MODEL
+from tests.training.small import MODEL, V
 
 
 def test_a_wrong_step_or_tree_is_not_reported_as_damage(tmp_path):
@@ -109,6 +109,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(1, MODEL.init(key), {})
   writer.close()
+  # MODEL has an embedding_size of 3 and a hidden_size of 5.
   for sizes, message in (
     (
       {"hidden_size": 6},
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
       r"layers.1.w_x must be .*got no such array$",
     ),
   ):
-    other = language_model(ModelConfig(embedding_size=3, **sizes), 9)
+    other = language_model(ModelConfig(embedding_size=3, **sizes), V)
     with pytest.raises(CheckpointError, match=message):
       read_params(tmp_path, 1, jax.eval_shape(other.init, key))
   fewer = jax.eval_shape(MODEL.init, key)._replace(readout=None)

@@ -53,6 +53,7 @@ def test_dynamic_evaluation_equals_a_loop_over_its_equations(
   for k in range(0, N - 1, 4):  # segment 4 and rate 0.05, as in CONFIG
     gradient, (nats, state) = gradients(theta, state, TOKENS[k : k + 5, None])
     losses.append(np.asarray(nats))
+    # The mean is r̄, 1e-3 is ε / r̄, and λ is 0.6.
     theta = jax.tree.map(
       lambda t, g, t0, r: (
         t
@@ -85,12 +86,14 @@ def test_segments_of_one_token_have_equal_losses_and_distributions(
 
 @pytest.mark.parametrize("full", [False, True])
 def test_segments_of_one_token_use_no_table(full):
+  """The table W_e W_x; `full` asks for the distributions, too."""
   model = language_model(ModelConfig(hidden_size=8), 500)
   weights = jax.eval_shape(model.init, jax.random.key(0))
   carry = weights, model.initial_state((1,))
 
   def flops(segment):
     segments = jnp.zeros((3, segment + 1, 1), jnp.int32)
+    # θ₀, r, (η, λ), (θ, state) and segments [n, S + 1, 1].
     arguments = weights, weights, (0.1, 0.1), carry, segments
     program = _scan_segments(model).lower(full, *arguments)
     return program.cost_analysis()["flops"]
@@ -99,6 +102,7 @@ def test_segments_of_one_token_use_no_table(full):
 
 
 def test_many_logits_change_no_scale(params, scale, monkeypatch):
+  # A batch of `scale` has 2 sequences of 5 tokens.
   monkeypatch.setattr(dynamic_eval, "MAX_LOGITS", 2 * 5 * V - 1)
   monkeypatch.setattr(dynamic_eval, "predict", None)  # it has all logits
   found = gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))

@@ -42,6 +42,11 @@ def programs():
 
 
 def protocols(params, scale):
+  """Return functions of a text [N] that return its losses [N − 1].
+
+  "cold" reads windows of 8 tokens, each from the zero state; "stateful" all of
+  the text in one pass; "dynamic" also trains on each segment that it has read.
+  """
   return {
     "cold": lambda tokens: cold_nats(MODEL, params, tokens, 8),
     "stateful": lambda tokens: stateful_nats(MODEL, params, tokens),
