@@ -2,8 +2,8 @@
 
   uv run --group bench python -m experiments.benchmark
 
-A part is a set of cases of one kind (`benchmarks/parts.py` lists the parts).
-Before a part is timed, every library must compute the same outputs, losses and
+A part is a set of cases of one kind (`benchmarks/parts.py` lists all but gpu).
+Before a case is timed, every library must compute the same outputs, losses and
 gradients from the same weights (for `original`, min-char-rnn in JAX and NumPy,
 a test checks this); then all are timed in turns, in one process. PyTorch uses a
 GPU if JAX has one. The training step of a language model is timed on one device

@@ -21,14 +21,10 @@ from experiments.cli import launch, make_console
 from experiments.pages.explore import describe, describe_text, make_page
 from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
-from experiments.trainer.corpus_path import find_corpus
+from experiments.trainer.corpus_path import check_is_no_corpus, find_corpus
 from experiments.trainer.data import SPLITS, default_split
 from experiments.trainer.excerpt import read_excerpt
-from experiments.trainer.files import (
-  check_is_other,
-  check_output,
-  check_regular,
-)
+from experiments.trainer.files import check_output, check_regular
 from experiments.trainer.flags import (
   config_from_flags,
   decoded_as_utf8,
@@ -91,15 +87,16 @@ def run(config: ExploreConfig, console: Console) -> Page:
     check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.PAGE)
   check_output(path)
+  if config.text and path.resolve() == Path(config.text).resolve():
+    raise ValueError(f"output must be another file than text, got {path}")
+  check_is_no_corpus("output", path, trained.corpus_sha256)
   if config.prompt:
     text, source = decoded_as_utf8(config.prompt), "a prompt"
   elif config.text:
-    check_is_other("output", path, "text", config.text)
     text, source = read_text(config.text), config.text
   else:
     sha256 = trained.corpus_sha256
     data = find_corpus(directory, trained.config.data, sha256, console)
-    check_is_other("output", path, "the run's corpus", data.corpus)
     text = read_excerpt(data, sha256).text
     source = (
       f"the {SPLITS[default_split(data)]} split of {Path(data.corpus).name}"

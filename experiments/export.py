@@ -34,14 +34,10 @@ from jax import export
 from experiments.cli import launch
 from experiments.pages import writer
 from experiments.pages.packed_model import check_model, describe_cost
-from experiments.trainer.corpus_path import find_corpus
+from experiments.trainer.corpus_path import check_is_no_corpus, find_corpus
 from experiments.trainer.data import SPLITS
 from experiments.trainer.excerpt import Part, read_excerpt
-from experiments.trainer.files import (
-  check_is_other,
-  check_output,
-  write_bytes,
-)
+from experiments.trainer.files import check_output, write_bytes
 from experiments.trainer.run_dir import check_outside_runs
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
@@ -83,8 +79,7 @@ def run(run: str, format: str, out: str) -> str:
   check_outside_runs("out", Path(out))
   check_output(Path(out))
   trained, cost = load(Path(run)), ""
-  corpus = trained.config.data.corpus
-  check_is_other("out", Path(out), "the run's corpus", corpus)
+  check_is_no_corpus("out", Path(out), trained.corpus_sha256)
   match format:
     case "onnx":
       written = _onnx(trained)

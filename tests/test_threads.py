@@ -53,7 +53,7 @@ SLOPE, RATE, SIZE = 0.123, 0.0123, 123  # used by no other test: none is cached
 def test_equal_calls_of_two_threads_return_one_object(
   monkeypatch, module, name, call
 ):
-  """`call` makes its object by `name`, a function or class of `module`."""
+  """While it makes its object, `call` calls `name` of `module`."""
   make = getattr(module, name)
 
   def slow(*args, **kwargs):

@@ -100,7 +100,7 @@ def _norms(
       if dx_above is not None:
         d = d._replace(h=d.h + dx_above)
       norms.append(jax.tree.map(norm, d))
-      # das: the gradients of the pre-activations.
+      # What else it returns is for the gradients of weights and inputs.
       d_before, *das = cell.recur_backward(layer.params, gates, residuals, d)
       # Only dx is used: XLA drops the unused gradients of the weights.
       _, dx_above = cell.parameter_gradients(

@@ -95,7 +95,7 @@ def case_table(rows: list[Row]) -> Table:
 
 
 def _case_title(row: Row) -> str:
-  """Return the title of a row's case, such as "layer, lstm, seq_len 64"."""
+  """Return the title of a row's case, such as "launches, lstm, float32"."""
   return ", ".join(
     str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
     for k, v in row.items()

@@ -24,7 +24,9 @@ PACKAGES = (
 def compare(
   makers: Makers, rounds: int, *problem: Any
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-  """Make each peer, prove that it computes the same, and time all in turns.
+  """Make each peer, and time all in turns.
+
+  A maker proves that its peer computes the same (of `original`, a test does).
 
   Args:
     makers: of the peers; the first is ours.

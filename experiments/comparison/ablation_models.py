@@ -67,8 +67,8 @@ def models_of_run(directory: Path) -> dict[str, str]:
   weights of --init_from as they are now: those are left out.
   """
   record = run_dir.read_config(directory) or {}
-  # config.json has the SHA-256 of the weights: of each teacher, in a list under
-  # TEACHERS, and under INIT_FROM.
+  # config.json has the SHA-256 of the weights: under TEACHERS a list, of each
+  # teacher; under INIT_FROM that of the model which the run began with.
   hashes = record.get(run_dir.TEACHERS) or []
   found = {
     f"{name} ({record['teacher_checkpoint']})": sha256

@@ -25,9 +25,10 @@ class Result(NamedTuple):
 
   protocol: str
   mean: float
-  std: float | None = None  # over the seeds; None for one seed, or if unknown
+  # Over the seeds; None for one seed, for an ensemble, or if unknown.
+  std: float | None = None
   seeds: Sequence[int] = ()  # empty if unknown
-  values: Sequence[float] = ()  # of each seed; empty if unknown
+  values: Sequence[float] = ()  # of each seed; empty for an ensemble too
   note: str = ""  # what differs from the protocol
 
   @property
@@ -69,9 +70,9 @@ class Row(NamedTuple):
   recipe: str = ""  # of experiments/recipes; empty for others' rows
   flags: Sequence[str] = ()  # of experiments.train, besides the recipe's
   evaluate: Sequence[str] = ()  # flags of experiments.evaluate
-  date: str = ""
-  commits: Sequence[str] = ()  # that added the results
-  records: Sequence[str] = ()  # the run directory that each commit added
+  date: str = ""  # of the last commit
+  commits: Sequence[str] = ()  # that added the results, or the last of them
+  records: Sequence[str] = ()  # the run directory that each commit changed
   source: Source | None = None  # of others' rows
 
   @property
@@ -222,7 +223,7 @@ def _origin(row: Row) -> str:
 
 
 def _commits(row: Row) -> str:
-  """Return the commits, each with a link to the record that it added."""
+  """Return the commits, each with a link to the record that it changed."""
   if not row.commits:
     return "–"
   pairs = zip(row.commits, row.records, strict=True)

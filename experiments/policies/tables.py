@@ -36,7 +36,7 @@ def check_entries(record: dict[str, Any]) -> None:
 
   Each list must have the length that the configuration gives it. `guessing`,
   which only the figure reads, must be a number. Returns and episodes must be
-  numbers or None, and beside a return at least one episode must have ended.
+  numbers or None; beside a return, the episodes that ended are an integer ≥ 1.
   """
   check_numbers("guessing", [record["guessing"]])
   for run in record["networks"].values():

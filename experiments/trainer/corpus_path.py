@@ -197,3 +197,17 @@ def _has_hash(path: Path, sha256: str) -> bool:
     return path.is_file() and _text_file_sha256(path) == sha256
   except (ValueError, OSError):  # not a text, or not ours to read
     return False
+
+
+def check_is_no_corpus(name: str, path: Path, sha256: str) -> None:
+  """Raise ValueError if the file to be written is the corpus, or a copy of it.
+
+  Args:
+    name: of the flag that gives the path.
+    path: of the file, which need not exist.
+    sha256: hash of the corpus.
+  """
+  if _has_hash(path, sha256):
+    raise ValueError(
+      f"{name} must be no file with the run's corpus, got {path}"
+    )

@@ -20,8 +20,7 @@ class Rule(NamedTuple):
   flag: str
   reason: str
   is_idle: Callable[..., bool]  # (config, *facts) -> whether it has no effect
-  # The value that turns the flag off, which needs no warning; None if no value
-  # does.
+  # The value that turns the flag off and needs no warning; None if none does.
   off: Any = 0
 
 

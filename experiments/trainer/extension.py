@@ -41,9 +41,9 @@ def extends(
   """Return whether changed flags extend a run.
 
   More epochs do; so does another patience, unless the run has made its last
-  epoch. The new patience counts the evaluations so far. Fewer epochs,
-  or a smaller patience other than 0, do not extend an unfinished run, but make
-  it another run. If the new values do not fit a finished run, `check_extension`
+  epoch. The new patience counts the evaluations so far. Fewer epochs, or a
+  smaller patience other than 0, do not extend an unfinished run, but make it
+  another run. If the new values do not fit a finished run, `check_extension`
   raises an error.
 
   Args:

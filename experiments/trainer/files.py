@@ -161,16 +161,3 @@ def check_output(path: Path) -> None:
     raise ValueError(f"{path} cannot be written: no such directory")
   if path.is_dir():
     raise ValueError(f"{path} cannot be written: it is a directory")
-
-
-def check_is_other(name: str, path: Path, what: str, source: str) -> None:
-  """Raise ValueError if the file to be written is one that is read.
-
-  Args:
-    name: of the flag that gives the path.
-    path: of the file to be written.
-    what: the file that is read, in words.
-    source: its path.
-  """
-  if path.resolve() == Path(source).resolve():
-    raise ValueError(f"{name} must be another file than {what}, got {path}")

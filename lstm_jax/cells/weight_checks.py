@@ -183,13 +183,14 @@ def _check_batch_axes(states: Callable, params: Any) -> None:
   """
   without, batched = _eval_shape(states, params)
   check_floats(without)
-  expected, found = _shapes(without), _shapes(batched)
+  structure: Any = jax.tree.structure(without)
+  same = structure == jax.tree.structure(batched)
 
   def fits(shape, with_batch):
     # A number, such as a counter, may be one for the whole batch.
     return with_batch == (2, *shape) or shape == with_batch == ()
 
-  if len(expected) != len(found) or not all(map(fits, expected, found)):
+  if not (same and all(map(fits, _shapes(without), _shapes(batched)))):
     raise ValueError(
       f"initial_state must put batch_shape before the axes {_named(without)}, "
       f"got {_named(batched)} for (2,)"

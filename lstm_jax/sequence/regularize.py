@@ -108,7 +108,7 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
 
 def has_w_h(params: Params) -> bool:
   """Return whether a cell's params have recurrent weights w_h in a matrix."""
-  return hasattr(params, "w_h") and jnp.ndim(params.w_h) >= 2
+  return hasattr(params, "w_h") and np.ndim(params.w_h) >= 2
 
 
 def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:

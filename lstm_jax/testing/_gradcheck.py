@@ -28,8 +28,10 @@ error of 1 % in a term still shows as about 1e-2 where that term matters.
   0.0
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -76,13 +78,13 @@ def gradcheck(
     ValueError: x has no leaf, or a leaf that is empty or not float; the outputs
       of the two functions differ in shape or structure, or are empty or not
       float; max_coordinates or num_directions is not an integer ≥ 0; or epsilon
-      is not above 0.
+      is not a finite number above 0.
   """
   if max_coordinates is not None:
     check_count("max_coordinates", max_coordinates, 0)
   check_count("num_directions", num_directions, 0)
-  if not epsilon > 0:
-    raise ValueError(f"epsilon must be above 0, got {epsilon}")
+  if not (isinstance(epsilon, Real) and 0 < epsilon < math.inf):
+    raise ValueError(f"epsilon must be a finite number above 0, got {epsilon}")
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)

@@ -57,8 +57,8 @@ def find_damaged(
 ) -> str | None:
   """Return the name of an array that does not match its checksums or lacks one.
 
-  Bytes alone are compared, not dtypes or shapes; an array without elements
-  needs no checksum.
+  Bytes alone are compared, not dtypes; the shapes must be those of the saved
+  arrays. An array without elements needs no checksum.
 
   Args:
     trees: trees of whole arrays, with keys as in `array_checksums`.

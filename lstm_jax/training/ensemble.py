@@ -219,7 +219,7 @@ def _compiled_train_step(model, optimizer, ema_decay, mesh):
   shardings: Any = None
   if mesh:
     divided, shared = NamedSharding(mesh, DIVIDED), NamedSharding(mesh, SHARED)
-    shardings = TrainState._make((shared, *[divided] * 4)), divided  # metrics
+    shardings = TrainState._make((shared, *[divided] * 4)), divided
 
   @partial(jax.jit, donate_argnums=0, out_shardings=shardings)
   def train_step(

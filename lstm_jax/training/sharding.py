@@ -22,12 +22,12 @@ Each of the d·m devices scans its own B/(d·m) rows, and the scans communicate
 nothing. A training step communicates before and after them. Before, if m > 1,
 the split weights are gathered over `model`, once. After, one all-reduce over
 all devices adds up the gradients and the loss. It has an element for each
-weight, except where the lowest layer reads the table W_e W_x. There, the V·G·H
-elements of the table's gradient replace those of W_e and W_x and, if V < T·B,
-those of the layer's b: its gradient is then the sum of the rows of the table's.
-A tied W_e has two gradients, as embedding and as readout. The readout adds up
-the gradient of W in a loop over time; with the model's `groups` that loop
-communicates nothing (`grouped_linear_cross_entropy`).
+weight, except where the lowest layer reads rows of the table W_e W_x, embedding
+times input weights (`language.model`). There, the V·G·H elements of the table's
+gradient replace those of W_e, of W_x and of the layer's b, whose gradient is
+the sum of the rows. A tied W_e has two gradients, as embedding and as readout.
+The readout adds up the gradient of W in a loop over time; with the model's
+`groups` that loop communicates nothing (`grouped_linear_cross_entropy`).
 
 So `data` is the axis that scales, and `model` saves memory: a device keeps 1/m
 of the split weights, their moments and their average. No product is split. If
@@ -105,9 +105,12 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def check_mesh(
   sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
-  """Raise ValueError unless axes are valid, d·m divides B, and m divides H."""
+  """Raise ValueError unless axes are valid, d·m divides B, and m divides H.
+
+  With another H, no w_h or W would be split: the axis would save no memory.
+  """
   sizes = _check_axes(sizes)
-  batch_size = check_count("batch_size", batch_size, 0)
+  batch_size = check_count("batch_size", batch_size)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:
     raise ValueError(
@@ -251,6 +254,7 @@ def make_mesh_train_step(
     placed = place((tokens, targets), (sharding, sharding))
     if key is not None:
       check_key(key)
+      # `place` takes what NumPy can hold: no typed keys.
       key = place(jax.random.key_data(key), replicated)
     if is_cpu():
       # With several steps in the queue, CPU devices can wait forever, one for

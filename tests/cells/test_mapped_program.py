@@ -49,7 +49,7 @@ def test_a_mapped_program_is_for_the_device_that_it_was_traced_for(key):
   texts = [
     jax.jit(jax.vmap(f, 1)).lower(xs).as_text() for f in (on_cpu, outputs)
   ]
-  # Only a program for a CPU has barriers, against fusion.
+  # Of outputs alone, only a program for a CPU has barriers, against fusion.
   assert ["optimization_barrier" in text for text in texts] == [True, False]
 
 

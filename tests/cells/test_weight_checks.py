@@ -74,6 +74,12 @@ def own_cell(old, new):
       f"h [{H}], c [{H}], got h [2, {H}], c None for (2,)",
     ),
     (
+      "return DiagonalLSTMState(\n",
+      "return (dict if batch_shape else DiagonalLSTMState)(\n",
+      "initial_state must put batch_shape before the axes "
+      f"h [{H}], c [{H}], got ['c'] [2, {H}], ['h'] [2, {H}] for (2,)",
+    ),
+    (
       '"...d,...k->dk"',
       '"...d,...k->kd"',
       f"weights do not fit each other: {PARAMS}; their gradients have "

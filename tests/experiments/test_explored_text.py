@@ -165,11 +165,6 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   assert (explored_run / "config.json").read_text().startswith("{")
   refused("^output must be another file than text", text="Shall", output=path)
   assert path.read_text() == "Shall"
-  corpus = Path(load(explored_run).config.data.corpus)
-  with pytest.raises(ValueError, match=r"another file than the run's corpus"):
-    config = ExploreConfig(str(explored_run), output=str(corpus))
-    explore.run(config, console)
-  assert not corpus.read_text("utf-8").startswith("<")
   refused("there is no run in .*nowhere: no such directory", nowhere)
   words = write_run(word_config)
   refused("at least 2 words, got 1", words, text="Shall")
@@ -178,3 +173,20 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   refused("holds no checkpoint", words)
   with pytest.raises(ValueError, match=r"length must be in \[2, inf\), got 1"):
     ExploreConfig(str(explored_run), length=1)
+
+
+@pytest.mark.parametrize(
+  "given", [{}, {"text": "x.txt"}, {"prompt": "Shall I"}]
+)
+def test_the_corpus_of_the_run_is_not_overwritten(
+  explored_run, given, tmp_path, console
+):
+  corpus = Path(load(explored_run).config.data.corpus)
+  path = tmp_path / "link"
+  path.symlink_to(corpus)
+  text = corpus.read_bytes()
+  message = f"^output must be no file with the run's corpus, got {exact(path)}$"
+  with pytest.raises(ValueError, match=message):
+    config = ExploreConfig(str(explored_run), output=str(path), **given)
+    explore.run(config, console)
+  assert corpus.read_bytes() == text

@@ -104,6 +104,7 @@ def test_directions_with_different_settings_are_refused(tmp_path, key):
     ValueError, match=r"^layer a: the backward layer's settings"
   ):
     interop.load(path)
+  # Nor may both read the sequence in one direction.
   config = model(both_ways("LSTM", "a", backward_layer=configured("LSTM")))
   write(path, config, hdf5(arrays))
   with pytest.raises(ValueError, match=r"go_backwards must be True, got False"):

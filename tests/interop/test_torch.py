@@ -133,18 +133,18 @@ def test_invalid_state_dicts_layers_and_files_are_refused(key, tmp_path):
   refused(
     r"weight_hh_l0 must be \[G·H, H\], got \[2, 24, 6\]$", weight_hh_l0=three
   )
-  refused(r"^bias_hh_l1 is missing, others are \[\]$", bias_hh_l1=None)
+  refused("^bias_hh_l1 is missing, got .*'bias_ih_l1'", bias_hh_l1=None)
   # As `torch.nn.utils.parametrizations` names the parts of a matrix.
   part = "parametrizations.weight_ih_l1.original1"
   refused(
-    r"^weight_ih_l1 is missing, others are .*parametrizations\.weight_ih_l1\.",
+    r"^weight_ih_l1 is missing, got .*parametrizations\.weight_ih_l1\.",
     **{"weight_ih_l1": None, part: good["weight_ih_l1"]},
   )
   refused(r"bias_ih_l0 must be \[24\], got \(3,\)", bias_ih_l0=np.ones(3))
   refused(r"must be \[4H, H\], \[3H, H\]", weight_hh_l0=np.ones((12, H)))
   refused("not tensors of an nn.LSTM.*: decoder", decoder=np.ones(2))
   refused(
-    "weight_ih_l2 is missing, others are .'weight_hh_l2'.$",
+    "weight_ih_l2 is missing, got .'weight_hh_l2'.$",
     weight_hh_l2=np.ones((24, H)),
   )
   refused("not tensors of .*: weight_hh_l3", weight_hh_l3=np.ones((24, H)))

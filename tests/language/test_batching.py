@@ -100,7 +100,8 @@ def test_a_gap_between_unequal_pieces_needs_at_least_three_sequences():
     )
     with pytest.raises(ValueError, match=message):
       make_batches(text, batch_size, 4, 20)
-  # 19 time steps, once in the first piece and twice in the second.
+  # One column of 19 time steps in the first piece, and two in the second, which
+  # overlap: they begin at 20 and at 21.
   assert make_batches(text, 3, 4, 20).tokens[0].tolist() == [0, 20, 21]
   # 4 sequences of 10 targets, and the first token of each piece.
   with pytest.raises(ValueError, match="need at least 42 tokens, got 41"):

@@ -50,7 +50,7 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
 def test_steps_that_are_no_multiple_have_the_gradient_of_autodiff(
   cell, steps, key
 ):
-  """XLA compiled slstm wrongly: T mod GPU_STEPS steps, then one iteration."""
+  """XLA compiled a wrong slstm where a rest of steps preceded one iteration."""
   args = arguments(cell, key, steps=steps)
   expected = value_and_gradient(cell, args, adjoint=Autodiff())
   with traced_for("cuda"):

@@ -225,7 +225,7 @@ def test_a_chunk_is_never_the_whole_sequence():
   xs = jax.ShapeDtypeStruct((100, 16, D), jnp.float32)
   params = min_gru.init(jax.random.key(0), D, H)
   state = min_gru.initial_state(params, (16,))
-  # 1,024 rows; of the numbers from 64 on, only 100 divides 100.
+  # 64 steps have 1,024 rows; from 64 on, only 100 divides 100.
   assert chunk_size.even_chunk(state, xs) == 64
 
 

@@ -1,6 +1,7 @@
 """`gradcheck`: which gradients pass, what it refuses, and how it reports."""
 
 import inspect
+import math
 import re
 
 import jax
@@ -140,8 +141,8 @@ def test_numbers_of_comparisons_are_counts(name, value, key):
     gradcheck(jnp.sin, jnp.sin, jnp.ones(3), key, **{name: value})
 
 
-@pytest.mark.parametrize("epsilon", [0, -1e-3, float("nan")])
-def test_the_step_of_the_differences_is_above_zero(epsilon, key):
+@pytest.mark.parametrize("epsilon", [0, -1e-3, math.nan, math.inf, None, "1"])
+def test_the_step_of_the_differences_is_a_number_above_zero(epsilon, key):
   with pytest.raises(ValueError, match=f"^epsilon must .* 0, got {epsilon}$"):
     gradcheck(jnp.sin, jnp.sin, jnp.ones(3), key, epsilon=epsilon)
 

@@ -71,7 +71,7 @@ def test_a_description_that_changes_after_save_is_stored_as_it_was(
 
 
 def test_a_state_may_have_no_arrays(tmp_path):
-  state = optax.sgd(0.1).init({"w": np.ones(2)})
+  state = optax.sgd(0.1).init({"w": np.ones(2)})  # a tuple of empty states
   writer = CheckpointWriter(tmp_path)
   writer.save(1, {"w": np.ones(2)}, {}, state=state)
   writer.close()

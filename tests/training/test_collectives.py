@@ -2,7 +2,7 @@
 
 from lstm_jax.training import find_collectives
 
-# Two calls below the body of a loop is one collective; another is outside.
+# One collective is two calls below the body of a loop; another is outside.
 INNER = """
 %inner (p: f32[2]) -> f32[2] {
   ROOT %g = f32[2]{0} all-reduce(%p), to_apply=%add

@@ -101,6 +101,8 @@ def test_the_mesh_must_divide_the_batch_and_the_hidden_size():
   message = r"batch_size must be a multiple of .* 8 devices, got 12"
   with pytest.raises(ValueError, match=message):
     check_mesh(sizes, 12, 6)
+  with pytest.raises(ValueError, match=r"batch_size must be .* ≥ 1, got 0"):
+    check_mesh(sizes, 0, 6)
   message = r"hidden_size must be .* axis model, 2, got 5"
   with pytest.raises(ValueError, match=message):
     check_mesh(sizes, 16, 5)

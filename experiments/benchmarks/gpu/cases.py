@@ -2,9 +2,9 @@
 
 A section's `until` is the time, in seconds since the start, at which its last
 case should have ended. A batch of cases does not begin if it would end later,
-assuming that it takes as long as the one before. Most of a case's time is spent
-in the compiler. Nobody has measured that time on a device yet, so the last
-cases of a section may have to be left out; the output names them.
+assuming that it takes as long as the one before. Most of the time of a case in
+JAX is expected to go to the compiler. Nobody has measured that on a device yet,
+so the last cases of a section may be left out; the output names them.
 """
 
 from collections.abc import Sequence
@@ -70,10 +70,10 @@ CHECKS = [
   *SHAPES,
   *LONG,
 ]
-# (cell, H, T, B, dtype): batches with as many blocks as run at a time, 132. One
-# block, or a cluster of H / 64 blocks, has 8 sequences: B = 8 ⌊132 / blocks⌋.
-# The last two are small and short instead, with many repeats, to repeat the
-# start and the end of a kernel.
+# (cell, H, T, B, dtype): batches with as many blocks as run at once, at most
+# 132. One block, or a cluster of H / 64 blocks, has 8 sequences: B is
+# 8 ⌊132 / blocks⌋. The last two are small and short instead, with many repeats,
+# to repeat the start and the end of a kernel.
 RACES = [
   Race("lstm", 128, 512, 1056, "bfloat16"),
   Race("lstm", 256, 512, 264, "bfloat16"),
@@ -88,7 +88,7 @@ RACES = [
   Race("lstm", 128, 3, 8, "bfloat16", repeats=1000),
   Race("lstm", 256, 3, 8, "bfloat16", repeats=1000),
 ]
-# Names of programs in `peers.PEERS`.
+# Names of programs in `gpu.peers.PEERS`. A policy is a layer with resets.
 OURS = "kernel bfloat16", "scan bfloat16", "kernel", "scan"
 ALWAYS = *OURS, "autodiff", "flax linen"
 LIBRARIES = "haiku", "equinox", "jax.experimental.rnn", "flax nnx"

@@ -44,7 +44,7 @@ H200 = Device("H200", 4.8e12, PEAKS)
 def find_device(kind: str) -> Device:
   """Return H200 if the kind, such as "NVIDIA H200", names one; else H100.
 
-  The benchmark refuses a device that is neither (`part.check_device`).
+  Others of compute capability 9.0 count as an H100 (`part.check_device`).
   """
   return H200 if re.search(r"\bH200\b", kind) else H100  # not GH200
 

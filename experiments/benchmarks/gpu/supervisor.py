@@ -93,7 +93,7 @@ class Section(NamedTuple):
     cases: in the order in which they run.
     until: seconds since the supervisor's start at which the section should end.
       A batch is assumed to take as long as the one before, and does not begin
-      if it would end later; a batch that runs is not stopped.
+      if it would end later; a batch that runs is not stopped for this.
     together: cases in a batch, whose programs are compiled at the same time.
     limit: seconds after which a case without an answer counts as hung.
       Compiling a batch may take COMPILE_SECONDS.
@@ -139,7 +139,8 @@ class Supervisor:
     """
     self._make_worker, self._seconds, self._clock = make_worker, seconds, clock
     self._begin = clock()
-    self._batch_begin = 0.0  # seconds since the start, once a worker runs
+    # When the batch began, after the start of a worker; seconds since ours.
+    self._batch_begin = 0.0
     self._worker: Worker | None = None
     self._jax_on_cpu = False
     self.left_out: frozenset[str] = frozenset()  # kinds of kernels
@@ -165,8 +166,9 @@ class Supervisor:
     last = 0.0  # seconds that the last batch took: the guess for the next one
     while pending:
       if self.elapsed() + last > min(section.until, self._seconds):
-        for case in pending:  # a Result has rows, skipped, failures
-          yield case, Result([], {case.name: NO_TIME}, [])
+        for case in pending:
+          skipped = {case.name: NO_TIME}
+          yield case, Result(rows=[], skipped=skipped, failures=[])
         return
       dead = [c for c in pending if c.needs_kernels and self._is_out(c)]
       for case in dead:

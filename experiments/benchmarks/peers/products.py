@@ -3,8 +3,8 @@
 The recurrent products of forward and backward run time step by time step in a
 scan; each other product is computed once for the whole sequence. Outside of the
 scans, no product uses a result of another. Embedding lookups, gates, softmax
-and Adam are left out. A library with faster products, such as PyTorch, can take
-less time.
+and Adam are left out. The time says which share of our step the products are; a
+library with faster products, such as PyTorch, can take less.
 """
 
 import jax
@@ -32,7 +32,8 @@ def make_products(
   size, hidden = config.embedding_size, config.hidden_size
   num_tokens = seq_len * batch_size
   has_table = reads_table(config.cell, vocabulary_size, num_tokens)
-  rows = vocabulary_size if has_table else num_tokens  # multiplied by W_x
+  # The rows that W_x multiplies: of the embedding, for the table W_e W_x.
+  rows = vocabulary_size if has_table else num_tokens
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -79,6 +80,7 @@ def make_products(
         return (i + f + g + o).astype(dtype), None  # so XLA needs all columns
 
       def backward(dh, da, w_h=w_h):
+        # As in a training step, the product waits for dh and has 4H columns.
         da = (da[:, :hidden] + dh).astype(dtype)
         da = jnp.concatenate([da] * 4, axis=-1)
         return product_transposed(da, w_h), None

@@ -224,15 +224,15 @@ def _pop_params(
     hidden: H.
     bias: whether the module has biases; all of its layers do, or none.
   """
+  own = [name for name in arrays if suffix in name]  # also of other kinds
 
   def pop(name: str, *shape: int | None) -> Array:
     x = arrays.pop(f"{name}{suffix}", None)
     if x is None:
-      raise ValueError(f"{name}{suffix} is missing, others are {[*arrays]}")
+      raise ValueError(f"{name}{suffix} is missing, got {own}")
     return check_shape(f"{name}{suffix}", x, *shape)
 
-  projected = cell is projected_lstm
-  w_r = pop("weight_hr", None, hidden).T if projected else None
+  w_r = pop("weight_hr", None, hidden).T if cell is projected_lstm else None
   size = hidden if w_r is None else w_r.shape[1]
   w_x, w_h = pop("weight_ih", rows, None).T, pop("weight_hh", rows, size).T
   if bias:

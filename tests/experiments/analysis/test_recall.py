@@ -82,8 +82,8 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
     for steps in ([0, 1], [0, 0])
   )
   assert (two.bias != one_twice.bias).any()
-  # Each seed draws its biases by a key of its own.
-  # 3: the time steps of a sequence with a delay of 1.
+  # Each seed draws its biases by a key of its own. A sequence with a delay of 1
+  # has 3 time steps.
   found = recall._with_chrono(members[0], keys, "lstm", 3).layers[0].b
   for number, (seed, b) in enumerate(zip(keys, found, strict=True)):
     params = jax.tree.map(itemgetter(number), members[0])

@@ -167,7 +167,7 @@ def test_several_runs_are_an_ensemble(run, other, options, console):
   assert record["runs"] == [str(run), str(other)]
   settings = {"rate": 1e-3, "decay": 0.1, "segment": 4}
   assert record["dynamic"] == [settings, settings]
-  assert record["mixed"]["order"] == 7
+  assert record["mixed"]["order"] == 7  # the default of `ngram`
   text = read_text(members[0].config.data.corpus)
   tokens = members[0].tokenizer.encode(split(text, 0.1)[1])
   nats = [stateful_nats(m.model, m.params, tokens) for m in members]
@@ -185,7 +185,7 @@ def test_several_runs_are_an_ensemble(run, other, options, console):
   assert single["training_seconds"] == seconds
   printed = console.file.getvalue()
   assert f" parameters, {seconds:,.0f} s of training\n" in printed
-  # Now the path of the other run leads to the corpus.
+  # Now only the path in the other run's config.json leads to the corpus.
   edit_config(run, corpus=str(run.parent / "deleted.txt"))
   again = evaluate.run(replace(together, protocol=("cold",)), console)
   assert again["nats"] == {"cold": record["nats"]["cold"]}
@@ -257,14 +257,14 @@ def test_a_word_model_is_measured_per_character_too(word_config, console):
   assert abs(record["nats"]["stateful"] - result.val_loss) < 1e-6
 
 
-def test_a_perplexity_that_overflows_is_null(run, options, console):
+def test_a_perplexity_that_overflows_is_null(
+  run, options, console, monkeypatch
+):
   """A float64 cannot hold exp of more than 709.8 nats."""
-  wild = replace(options, protocol=("cold",), rate=None)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      protocols, "cold_nats", lambda *args: np.full(len(args[2]) - 1, 800.0)
-    )
-    record = evaluate.run(wild, console)
+  monkeypatch.setattr(
+    protocols, "cold_nats", lambda *args: np.full(len(args[2]) - 1, 800.0)
+  )
+  record = evaluate.run(replace(options, protocol=("cold",)), console)
   assert record["perplexity"] == {"cold": None}
   saved = json.loads((run / run_dir.EVALUATION).read_text())
   assert saved["nats"] == {"cold": 800.0}

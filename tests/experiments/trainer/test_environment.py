@@ -51,9 +51,10 @@ def test_a_checkout_has_a_commit_and_says_whether_its_files_differ(
   assert find(made) == {"git_commit": commit, "git_dirty": True}
 
 
-@needs_git  # the second name is U+2028, which splits lines in Python
+@needs_git
 @pytest.mark.parametrize(
-  "name", [b"two\nlines", b"\xe2\x80\xa8", b"no UTF-8 \xff"]
+  "name",  # the second is U+2028, at which Python, too, splits lines
+  [b"two\nlines", b"\xe2\x80\xa8", b"no UTF-8 \xff"],
 )
 def test_a_checkout_may_have_any_name(name, made, tmp_path_factory):
   directory = tmp_path_factory.mktemp("named") / os.fsdecode(name)

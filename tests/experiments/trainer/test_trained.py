@@ -92,7 +92,7 @@ def test_a_checkpoint_that_describes_no_model_is_an_error_that_says_so(
 
 
 @pytest.mark.parametrize("progress", [None, {"best": 5}, {"best": [1.5, "1"]}])
-def test_a_best_checkpoint_that_is_no_step_is_an_error_of_one_line(
+def test_a_best_checkpoint_that_is_no_step_is_named_as_missing(
   progress, finished, monkeypatch
 ):
   def read(*_):

@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.programs, browser.NEEDED]
 def click_on(chromium, text, index):
   """Click on the middle of a character of a text.
 
-  No line of the text may be wrapped, and the text not be scrolled.
-  In pixels, the canvas has a margin of 4, a line is 26 high, and a character is
-  drawn in the upper 18 of them.
+  No line of the text may be wrapped, nor may the text be scrolled. In pixels,
+  the canvas has a margin of 4, a line is 26 high, and a character is drawn in
+  the upper 18 of them.
   """
   left, top, width = chromium.run(
     "const box = textCanvas.getBoundingClientRect();"
