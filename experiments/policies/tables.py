@@ -7,6 +7,7 @@ from experiments.comparison.tables import markdown
 from experiments.policies.training import mean
 from experiments.trainer.files import check_numbers
 from experiments.trainer.format import counted, format_milliseconds
+from lstm_jax.cells.checks import check_count
 
 LAST = 0.1  # the result is the mean return over this last share of the updates
 PROGRAMS = {
@@ -51,10 +52,8 @@ def check_entries(record: dict[str, Any]) -> None:
       continue
     for row, counts in zip(run["returns"], episodes, strict=True):
       for value, count in zip(row, counts, strict=True):
-        if value is not None and not (isinstance(count, int) and count > 0):
-          raise ValueError(
-            f"episodes must be an integer ≥ 1 beside a return, got {count}"
-          )
+        if value is not None:
+          check_count("episodes beside a return", count)
 
 
 def _count(record: dict[str, Any]) -> int:

@@ -57,12 +57,12 @@ def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):
   """Stand-ins return the weights of the seeds, which are the numbers 1 to 4."""
 
   def norms(cell, params, tokens, steps):
-    expected = CELLS["rnn"], "val", comparison.gradient_steps
-    assert (cell, tokens, steps) == expected
+    # 10: gradient_steps of the configuration
+    assert (cell, tokens, steps) == (CELLS["rnn"], "val", 10)
     return {"h": [params] * 11}  # from 0 to 10 steps back
 
   def nats(model, params, tokens, window):
-    assert (model, tokens, window) == ("model", "val", comparison.context)
+    assert (model, tokens, window) == ("model", "val", 16)  # context
     return [params] * 5  # a loss for each of the lengths below
 
   monkeypatch.setattr(measurements, "gradient_norms", norms)
@@ -88,8 +88,8 @@ def test_each_cell_learns_to_recall_at_each_delay_and_is_recorded(
 
   def make_models(cells, sizes, vocabulary_size):
     found = sizes.embedding_size, sizes.hidden_size, vocabulary_size
-    size = comparison.recall_hidden_size
-    assert found == (recall.EMBEDDING, size, recall.VOCABULARY)
+    # 4: recall_hidden_size of the configuration
+    assert found == (recall.EMBEDDING, 4, recall.VOCABULARY)
     return {
       name: SimpleNamespace(hidden_size=5, num_parameters=6, model=name)
       for name in cells

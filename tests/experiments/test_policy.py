@@ -165,7 +165,7 @@ def test_a_record_with_a_return_of_no_episode_is_damaged(count, tmp_path):
   run = record["networks"]["gru"]
   run["episodes"] = [[1, count] for _ in run["returns"]]
   policy.save(record, tmp_path)
-  message = f"damaged: episodes must be an integer ≥ 1 .*, got {count}$"
+  message = f"damaged: episodes .* must be an integer ≥ 1, got {count}$"
   with pytest.raises(ValueError, match=message):
     policy.load(tmp_path)
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.pages.explore import WINDOW
 from experiments.trainer.trained import load
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import chosen, text_of
@@ -136,7 +135,7 @@ def test_keys_move_and_choose_and_every_control_has_a_name(
   def cursor():
     return opened.run("return cursor")
 
-  assert cursor() == 2 * WINDOW  # so that its gradient path is complete
+  assert cursor() == 192  # two WINDOWs, so that its gradient path is complete
   lines = text.split("\n")
   opened.run("moveTo(0)")
   opened.press("down", "end")
