@@ -13,7 +13,6 @@ checkpoint. experiments/cli.py lists the exit statuses.
 """
 
 import signal
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ from experiments.trainer.distillation import (
   read_teachers,
   weights_sha256,
 )
-from experiments.trainer.errors import Diverged
+from experiments.trainer.errors import Diverged, closing_run
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import (
   advice_if_out_of_memory,
@@ -138,7 +137,7 @@ def _train(
         directory, setup, console, bar.update, is_writer=multihost.is_first()
       )
     try:
-      with closing(logger):
+      with closing_run(logger, console):
         state = initial_state(setup, logger, console, opened, pretrained)
         with multihost.failing_together():
           epochs = make_epochs(setup, teachers, console)

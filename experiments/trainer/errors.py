@@ -1,4 +1,10 @@
-"""The error that ends a training."""
+"""The error of a training that diverges, and the end of its run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
 
 
 class Diverged(Exception):
@@ -10,3 +16,30 @@ class Diverged(Exception):
   trainings have diverged. The message says what has diverged; for a single run,
   it says what is not finite, and at which step.
   """
+
+
+class _Closable(Protocol):
+  def close(self) -> None: ...
+
+
+@contextmanager
+def closing_run(closable: _Closable, console: Console) -> Iterator[None]:
+  """Close what writes a run at the block's end, like `contextlib.closing`.
+
+  If the block raises Diverged, an error of closing, such as a full disk, is
+  printed, and the block's error is raised: the message and the exit status are
+  those of a run that has diverged.
+  """
+  diverged = False
+  try:
+    yield
+  except Diverged:
+    diverged = True
+    raise
+  finally:
+    try:
+      closable.close()
+    except (OSError, ValueError) as error:
+      if not diverged:
+        raise
+      console.print(f"{error}", soft_wrap=True, markup=False)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +9,12 @@ import jax
 import pytest
 
 from experiments.trainer import plot
-from experiments.trainer.errors import Diverged
+from experiments.trainer.errors import Diverged, closing_run
 from experiments.trainer.locking import lock
 from experiments.trainer.logger import Best, RunLogger
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
+from lstm_jax.training import CheckpointError
 from tests.experiments.trainer.resuming import read_rows
 
 
@@ -87,10 +87,27 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
   monkeypatch.setattr(plot, "draw", fail)
   logger, _, log = make_logger()
   log.with_name("metrics.jsonl").write_text("{}\n")
-  with pytest.raises(Diverged, match=r"^worse$"), closing(logger):
+  with pytest.raises(Diverged, match=r"^worse$"), closing_run(logger, console):
     raise Diverged("worse")
   line = f"loss.png cannot be written: {'no room ' * 20}\n"
   assert console.file.getvalue() == line
+
+
+@pytest.mark.parametrize("first", [None, KeyError, Diverged])
+def test_only_a_divergence_is_raised_in_place_of_a_checkpoints_error(
+  first, console
+):
+  def close():
+    raise CheckpointError("no room for [1]")
+
+  with (
+    pytest.raises(Diverged if first is Diverged else CheckpointError),
+    closing_run(SimpleNamespace(close=close), console),
+  ):
+    if first:
+      raise first
+  printed = "no room for [1]\n" if first is Diverged else ""
+  assert console.file.getvalue() == printed
 
 
 def test_a_run_is_finished_only_after_its_last_checkpoint_is_written(
