@@ -88,7 +88,9 @@ class TrainingBar:
     now = time.monotonic()
     if not self._first:
       self._first, self._start = step, now
-    elif now - self._shown >= LINE_EVERY or step == self._total:
+      if step < self._total:
+        return  # the pace is not known yet
+    if now - self._shown >= LINE_EVERY or step == self._total:
       self._shown = now
       pace = (now - self._start) / max(1, step - self._first)
       left = timedelta(seconds=round(pace * (self._total - step)))

@@ -102,6 +102,14 @@ def test_a_bar_has_the_remaining_time_if_updates_are_minutes_apart():
   assert " 35/100 3.000 nats/char  5 chars/s 13:00 left\n" in text
 
 
+def test_a_run_of_one_row_has_one_line_and_a_longer_one_no_first(capsys):
+  for total in (10, 20):
+    bar = TrainingBar(make_console(), total, "character")
+    bar.update(10, 3.0, 5.0)
+    line = "10/10  3.000 nats/char  5 chars/s  0:00:00 left\n"
+    assert capsys.readouterr().out == (line if total == 10 else "")
+
+
 def test_in_a_terminal_there_is_a_bar_of_one_line(here):
   for columns in (80, 120):
     here.setenv("COLUMNS", str(columns))
