@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 
 from experiments.trainer.config import LARGEST
+from experiments.trainer.format import counted
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
@@ -119,7 +120,8 @@ def _check_free(coordinator: str, port: int) -> None:
 
 
 def _give_up(where: str, seconds: int) -> None:
-  message = f"not all processes have joined{where} within {seconds} seconds"
+  limit = counted(seconds, "second")
+  message = f"not all processes have joined{where} within {limit}"
   print(f"error: {message}", file=sys.stderr, flush=True)
   os._exit(TIMED_OUT)  # the main thread waits in JAX
 

@@ -21,7 +21,7 @@ from experiments.benchmarks.gpu.supervisor import (
   WorkerProcess,
 )
 from experiments.benchmarks.tables import Row, case_table
-from experiments.trainer.format import print_table
+from experiments.trainer.format import counted, print_table
 from lstm_jax.sequence.implementation import VERSIONS, VERSIONS_TEXT
 
 Record = dict[str, Any]
@@ -131,12 +131,12 @@ def run_sections(
     save(record)
   for table in summary_tables(record["rows"]):
     print_table(table, console)
-  count = len(record["failures"])
+  count = counted(len(record["failures"]), "failure")
   for failure in record["failures"]:
     console.print(f"FAILED {failure}", soft_wrap=True, markup=False)
   passed = sum(row.get("failed") is False for row in record["rows"])
   console.print(
-    f"{passed} checks passed; {count} failures of checks and programs"
+    f"{counted(passed, 'check')} passed; {count} of checks and programs"
   )
   return record
 

@@ -247,4 +247,4 @@ def test_what_a_case_has_found_is_printed_and_a_reason_to_skip_once(console):
     "ok b: the same each time",
     "FAILED b: hs differs",  # once more at the end
   ]
-  assert lines[-1] == "2 checks passed; 1 failures of checks and programs"
+  assert lines[-1] == "2 checks passed; 1 failure of checks and programs"

@@ -190,7 +190,7 @@ def test_a_coordinator_that_does_not_answer_is_an_error_of_one_line():
     "--join_timeout=1",
   )
   message = (
-    f"error: not all processes have joined at {address} within 1 seconds\n"
+    f"error: not all processes have joined at {address} within 1 second\n"
   )
   assert finish(process) == [(2, "", message)]
 
