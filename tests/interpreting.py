@@ -1,6 +1,10 @@
-"""The GPU kernels on a CPU: in Pallas' interpreter, or as stand-ins."""
+"""The GPU kernels on a CPU: in Pallas' interpreter, or as stand-ins.
+
+A program is compiled for a GPU where JAX's CUDA packages are installed.
+"""
 
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 
 import jax
 import pytest
@@ -13,6 +17,10 @@ from lstm_jax.sequence.scan import scan_sequence
 NEEDS_KERNELS = pytest.mark.skipif(
   not VERSIONS[0] <= jax.__version_info__ < VERSIONS[1],
   reason=f"the GPU kernels do not take jax {jax.__version__}",
+)
+HAS_CUDA = any("cuda" in p.name for p in entry_points(group="jax_plugins"))
+NEEDS_CUDA = pytest.mark.skipif(
+  not HAS_CUDA, reason="JAX's CUDA packages are not installed"
 )
 
 

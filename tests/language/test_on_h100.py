@@ -1,6 +1,5 @@
 """Language models compiled for an H100, on a machine without one."""
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -21,15 +20,9 @@ from lstm_jax.training import (
   make_train_step,
 )
 from tests.contract import TABLE
-from tests.interpreting import NEEDS_KERNELS
+from tests.interpreting import NEEDS_CUDA, NEEDS_KERNELS
 
-pytestmark = [
-  pytest.mark.exhaustive,
-  pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins") is None,
-    reason="JAX's CUDA packages are not installed",
-  ),
-]
+pytestmark = [pytest.mark.exhaustive, NEEDS_CUDA]
 # On a GPU an iteration of a loop has up to four time steps. T is enough for
 # several iterations, since a single one is compiled without a loop.
 V, E, T, B = 20, 16, 13, 8

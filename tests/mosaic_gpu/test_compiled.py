@@ -3,7 +3,6 @@
 Registers and spills are those that NVIDIA's compiler reports.
 """
 
-import importlib.util
 import re
 
 import jax
@@ -16,16 +15,10 @@ from lstm_jax import unroll
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 from tests import draws
-from tests.interpreting import NEEDS_KERNELS
+from tests.interpreting import NEEDS_CUDA, NEEDS_KERNELS
 from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, CLUSTER, DTYPES, ONE_BLOCK
 
-pytestmark = [
-  NEEDS_KERNELS,
-  pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins") is None,
-    reason="JAX's CUDA packages are not installed",
-  ),
-]
+pytestmark = [NEEDS_KERNELS, NEEDS_CUDA]
 
 T, B, D = 3, 16, 8
 # Only the tests that read reports have this T: a kernel that this process has

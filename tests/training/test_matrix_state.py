@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from experiments.trainer.checkpoint import carried_batch_size
@@ -160,15 +159,3 @@ def test_some_sequences_begin_at_the_zero_state(key):
   assert 0 < is_reset.sum() < 6
   for leaf in jax.tree.leaves(found):
     assert not leaf[is_reset].any() and leaf[~is_reset].all()
-
-
-@pytest.mark.exhaustive
-def test_an_array_that_an_optimizer_keeps_is_not_donated(key):
-  noise_key = jax.random.key(3)
-  optimizer = optax.add_noise(0.1, 0.5, key=noise_key)
-  model = language_model(ModelConfig(hidden_size=2), 3)
-  step, tokens = make_train_step(model, optimizer), np.zeros((2, 1), np.int32)
-  for _ in range(2):
-    state = init_state(model, optimizer, model.init(key), 1)
-    step(state, tokens, tokens)
-  assert not noise_key.is_deleted()

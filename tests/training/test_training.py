@@ -234,3 +234,15 @@ def test_training_continues_from_the_state_that_it_is_given(key):
     straight = jax.tree.map(jnp.copy, again)
   assert int(end.step) == 9
   assert worst(end, straight) == 0
+
+
+@pytest.mark.exhaustive
+def test_an_array_that_an_optimizer_keeps_is_not_donated(key):
+  noise_key = jax.random.key(3)
+  optimizer = optax.add_noise(0.1, 0.5, key=noise_key)
+  model = language_model(ModelConfig(hidden_size=2), 3)
+  step, tokens = make_train_step(model, optimizer), np.zeros((2, 1), np.int32)
+  for _ in range(2):
+    state = init_state(model, optimizer, model.init(key), 1)
+    step(state, tokens, tokens)
+  assert not noise_key.is_deleted()

@@ -1,6 +1,5 @@
 """Launches of a time step, counted in programs for an H100."""
 
-import importlib.util
 import json
 from types import SimpleNamespace
 
@@ -9,9 +8,9 @@ import pytest
 
 from experiments.benchmarks import launches, parts
 from experiments.benchmarks.tables import case_table
+from tests.interpreting import HAS_CUDA, NEEDS_CUDA
 from tests.processes import ROOT
 
-CUDA = importlib.util.find_spec("jax_plugins") is not None
 KEPT = ROOT / "experiments/results/benchmark/launches.json"
 SIZES = {"hidden_size": 512, "seq_len": 64, "batch_size": 32}
 IN_TABLE = {  # of docs/gpu.md: launches of a time step, forward and backward
@@ -134,10 +133,7 @@ def test_ours_has_the_fewest_launches_in_the_kept_results():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(
-  not CUDA,
-  reason="JAX's CUDA packages are not installed",
-)
+@NEEDS_CUDA
 @pytest.mark.parametrize(("cell", "dtype"), IN_TABLE)
 def test_our_cells_launch_no_more_than_in_the_table(cell, dtype):
   (ours, *others), _ = launches.count(cell, SIZES, dtype)
@@ -155,9 +151,8 @@ def assert_fewer(ours, other):
   assert ours["backward_launches"] < other["backward_launches"]
 
 
+@pytest.mark.skipif(HAS_CUDA, reason="JAX's CUDA packages are installed")
 def test_without_the_packages_an_error_names_them():
-  if CUDA:
-    pytest.skip("JAX's CUDA packages are installed")
   message = r"needs JAX's CUDA packages \(a GPU is not needed\): "
   with pytest.raises(ValueError, match=message):
     launches.compile_for_h100(abs, 1.0)
