@@ -189,6 +189,27 @@ def time_major_hint(exchanged: bool) -> str:
   return hint if exchanged else ""
 
 
-def axes_text(shape: tuple[int, ...]) -> str:
+def check_shape(name: str, x: Any, *expected: int | str) -> Any:
+  """Return x, after a check of its shape.
+
+  Args:
+    name: the name of x in an error.
+    x: an array.
+    *expected: its shape, with a word, such as "any", for any size.
+
+  Raises:
+    ValueError: x has another shape, or is no array.
+  """
+  found = getattr(x, "shape", None)
+  if found is None:
+    found = type(x).__name__
+  elif len(found) == len(expected):
+    pairs = zip(expected, found, strict=True)
+    if all(isinstance(n, str) or n == m for n, m in pairs):
+      return x
+  raise ValueError(f"{name} must be {axes_text(expected)}, got {found}")
+
+
+def axes_text(shape: tuple[int | str, ...]) -> str:
   """Return a shape as the documentation writes it, such as "[4, 24]"."""
   return f"[{', '.join(map(str, shape))}]"

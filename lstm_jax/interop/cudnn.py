@@ -55,15 +55,8 @@ def to_cudnn(layers: Stack) -> jax.Array:
         )
   check_one_module(layers)
   arrays = named_arrays(layers)
-  suffixes = [
-    name.removeprefix("weight_ih") for name in arrays if "weight_ih" in name
-  ]
-  order = [
-    f"{kind}_{part}{suffix}"
-    for kind in ("weight", "bias")
-    for suffix in suffixes
-    for part in ("ih", "hh")
-  ]
+  # In the order of `named_arrays`, but all weights before all biases.
+  order = sorted(arrays, key=lambda name: name.startswith("bias"))
   return jnp.concatenate(
     [as_array(name, arrays[name]).ravel() for name in order]
   )

@@ -21,12 +21,12 @@ import numpy as np
 
 from lstm_jax.cells import gru, lstm
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.checks import check_shape
 from lstm_jax.interop.tensors import (
   Array,
   as_array,
   check_fit,
   check_no_bias,
-  check_shape,
   copied_arrays,
 )
 
@@ -59,14 +59,14 @@ def from_equinox(module: Any) -> tuple[Cell[Any, Any], Params]:
       raise ValueError(f"{name} is missing")
     return as_array(name, getattr(module, name))
 
-  w_h = check_shape("weight_hh", read("weight_hh"), None, None)
+  w_h = check_shape("weight_hh", read("weight_hh"), "any", "any")
   rows, hidden = w_h.shape
   if rows != gates * hidden:
     raise ValueError(
       f"weight_hh of this {type(module).__name__} must be [{gates}H, H], "
       f"got {w_h.shape}"
     )
-  w_x = check_shape("weight_ih", read("weight_ih"), rows, None)
+  w_x = check_shape("weight_ih", read("weight_ih"), rows, "any")
   biases = {"bias": rows, "bias_n": hidden} if is_gru else {"bias": rows}
   weights = [w_x.T, w_h.T]
   for name, size in biases.items():

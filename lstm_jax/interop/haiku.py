@@ -41,12 +41,12 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import RELU, gru_reset_before, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.checks import check_shape
 from lstm_jax.interop.tensors import (
   CELL_OF_PARAMS,
   Array,
   as_array,
   check_fit,
-  check_shape,
   copied_arrays,
 )
 
@@ -198,10 +198,10 @@ def _read(
 
 def _from_lstm(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
   w, b = _read(path, arrays, ("w", "b"))
-  hidden = check_shape(f"{path}/b", b, None).shape[0] // 4
+  hidden = check_shape(f"{path}/b", b, "any").shape[0] // 4
   if not hidden or b.shape[0] % 4:
     raise ValueError(f"{path}/b must be [4H], got {b.shape}")
-  w = check_shape(f"{path}/w", w, None, 4 * hidden)
+  w = check_shape(f"{path}/w", w, "any", 4 * hidden)
   if hidden >= len(w):
     raise ValueError(
       f"{path}/w must be [D+H, 4H] and b [4H], got {w.shape} and {b.shape}"
@@ -214,9 +214,9 @@ def _from_lstm(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
 
 def _from_gru(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
   w_x, w_h, b = _read(path, arrays, GRU_NAMES)
-  hidden = len(check_shape(f"{path}/w_h", w_h, None, None))
+  hidden = len(check_shape(f"{path}/w_h", w_h, "any", "any"))
   check_shape(f"{path}/w_h", w_h, hidden, 3 * hidden)
-  check_shape(f"{path}/w_i", w_x, None, 3 * hidden)
+  check_shape(f"{path}/w_i", w_x, "any", 3 * hidden)
   check_shape(f"{path}/b", b, 3 * hidden)
   params = (_exchanged_r_and_z(x, z_index=0) for x in (w_x, w_h, b))
   return gru_reset_before, gru_reset_before.ResetBeforeGRUParams(*params)
@@ -228,9 +228,9 @@ def _from_rnn(
   path, path_1 = (f"{core}/{layer}" for layer in LINEAR)
   w_x, b = _read(path, first, ("w", "b"))
   w_h, *b_h = _read(path_1, second, ("w", "b") if "b" in second else ("w",))
-  hidden = len(check_shape(f"{path_1}/w", w_h, None, None))
+  hidden = len(check_shape(f"{path_1}/w", w_h, "any", "any"))
   check_shape(f"{path_1}/w", w_h, hidden, hidden)
-  check_shape(f"{path}/w", w_x, None, hidden)
+  check_shape(f"{path}/w", w_x, "any", hidden)
   check_shape(f"{path}/b", b, hidden)
   for x in b_h:
     b = b + check_shape(f"{path_1}/b", x, hidden)

@@ -4,7 +4,8 @@ PyTorch is not imported: a tensor is read by its own methods, a module by its
 `state_dict`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -153,29 +154,10 @@ def check_no_bias(name: str, x: Any) -> None:
     )
 
 
-def check_shape(name: str, x: Array, *expected: int | None) -> Array:
-  """Return x, after a check of its shape.
-
-  Args:
-    name: the name of x in an error.
-    x: an array.
-    *expected: its shape, with None for any size.
-
-  Raises:
-    ValueError: x has another shape.
-  """
-  if not has_shape(x, *expected):
-    raise ValueError(f"{name} must be {shape_text(*expected)}, got {x.shape}")
-  return x
-
-
-def has_shape(x: Array, *expected: int | None) -> bool:
-  """Return whether an array has a shape, in which None is any size."""
-  return len(x.shape) == len(expected) and all(
-    n in (None, m) for n, m in zip(expected, x.shape, strict=True)
-  )
-
-
-def shape_text(*expected: int | None) -> str:
-  """Return an expected shape as text, such as "[any, 5]"."""
-  return f"[{', '.join('any' if n is None else str(n) for n in expected)}]"
+@contextmanager
+def prefixed(prefix: Any) -> Iterator[None]:
+  """Put what is read, such as a layer, before the message of a ValueError."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{prefix}: {error}") from None

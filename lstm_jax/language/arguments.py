@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.checks import types_text
+from lstm_jax.cells.checks import check_shape, types_text
 from lstm_jax.cells.precision import as_array, as_arrays
 from lstm_jax.language.params import LanguageParams, ModelConfig
 
@@ -30,30 +30,16 @@ def as_params(
   if not isinstance(params, LanguageParams):
     types = types_text(LanguageParams, type(params))
     raise ValueError(f"params must be {types}")
-  embedding = vocabulary_size, config.embedding_size
-  _check_shape("embedding", params.embedding, embedding)
+  sizes = vocabulary_size, config.embedding_size
+  check_shape("params.embedding", params.embedding, *sizes)
   if not config.tied:
     # The cell decides how many outputs n the top layer has.
-    _check_shape("readout", params.readout, ("n", vocabulary_size))
+    check_shape("params.readout", params.readout, "n", vocabulary_size)
   elif params.readout is not None:
     found = type(params.readout).__name__
     raise ValueError(f"params.readout must be None, as it is tied, got {found}")
-  _check_shape("bias", params.bias, (vocabulary_size,))
+  check_shape("params.bias", params.bias, vocabulary_size)
   return as_arrays(params)
-
-
-def _check_shape(name: str, array: Any, shape: tuple[int | str, ...]) -> None:
-  """Raise ValueError unless a weight has a shape; "n" stands for any size."""
-  if hasattr(array, "shape"):
-    pairs = zip(array.shape, shape, strict=False)
-    fits = all(expected in ("n", size) for size, expected in pairs)
-    if fits and len(array.shape) == len(shape):
-      return
-    found = f"{array.shape}"
-  else:
-    found = type(array).__name__
-  expected = ", ".join(map(str, shape))
-  raise ValueError(f"params.{name} must be [{expected}], got {found}")
 
 
 def as_token_array(tokens: Any) -> jax.Array:

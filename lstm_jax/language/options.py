@@ -23,7 +23,6 @@ ValueError: hidden_size must be in [1, inf), got 0
 import dataclasses
 import numbers
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def option(
   help: str,
   *,
   bounds: str | None = None,
-  choices: tuple[str, ...] | Mapping[str, Any] | None = None,
+  choices: tuple[str, ...] | None = None,
 ) -> Any:
   """Return a dataclass field with a help text and a valid range.
 
@@ -47,8 +46,7 @@ def option(
     bounds: the interval that values must lie in, such as "[1, inf)" or
       "(0, 1]". A round bracket excludes its end, so "inf)" refuses infinity.
       NaN lies in no interval. None for no limits.
-    choices: the valid values, or a mapping from names to the valid values. None
-      for any value.
+    choices: the valid values; None for any value.
   """
   metadata = {"help": help, "bounds": bounds, "choices": choices}
   return dataclasses.field(default=default, metadata=metadata)
@@ -96,10 +94,7 @@ def check_options(config: Any) -> None:
     if bounds and not all(in_bounds(number, bounds) for number in values):
       raise ValueError(f"{field.name} must be in {bounds}, got {value!r}")
     choices = field.metadata.get("choices")
-    if choices is None:
-      continue
-    valid = choices.values() if isinstance(choices, Mapping) else choices
-    if not all(element in valid for element in values):
+    if choices and not all(element in choices for element in values):
       names = ", ".join(choices)
       raise ValueError(f"{field.name} must be one of {names}, got {value!r}")
 

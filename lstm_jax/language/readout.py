@@ -30,7 +30,7 @@ from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_matrices, check_float, upcast
 from lstm_jax.language import loss as losses
-from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
+from lstm_jax.sequence.chunks import joined, scan_chunks
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
 SYMBOLIC_BATCH = 32  # assumed if B is symbolic (`jax.export`)
@@ -89,8 +89,7 @@ def _linear_cross_entropy(dtypes, hs, w, b, targets):
   compute_dtype, *_ = dtypes
   operand = cast_matrices(w, compute_dtype)
 
-  def body(total, chunk):
-    h, target = chunk
+  def body(total, h, target):
     nats, _ = losses.forward(affine(h, operand, b), target)
     return total + nats.sum(), None
 
@@ -104,9 +103,8 @@ def _forward(dtypes, hs, w, b, targets):
   compute_dtype, *_ = dtypes
   operand = cast_matrices(w, compute_dtype)
 
-  def body(carry, chunk):
+  def body(carry, h, target):
     total, dw, db = carry
-    h, target = chunk
     nats, residuals = losses.forward(affine(h, operand, b), target)
     dy, _ = losses.backward(residuals, jnp.ones_like(nats))
     dh, dw_chunk, db_chunk = affine_backward(h, operand, dy)
@@ -212,22 +210,16 @@ def _scan(
   targets: jax.Array,
   vocabulary_size: int,
 ) -> tuple[Any, Any]:
-  """Scan body, (carry, (h, target)) -> (carry, y), over chunks of time steps.
+  """Scan body, (carry, h, target) -> (carry, y), over chunks of time steps.
 
   Returns:
     (carry after the last chunk, the y [T, ...] of all chunks or None).
   """
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
   if isinstance(steps, int) and steps == 0:
-    return body(carry, (hs, targets))  # there is no chunk
-
-  def scanned(carry, saved, *chunk):
-    del saved  # there was no earlier scan
-    return body(carry, chunk)
-
+    return body(carry, hs, targets)  # there is no chunk
   size = _chunk_size(steps, rows, vocabulary_size)
-  arrays = hs, targets
-  carry, ys = scan_chunks(scanned, carry, NOTHING, arrays, size, reverse=False)
+  carry, ys = scan_chunks(body, carry, (hs, targets), size)
   return carry, joined(ys)
 
 

@@ -42,7 +42,7 @@ from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.batch_axes import aligned
 from lstm_jax.sequence.chunk_size import default_chunk, even_chunk, is_large
-from lstm_jax.sequence.chunks import NOTHING, Chunks, joined, scan_chunks
+from lstm_jax.sequence.chunks import Chunks, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
   ScanOptions,
@@ -160,12 +160,11 @@ def _scan_chunks(
   if not (is_linear(cell) or projects_first(state, xs)):
     return aligned(scan_sequence(cell, options, *inputs), 0, inputs)
 
-  def run(before, saved, xs, extras):
-    del saved
+  def run(before, xs, extras):
     return scan_outputs(cell, options, params, before, xs, extras, like=state)
 
   before, parts = _carried(cell, state), (xs, extras)
-  last, hs = scan_chunks(run, before, NOTHING, parts, chunk, options.reverse)
+  last, hs = scan_chunks(run, before, parts, chunk, reverse=options.reverse)
   return aligned((cast_like(last, state), joined(hs)), 0, inputs)
 
 
@@ -177,8 +176,7 @@ def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
   and hs are None.
   """
 
-  def run(before, saved, xs, extras):
-    del saved
+  def run(before, xs, extras):
     arguments = cell, options, params, before, xs, extras
     if policy == "all":
       (last, hs), residuals = forward(*arguments, like=state)
@@ -189,7 +187,7 @@ def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
     return last, (after.h, before, kept)
 
   before, parts = _carried(cell, state), (xs, extras)
-  last, ys = scan_chunks(run, before, NOTHING, parts, chunk, options.reverse)
+  last, ys = scan_chunks(run, before, parts, chunk, reverse=options.reverse)
   outputs = cast_like(last, state), joined(ys.part(0))
   outputs = aligned(outputs, 0, (params, state, xs, extras))
   if policy == "gates":  # drop hs, which the backward computes again
@@ -206,9 +204,8 @@ def _chunks_backward(cell, options, policy, chunk, residuals, cotangents):
   params, saved, xs, extras = residuals
   d_last, dhs = cotangents
 
-  def run(carry, saved, dhs, xs, extras):
+  def run(carry, dhs, xs, extras, hs, before, kept):
     d_params, d_state = carry
-    hs, before, kept = saved
     inputs = params, before, xs, extras
     if policy == "all":
       gates, rest = kept
@@ -228,7 +225,7 @@ def _chunks_backward(cell, options, policy, chunk, residuals, cotangents):
   zeros = upcast(jax.tree.map(jnp.zeros_like, params))
   carry, sequences = (zeros, upcast(d_last)), (dhs, xs, extras)
   carry, dxs = scan_chunks(
-    run, carry, saved, sequences, chunk, not options.reverse
+    run, carry, sequences, chunk, reverse=not options.reverse, saved=saved
   )
   d_params, d_state = cast_like(carry, (params, d_last))
   return d_params, d_state, joined(dxs), None

@@ -25,29 +25,30 @@ class Chunks(NamedTuple):
     return Chunks(self.whole[index], rest)
 
 
-NOTHING = Chunks(None, None)
+NOTHING = Chunks((), ())
 
 
 def scan_chunks(
   f: Callable,
   carry: Any,
-  saved: Chunks,
   sequences: tuple,
   chunk: int,
-  reverse: bool,
+  *,
+  reverse: bool = False,
+  saved: Chunks = NOTHING,
 ) -> tuple[Any, Chunks]:
   """Scan f over the chunks of a sequence.
 
   Args:
-    f: (carry, saved, *sequences) -> (carry, y), called for each chunk. Its
-      `saved` is the y of this chunk in the earlier scan, None if there was
-      none. Its `sequences` are the chunk's time steps, [C, ...]; the last chunk
-      has T mod C time steps, unless C divides T.
+    f: (carry, *sequences, *saved) -> (carry, y), called for each chunk. Its
+      `sequences` are the chunk's time steps, [C, ...]; the last chunk has T mod
+      C time steps, unless C divides T. Its `saved` is the y of this chunk in
+      the earlier scan, a tuple.
     carry: the carry before the chunk that is taken first.
-    saved: y of an earlier scan over the same chunks, or NOTHING.
     sequences: trees of arrays [T, ...].
     chunk: C ≤ T; T may be symbolic if it is a multiple of C.
     reverse: True to scan from the last chunk to the first.
+    saved: y of an earlier scan over the same chunks, or NOTHING.
 
   Returns:
     (carry after the chunk that is taken last, y of every chunk).
@@ -60,7 +61,7 @@ def scan_chunks(
     cut = partial(
       lax.dynamic_slice_in_dim, start_index=index * chunk, slice_size=chunk
     )
-    return f(carry, saved, *jax.tree.map(cut, sequences))
+    return f(carry, *jax.tree.map(cut, sequences), *saved)
 
   def scan_whole(carry):
     inputs = jnp.arange(steps // chunk), saved.whole
@@ -70,7 +71,7 @@ def scan_chunks(
     if not num_rest:
       return carry, None
     rest = jax.tree.map(lambda x: x[steps - num_rest :], sequences)
-    return f(carry, saved.rest, *rest)
+    return f(carry, *rest, *saved.rest)
 
   if reverse:
     carry, rest = run_rest(carry)

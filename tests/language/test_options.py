@@ -19,7 +19,6 @@ from lstm_jax.training import OptimizerConfig
 from tests.contract import TABLE
 
 CONFIGS = ModelConfig, Regularizers, BatchingConfig, OptimizerConfig
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Config:
   rate: float = option(0.5, "A rate.", bounds="(0, 1]")
   size: int | None = option(None, "A size.", bounds="[1, inf)")
   color: str = option("red", "A color.", choices=("red", "green"))
-  dtype: typing.Any = option(None, "A data type.", choices=DTYPES)
   colors: tuple[str, ...] = option((), "Colors.", choices=("red", "green"))
   sizes: tuple[int, ...] | None = option(None, "Sizes.", bounds="[1, inf)")
   free: int = option(3, "Any number.")
@@ -82,7 +80,6 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"color": ("red",)}, r"^color must be one of .*, got \('red',\)$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
-    ({"dtype": "bfloat16"}, "^dtype must be one of float32, bfloat16, got 'b"),
     (
       {"names": ("a", "")},
       r"^names must have no empty value, got \('a', ''\)$",
@@ -100,9 +97,9 @@ def test_a_tuple_of_choices_is_valid():
 
 
 def test_none_is_valid_where_the_type_says_so():
-  assert Config(size=None, dtype=None).size is None
+  assert Config(size=None).size is None
   assert Config(sizes=None).sizes is None and Config(sizes=(1, 2)).sizes
-  assert Config(size=1, dtype=jnp.bfloat16, free=-9, plain=-9).free == -9
+  assert Config(size=1, free=-9, plain=-9).free == -9
 
 
 def test_numbers_of_numpy_and_integers_for_floats_are_valid():

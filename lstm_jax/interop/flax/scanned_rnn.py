@@ -41,7 +41,7 @@ from flax import linen
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.caching import cached
-from lstm_jax.cells.cell import Cell, Params, cell_name, zero_state
+from lstm_jax.cells.cell import Cell, cell_name, zero_state
 from lstm_jax.cells.lstm import LSTMState
 from lstm_jax.interop.flax.weights import from_linen
 from lstm_jax.sequence._unroll import unroll
@@ -108,7 +108,7 @@ def scanned(cell: Cell) -> Any:
       else:
         sizes = ins.shape[-1], hidden_size
         params = self.param("cell", cell.init, *sizes, jnp.float32)
-      ins = ins.astype(_dtype(params))
+      ins = ins.astype(jnp.result_type(*jax.tree.leaves(params)))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
       return _carry(state), ys
 
@@ -217,7 +217,3 @@ def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
   if resets.shape != ins.shape[:-1]:
     expected = list(ins.shape[:-1])
     raise ValueError(f"resets must be {expected}, as ins, got {resets.shape}")
-
-
-def _dtype(params: Params) -> Any:
-  return jnp.result_type(*jax.tree.leaves(params))

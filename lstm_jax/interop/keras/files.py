@@ -15,7 +15,6 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from lstm_jax.cells.activations import Activation
@@ -31,6 +30,7 @@ from lstm_jax.interop.keras.hdf5 import (
   reason,
 )
 from lstm_jax.interop.keras.weights import from_keras
+from lstm_jax.interop.tensors import prefixed
 
 Layer = tuple[Cell[Any, Any], Params]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
@@ -90,7 +90,7 @@ def load(
   result = {}
   with opened(path, weights) as file:
     for name in _chosen(path, saved, names):
-      with _named(name):
+      with prefixed(f"layer {name}"):
         result[name] = _configured(file, saved[name], size)
   return result
 
@@ -134,7 +134,7 @@ def load_weights(
         )
       groups = dict(layer_groups(file, "", "layers"))
     for name in _chosen(path, groups, names):
-      with _named(name):
+      with prefixed(f"layer {name}"):
         cells = [cell_arrays(file, cell, size) for cell in groups[name]]
         result[name] = from_keras(
           dict(item for arrays in cells for item in arrays.items()),
@@ -288,12 +288,3 @@ def _are_names(names: Any) -> bool:
     and not isinstance(names, str)
     and all(isinstance(name, str) for name in names)
   )
-
-
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-  """Put the layer's name in front of the message of a ValueError."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f"layer {layer}: {error}") from None

@@ -54,12 +54,12 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params, cell_name
+from lstm_jax.cells.checks import check_shape
 from lstm_jax.interop.keras.directions import NAMES, SIDES, by_direction
 from lstm_jax.interop.tensors import (
   Array,
   check_fit,
   check_no_bias,
-  check_shape,
   copied_arrays,
 )
 from lstm_jax.sequence.bidirectional import Directions
@@ -225,11 +225,11 @@ def _from_direction(
   if len(set(dtypes.values())) > 1:
     raise ValueError(f"{side}arrays must have one dtype, got {dtypes}")
 
-  def check(name: str, *shape: int | None) -> Array:
+  def check(name: str, *shape: int | str) -> Array:
     return check_shape(f"{side}{name}", arrays[name], *shape)
 
   cell: Cell
-  w_x, w_h = check("kernel", None, columns), recurrent
+  w_x, w_h = check("kernel", "any", columns), recurrent
   candidate, gates = activations
   if columns == 3 * hidden:
     after = _reset_after(side, arrays.get("bias"), reset_after)

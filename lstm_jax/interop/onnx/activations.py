@@ -13,7 +13,7 @@ Both directions have one cell here, and so the same activations.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -50,16 +50,10 @@ MAKERS: dict[Cell, Callable[..., Cell]] = {
 }
 
 
-def base_cell(cell: Cell) -> tuple[Cell, tuple[Activation, ...] | None]:
-  """Return a cell's module, and its activations if they are not standard.
-
-  Returns:
-    (cell, activations): the cell with the same equations and the standard
-    activations; and the cell's own activations, or None for the standard ones.
-  """
-  if isinstance(cell, MadeCell):  # a result of `with_activations`
-    return cell.module, cell.arguments
-  return cell, None
+def base_cell(cell: Cell) -> Cell:
+  """Return the cell with the same equations and the standard activations."""
+  # A `MadeCell` is a result of `with_activations`.
+  return cell.module if isinstance(cell, MadeCell) else cell
 
 
 def read_activations(
@@ -125,16 +119,18 @@ def read_activations(
   return tuple(first)
 
 
-def write_activations(
-  activations: Sequence[Activation], num_directions: int
-) -> dict[str, list]:
-  """Return the attributes of a node with these activations.
+def write_activations(cell: Cell, num_directions: int) -> dict[str, list]:
+  """Return the attributes of a node of a cell with these activations.
+
+  There are none if the activations are the standard ones.
 
   Raises:
     ValueError: one of them is neither in NAMES nor a hard sigmoid.
   """
+  if not isinstance(cell, MadeCell):
+    return {}
   names, slopes = [], []
-  for activation in activations:
+  for activation in cell.arguments:
     if activation in NAMES:
       names.append(NAMES[activation])
     elif activation.function is HARD_SIGMOID.function:  # of any slope

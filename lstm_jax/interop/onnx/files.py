@@ -11,7 +11,7 @@ from lstm_jax.interop.onnx.nodes import (
   read_tensor,
 )
 from lstm_jax.interop.onnx.onnx_import import import_onnx
-from lstm_jax.interop.tensors import Array
+from lstm_jax.interop.tensors import Array, prefixed
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
@@ -56,32 +56,25 @@ def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
     if not reason or isinstance(error, UnicodeDecodeError):
       reason = "it has text that is not UTF-8"
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
-  try:
+  layers: dict[str, Layer] = {}
+  with prefixed(path):
     graph = onnx.load(path, format="protobuf").graph
     arrays, unread = _constants(graph)
-  except ValueError as error:  # `onnx.load` too, if external data is cut off
-    raise ValueError(f"{path}: {error}") from None
-  layers: dict[str, Layer] = {}
-  for node in graph.node:
-    if not is_recurrent(node):
-      continue
-    name = node.name or next(filter(None, node.output), "")
-    if not name:
-      raise ValueError(f"{path}: {node.op_type} has neither a name nor outputs")
-    if name in layers:
-      raise ValueError(
-        f"{path}: layers must have different names, got two of {name!r}"
-      )
-    try:
-      for key in filter(unread.__contains__, node.input):
+    for node in filter(is_recurrent, graph.node):
+      name = node.name or next(filter(None, node.output), "")
+      if not name:
+        raise ValueError(f"{node.op_type} has neither a name nor outputs")
+      if name in layers:
         raise ValueError(
-          f"{key!r} must be a dense tensor if it is a constant, got a sparse "
-          "tensor, a number, a string or a list"
+          f"layers must have different names, got two of {name!r}"
         )
-      layers[name] = from_onnx(node, arrays)
-    except ValueError as error:
-      message = f"{path}: {node.op_type} {name!r}: {error}"
-      raise ValueError(message) from None
+      with prefixed(f"{node.op_type} {name!r}"):
+        for key in filter(unread.__contains__, node.input):
+          raise ValueError(
+            f"{key!r} must be a dense tensor if it is a constant, got a sparse "
+            "tensor, a number, a string or a list"
+          )
+        layers[name] = from_onnx(node, arrays)
   if not layers:
     raise ValueError(f"{path} has none of {', '.join(INPUTS)}")
   return layers

@@ -30,12 +30,11 @@ import jax
 import numpy as np
 
 from lstm_jax.cells.cell import Cell, Params, cell_name
+from lstm_jax.cells.checks import check_shape
 from lstm_jax.cells.weight_checks import check_params
-from lstm_jax.interop.onnx.activations import base_cell
 from lstm_jax.interop.onnx.nodes import to_onnx
 from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET, import_onnx
 from lstm_jax.interop.onnx.weights import operator
-from lstm_jax.interop.tensors import has_shape, shape_text
 from lstm_jax.language import LanguageParams, Tokenizer
 
 ModelProto = Any  # an onnx.ModelProto
@@ -190,13 +189,8 @@ def _check_params(cell: Cell, params: LanguageParams) -> None:
   if not isinstance(params, LanguageParams):
     found = type(params).__name__
     raise ValueError(f"params must be LanguageParams, got {found}")
-  for name, array, rank in (
-    ("embedding", params.embedding, 2),
-    ("bias", params.bias, 1),
-  ):
-    if array.ndim != rank:
-      axes = shape_text(*(None,) * rank)
-      raise ValueError(f"params.{name} must be {axes}, got {array.shape}")
+  check_shape("params.embedding", params.embedding, "any", "any")
+  check_shape("params.bias", params.bias, "any")
   dtype = params.bias.dtype
   if dtype not in (np.float32, np.float64):
     raise ValueError(f"params must be float32 or float64, got {dtype}")
@@ -208,18 +202,13 @@ def _check_params(cell: Cell, params: LanguageParams) -> None:
       )
   size = params.embedding.shape[1]
   for k, layer in enumerate(params.layers):
-    check_params(base_cell(cell)[0].project, layer)
-    if layer.w_x.shape[0] != size:
-      raise ValueError(
-        f"params.layers[{k}].w_x must be [{size}, any], got {layer.w_x.shape}"
-      )
-    size = layer.w_h.shape[0]
-  vocabulary_size = len(params.bias)
-  tied = params.readout is None
-  for name, array, shape in (
-    ("embedding", params.embedding, (vocabulary_size, size if tied else None)),
-    ("readout", params.readout, (size, vocabulary_size)),
-  ):
-    if array is not None and not has_shape(array, *shape):
-      axes = shape_text(*shape)
-      raise ValueError(f"params.{name} must be {axes}, got {array.shape}")
+    check_params(cell.project, layer)
+    check_shape(f"params.layers[{k}].w_x", layer.w_x, size, "any")
+    size = check_shape(
+      f"params.layers[{k}].w_h", layer.w_h, "any", "any"
+    ).shape[0]
+  vocabulary_size, tied = len(params.bias), params.readout is None
+  shape = vocabulary_size, size if tied else "any"
+  check_shape("params.embedding", params.embedding, *shape)
+  if not tied:
+    check_shape("params.readout", params.readout, size, vocabulary_size)

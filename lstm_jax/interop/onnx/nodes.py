@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.onnx.activations import base_cell, write_activations
+from lstm_jax.cells.checks import check_shape
+from lstm_jax.interop.onnx.activations import write_activations
 from lstm_jax.interop.onnx.attributes import (
   INPUTS,
   OUTPUTS,
@@ -42,7 +43,7 @@ from lstm_jax.interop.onnx.weights import (
   operator,
   to_tensors,
 )
-from lstm_jax.interop.tensors import Array, as_array, has_shape, shape_text
+from lstm_jax.interop.tensors import Array, as_array
 from lstm_jax.sequence import Directions
 
 Node = Any  # an onnx.NodeProto
@@ -182,10 +183,6 @@ def to_onnx(
   )
   check_distinct(input_names, output_names, weights)
   direction = "reverse" if reverse else "forward"
-  _, activations = base_cell(cell)
-  activation_attributes = (
-    write_activations(activations, len(directions)) if activations else {}
-  )
   node = onnx.helper.make_node(
     op_type,
     positional(input_names | weights, INPUTS[op_type]),
@@ -194,7 +191,7 @@ def to_onnx(
     hidden_size=arrays["R"].shape[-1],
     direction="bidirectional" if bidirectional else direction,
     **onnx_operator.attributes,
-    **activation_attributes,
+    **write_activations(cell, len(directions)),
     **({} if time_major else {"layout": 1}),
   )
   return node, [
@@ -256,22 +253,19 @@ def _weights(
 
   A missing B is 0.
   """
-  count, gates = attributes.num_directions, GATES[attributes.op_type]
+  count, gates = attributes.num_directions, len(GATES[attributes.op_type])
 
-  def read(key: str, *shape: int | None) -> Array:
+  def read(key: str, *shape: int | str) -> Array:
     name = attributes.names.get(key, "")
     if name not in tensors:
       raise ValueError(
         f"{key} is missing: there is no tensor {name!r}, got "
         f"{', '.join(sorted(tensors)) or 'none'}"
       )
-    array = as_array(f"{key} ({name!r})", tensors[name])
-    if not has_shape(array, *shape):
-      axes = shape_text(*shape)
-      raise ValueError(f"{key} ({name!r}) must be {axes}, got {array.shape}")
-    return array
+    label = f"{key} ({name!r})"
+    return check_shape(label, as_array(label, tensors[name]), *shape)
 
-  r = read("R", count, None, None)
+  r = read("R", count, "any", "any")
   hidden = r.shape[2]
   if attributes.hidden_size not in (None, hidden):
     raise ValueError(
@@ -280,7 +274,7 @@ def _weights(
     )
   rows = gates * hidden
   r = read("R", count, rows, hidden)
-  arrays = {"W": read("W", count, rows, None), "R": r}
+  arrays = {"W": read("W", count, rows, "any"), "R": r}
   if "B" in attributes.names:
     arrays["B"] = read("B", count, 2 * rows)
   else:

@@ -54,76 +54,24 @@ class Operator(NamedTuple):
 
   op_type: str
   attributes: dict[str, int]
-  gates: int  # of our cell; a coupled LSTM has one fewer than ONNX's
-  to_onnx: Callable[..., tuple]  # the cell's gates -> ONNX's
-  from_onnx: Callable[..., tuple]  # ONNX's gates -> the cell's
+  gates: str  # of our cell, in its order
   params: Callable[..., Params]  # the type of the cell's params
 
 
-def _lstm_to_onnx(i, f, g, o):
-  return i, o, f, g
-
-
-def _lstm_from_onnx(i, o, f, c):
-  return i, f, c, o
-
-
-def _coupled_to_onnx(f, g, o):
-  return -f, o, f, g
-
-
-def _coupled_from_onnx(i, o, f, c):
-  del f  # it is 1 − i, whatever its weights
-  return -i, c, o
-
-
-def _exchange_two(first, second, third):
-  return second, first, third
-
-
-def _same(a):
-  return (a,)
-
-
 OPERATORS: dict[Cell, Operator] = {
-  lstm: Operator(
-    "LSTM", {}, 4, _lstm_to_onnx, _lstm_from_onnx, lstm.LSTMParams
-  ),
-  peephole_lstm: Operator(
-    "LSTM",
-    {},
-    4,
-    _lstm_to_onnx,
-    _lstm_from_onnx,
-    peephole_lstm.PeepholeLSTMParams,
-  ),
+  lstm: Operator("LSTM", {}, "ifgo", lstm.LSTMParams),
+  peephole_lstm: Operator("LSTM", {}, "ifgo", peephole_lstm.PeepholeLSTMParams),
   coupled_lstm: Operator(
-    "LSTM",
-    {"input_forget": 1},
-    3,
-    _coupled_to_onnx,
-    _coupled_from_onnx,
-    coupled_lstm.CoupledLSTMParams,
+    "LSTM", {"input_forget": 1}, "fgo", coupled_lstm.CoupledLSTMParams
   ),
-  gru: Operator(
-    "GRU",
-    {"linear_before_reset": 1},
-    3,
-    _exchange_two,
-    _exchange_two,
-    gru.GRUParams,
-  ),
+  gru: Operator("GRU", {"linear_before_reset": 1}, "rzn", gru.GRUParams),
   gru_reset_before: Operator(
-    "GRU",
-    {},
-    3,
-    _exchange_two,
-    _exchange_two,
-    gru_reset_before.ResetBeforeGRUParams,
+    "GRU", {}, "rzn", gru_reset_before.ResetBeforeGRUParams
   ),
-  rnn: Operator("RNN", {}, 1, _same, _same, rnn.RNNParams),
+  rnn: Operator("RNN", {}, "a", rnn.RNNParams),
 }
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # G of ONNX's operators
+# The gates of ONNX's operators, in its order and in our letters: g, n for c, h.
+GATES = {"LSTM": "iofg", "GRU": "zrn", "RNN": "a"}
 
 
 def operator(cell: Cell) -> Operator:
@@ -132,7 +80,7 @@ def operator(cell: Cell) -> Operator:
   Raises:
     ValueError: ONNX has none.
   """
-  base, _ = base_cell(cell)
+  base = base_cell(cell)
   try:
     found = base in OPERATORS
   except TypeError:  # not hashable, such as weights in place of a cell
@@ -157,7 +105,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
       cell, do not fit each other, or are not all float32 or all float64.
   """
   form = operator(cell)
-  cell, _ = base_cell(cell)
+  cell = base_cell(cell)
   check_params(cell.project, params)
   arrays: Any = type(params)(*map(np.asarray, params))
   for field, array in zip(arrays._fields, arrays, strict=True):
@@ -174,8 +122,11 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
 
   def reordered(x: np.ndarray) -> np.ndarray:
     """Return [..., G·H] in ONNX's order for our array [..., gates·H]."""
-    gates = form.to_onnx(*np.split(x, form.gates, axis=-1))
-    return np.concatenate(gates, axis=-1)
+    parts = np.split(x, len(form.gates), axis=-1)
+    gates = dict(zip(form.gates, parts, strict=True))
+    if cell is coupled_lstm:
+      gates["i"] = -gates["f"]
+    return np.concatenate([gates[g] for g in GATES[form.op_type]], axis=-1)
 
   w_b = reordered(arrays.b)
   r_b = np.zeros_like(w_b)
@@ -204,14 +155,18 @@ def from_tensors(cell: Cell, tensors: Mapping[str, Array]) -> Params:
     ValueError: ONNX has no operator for the cell.
   """
   form = operator(cell)
-  cell, _ = base_cell(cell)
+  cell = base_cell(cell)
   in_jax = any(isinstance(x, jax.Array) for x in tensors.values())
   numpy: Any = jnp if in_jax else np  # NumPy keeps float64
 
   def reordered(x: Array) -> Array:
     """Return [..., gates·H] in our order for ONNX's array [..., G·H]."""
-    gates = numpy.split(x, GATES[form.op_type], axis=-1)
-    return numpy.concatenate(form.from_onnx(*gates), axis=-1)
+    letters = GATES[form.op_type]
+    parts = numpy.split(x, len(letters), axis=-1)
+    gates = dict(zip(letters, parts, strict=True))
+    if cell is coupled_lstm:
+      gates["f"] = -gates["i"]  # whatever the rows of ONNX's f
+    return numpy.concatenate([gates[g] for g in form.gates], axis=-1)
 
   w_b, r_b = numpy.split(tensors["B"], 2)
   more: tuple[Array, ...] = ()

@@ -44,12 +44,12 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.checks import check_shape
 from lstm_jax.interop.tensors import (
   CELL_OF_PARAMS,
   Array,
   check_fit,
   check_no_bias,
-  check_shape,
   read_source,
 )
 from lstm_jax.sequence.bidirectional import Directions
@@ -226,15 +226,15 @@ def _pop_params(
   """
   own = [name for name in arrays if suffix in name]  # for an error
 
-  def pop(name: str, *shape: int | None) -> Array:
+  def pop(name: str, *shape: int | str) -> Array:
     x = arrays.pop(f"{name}{suffix}", None)
     if x is None:
       raise ValueError(f"{name}{suffix} is missing, got {own}")
     return check_shape(f"{name}{suffix}", x, *shape)
 
-  w_r = pop("weight_hr", None, hidden).T if cell is projected_lstm else None
+  w_r = pop("weight_hr", "any", hidden).T if cell is projected_lstm else None
   size = hidden if w_r is None else w_r.shape[1]
-  w_x, w_h = pop("weight_ih", rows, None).T, pop("weight_hh", rows, size).T
+  w_x, w_h = pop("weight_ih", rows, "any").T, pop("weight_hh", rows, size).T
   if bias:
     b, b_h = pop("bias_ih", rows), pop("bias_hh", rows)
   else:
