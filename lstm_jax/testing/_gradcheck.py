@@ -123,11 +123,7 @@ def gradcheck(
 
   picked = _pick(draw, tensors, max_coordinates)
   units = _units(draw, tensors, num_directions, flat)
-  coordinates = np.concatenate(picked)
-  along_coordinates = _evaluate(
-    lambda j: slope(jnp.zeros_like(flat).at[j].set(1)), coordinates, flat.size
-  )
-  along_units = _evaluate(slope, units, flat.size)
+  along_coordinates, along_units = _slopes(slope, np.concatenate(picked), units)
 
   ends = np.cumsum([len(indices) for indices in picked])
   centrals = np.split(along_coordinates, ends[:-1])
@@ -221,11 +217,26 @@ def _units(draw, tensors, count, flat):
   return units
 
 
-def _evaluate(f, xs, size):
-  """Return f of each row of xs, in batches; `size` is that of gradcheck's x."""
-  batch = max(1, min(BATCH, LARGEST // max(1, size)))
-  batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=batch))
-  return np.asarray(batched(jnp.asarray(xs))) if len(xs) else np.zeros(0)
+def _slopes(slope, coordinates, units):
+  """Return the slopes [K] along coordinates, and those [D] along units.
+
+  Args:
+    slope: maps a direction [N] to a number. It is compiled once, for a batch.
+    coordinates: the indices [K] of coordinates.
+    units: directions [D, N].
+  """
+  num, size = len(coordinates), units.shape[1]
+  count = num + len(units)
+  batch = max(1, min(BATCH, count, LARGEST // size))
+  slopes, of_batch = np.zeros(count), jax.jit(jax.vmap(slope))
+  for start in range(0, count, batch):
+    directions = np.zeros((batch, size), units.dtype)  # 0 where not filled
+    rows = np.arange(start, min(start + batch, count))
+    ones, others = rows[rows < num], rows[rows >= num]
+    directions[ones - start, coordinates[ones]] = 1
+    directions[others - start] = units[others - num]
+    slopes[rows] = of_batch(directions)[: len(rows)]
+  return slopes[:num], slopes[num:]
 
 
 def _rms(x):

@@ -286,13 +286,16 @@ def test_a_number_is_a_tensor(key):
 def test_a_batch_holds_few_copies_of_a_large_x(key, monkeypatch):
   batches = []
 
-  def recorded(f, xs, *, batch_size):  # in place of the evaluation of slopes
-    batches.append(batch_size)
-    return jnp.zeros(len(xs))
+  def recorded(slope):  # in place of the evaluation of slopes
+    def slopes(directions):
+      batches.append(directions.shape)
+      return jnp.zeros(len(directions))
 
-  monkeypatch.setattr(jax.lax, "map", recorded)
+    return slopes
+
+  monkeypatch.setattr(jax, "vmap", recorded)
   # At most 64 directions, and at most 2²² elements in all of them.
-  for size, expected in ((3, 64), (2**17 + 1, 31)):
+  for size, expected in ((99, 64), (2**17 + 1, 31)):
     gradcheck(jnp.negative, jnp.negative, jnp.ones(size), key)
-    assert batches == [expected] * 2
+    assert batches == [(expected, size)]  # one program
     batches.clear()
