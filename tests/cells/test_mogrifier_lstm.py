@@ -9,6 +9,7 @@ import pytest
 
 from lstm_jax import Autodiff, Explicit, mogrifier_lstm, unroll
 from lstm_jax.cells import low_rank
+from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.low_rank import LowRank
 from lstm_jax.testing import plant, terms
 from tests.contract import EXHAUSTIVE
@@ -16,9 +17,13 @@ from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 
 def arguments(key, rounds, rank):
-  params = mogrifier_lstm.init(key, D, H, jnp.float64, rounds=rounds, rank=rank)
-  state = mogrifier_lstm.initial_state(params, (B,))
-  return normal_like(key, (params, state, np.zeros((T, B, D))))
+  def make(key):
+    sizes = {"rounds": rounds, "rank": rank}
+    params = mogrifier_lstm.init(key, D, H, jnp.float64, **sizes)
+    state = mogrifier_lstm.initial_state(params, (B,))
+    return params, state, jnp.zeros((T, B, D))
+
+  return normal_like(key, jax.eval_shape(make, key))
 
 
 def not_empty(tree):
@@ -105,11 +110,20 @@ def test_rounds_and_rank_must_be_positive_integers(name, value, key):
     mogrifier_lstm.init(key, D, H, **{name: value})
 
 
-def test_a_step_of_tokens_is_an_error(key):
-  params, state, _ = arguments(key, rounds=2, rank=None)
+@pytest.mark.parametrize("shape", [(), (B,)])
+def test_a_step_of_tokens_is_an_error(shape, key):
+  params, _, _ = arguments(key, rounds=2, rank=None)
+  _, _, step = one_step(  # also without the check of the cell itself
+    mogrifier_lstm.initial_state,
+    lambda params, x: x,
+    mogrifier_lstm.recur,
+    None,
+    None,
+  )
   message = r"^x must be floats, since .* takes no tokens, got int64(\n|$)"
-  with pytest.raises(ValueError, match=message):
-    mogrifier_lstm.step(params, state, jnp.zeros(B, int))
+  for each in (mogrifier_lstm.step, step):
+    with pytest.raises(ValueError, match=message):
+      each(params, None, jnp.zeros(shape, int))
 
 
 @pytest.mark.parametrize(
