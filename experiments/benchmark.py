@@ -91,7 +91,7 @@ def run(
       print_table(case_table(rows), console)
       for name, reason in skipped.items():
         if (name, reason) not in printed:
-          console.print(f"skipped: {name}: {reason}")
+          console.print(f"skipped: {name}: {reason}", soft_wrap=True)
           printed.add((name, reason))
       record["rows"] += rows
       save(record)
@@ -185,7 +185,8 @@ def main() -> int:
   if out:
     draw(record, out, console)
   if old:
-    console.print(f"compared with {COMPARE.value}: {old['environment']}")
+    compared = f"compared with {COMPARE.value}: {old['environment']}"
+    console.print(compared, soft_wrap=True)
     before, now = (
       each["environment"].get("num_devices", "an unknown number")
       for each in (old, record)

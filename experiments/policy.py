@@ -48,7 +48,7 @@ from experiments.policies.peer import race
 from experiments.policies.tables import check_entries, tables
 from experiments.policies.training import train
 from experiments.trainer.devices import share_members
-from experiments.trainer.files import write_json
+from experiments.trainer.files import check_regular, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
 from experiments.trainer.locking import check_held, lock
@@ -135,6 +135,7 @@ def load(directory: Path) -> dict[str, Any]:
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   print_tables(tables(record), console)
+  check_regular(directory / FIGURE)
   with naming_missing(directory / RECORD):
     plots.draw(record, directory / FIGURE)
   print_held(directory, FILES, console)

@@ -56,6 +56,7 @@ from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
+from experiments.trainer.files import check_regular
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
 from experiments.trainer.same_run import check_not_extended, check_same_run
@@ -74,13 +75,14 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   Raises:
     ValueError: as `plan`, `plan_teachers` and `train.run`; or a directory holds
       another run, or one whose result.json lacks the seconds of training; or
-      --run is itself a run.
+      --run is itself a run, or its reproduction.json is a link.
     Diverged: as in `train.run`.
   """
   jobs = plan(row, config)
   base = jobs[0].directory.parent
   run_dir.check_is_no_run(base, "seeds")
   path = base / RECORD
+  check_regular(path)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
   teachers = _untrained_teachers(configs[0], sha256)

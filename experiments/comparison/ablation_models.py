@@ -74,7 +74,7 @@ def models_of_run(directory: Path) -> dict[str, str]:
     f"{name} ({record['teacher_checkpoint']})": sha256
     for name, sha256 in zip(record.get("teacher", ()), hashes, strict=False)
   }
-  sha256 = record.get(run_dir.INIT_FROM)  # earlier versions have none
+  sha256 = record.get(run_dir.INIT_FROM)
   if sha256 and list_checkpoints(directory / run_dir.CHECKPOINTS):
     found[f"{record['init_from']} ({BEST})"] = sha256
   return found

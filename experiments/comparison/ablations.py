@@ -14,7 +14,12 @@ from rich.table import Table
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.evaluation import started_at
-from experiments.trainer.files import are_numbers, read_json, write_json
+from experiments.trainer.files import (
+  are_numbers,
+  check_regular,
+  read_json,
+  write_json,
+)
 from experiments.trainer.format import format_nats, number_table
 from experiments.trainer.records import replace
 
@@ -85,9 +90,10 @@ def read_ablations(
   """Return the results that a file holds, without rows if there is no file.
 
   Raises:
-    ValueError: the file is damaged, is of another recipe or corpus, or holds
-      losses of the test split.
+    ValueError: the file is damaged, is a link, or is of another recipe or
+      corpus.
   """
+  check_regular(path)
   if not path.exists():
     return Ablations(recipe, corpus_sha256, [])
   try:
@@ -96,9 +102,9 @@ def read_ablations(
       dict(record["recipe"]),
       record["corpus_sha256"],
       record["rows"],
-      dict(record.get("outdated", {})),
-      record.get("split", _earlier_split(record["recipe"])),
-      dict(record.get("models", {})),  # earlier versions have none
+      dict(record["outdated"]),
+      record["split"],
+      dict(record["models"]),
     )
     _check_rows(found.rows)
   except KeyError as error:
@@ -113,11 +119,6 @@ def read_ablations(
     RecursionError,  # too many nested brackets
   ) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
-  if found.split == "test":
-    raise ValueError(
-      f"{path} compares losses of the test split, as an earlier version did; "
-      "choose another --run, or --overwrite"
-    )
   for name, value in recipe.items():
     if name == "corpus" and found.corpus_sha256 == corpus_sha256:
       continue  # the same text at another path
@@ -144,13 +145,6 @@ def start_times(directories: Iterable[Path]) -> dict[str, str]:
   return found
 
 
-def _earlier_split(recipe: Mapping[str, Any]) -> str:
-  """Return the split of a record that does not name it."""
-  if recipe.get("dev_fraction"):
-    return "dev"
-  return "test" if recipe.get("test_fraction") else "val"
-
-
 def check_all_named(
   path: Path,
   recipe: Mapping[str, Any],
@@ -160,7 +154,7 @@ def check_all_named(
   """Raise ValueError if --overwrite would drop results of unnamed changes.
 
   Results that `read_ablations` refuses, such as those of another recipe or
-  corpus, are dropped without an error.
+  corpus, are dropped without an error. A link is refused here, too.
 
   Args:
     path: ablations.json.
@@ -168,6 +162,7 @@ def check_all_named(
     corpus_sha256: the hash of the corpus.
     names: the changes that are given, which are all trained again.
   """
+  check_regular(path)
   try:
     rows = read_ablations(path, recipe, corpus_sha256).rows
   except ValueError:  # damaged, or rows that cannot stay beside new ones

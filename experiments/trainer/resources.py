@@ -118,7 +118,7 @@ class Tracer:
         if not error[0]:
           raise
         with suppress(OSError):  # printing must not hide the other error
-          self._console.print(failure, soft_wrap=True)
+          self._console.print(f"{failure}", soft_wrap=True)
     elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
       self._console.print(
         f"nothing is profiled: this process must make more than {WARM_UP} "

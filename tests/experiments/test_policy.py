@@ -146,6 +146,15 @@ def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
   assert (tmp_path / "policy.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_link_in_place_of_the_figure_is_not_followed(tmp_path, console):
+  mine = tmp_path / "mine.txt"
+  mine.write_text("kept")
+  (tmp_path / "policy.png").symlink_to(mine)
+  with pytest.raises(ValueError, match=r"policy\.png is a link"):
+    policy.report(example(), tmp_path, console)
+  assert mine.read_text() == "kept"
+
+
 @pytest.mark.parametrize("entry", ["returns", "episodes"])
 def test_a_run_of_which_a_seed_was_lost_is_damaged(entry, tmp_path):
   record = example()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from experiments import ablate
 from experiments.comparison.ablations import (
   Ablations,
+  check_all_named,
   make_table,
   read_ablations,
 )
@@ -18,21 +20,34 @@ from tests.experiments.ablating import ROW, read_record, record_path, write_rows
 RECIPE = {"corpus": "a.txt", "test_fraction": 0.1, "dev_fraction": 0.0}
 
 
-def test_a_record_of_the_test_split_is_not_continued(tmp_path):
+def test_a_record_is_read_as_it_was_written_and_lacks_nothing(tmp_path):
   path = tmp_path / "ablations.json"
-  record = Ablations(RECIPE, "1a2b", [])._asdict()
-  path.write_text(json.dumps(record))
-  assert read_ablations(path, RECIPE, "1a2b").split == "val"
-  del record["split"]  # as an earlier version wrote it
-  path.write_text(json.dumps(record))
-  with pytest.raises(ValueError, match=r"compares losses of the test split, "):
-    read_ablations(path, RECIPE, "1a2b")
-  for recipe, split in (
-    (RECIPE | {"test_fraction": 0.0}, "val"),
-    (RECIPE | {"dev_fraction": 0.1}, "dev"),
-  ):
-    path.write_text(json.dumps(record | {"recipe": recipe}))
-    assert read_ablations(path, recipe, "1a2b").split == split
+  written = Ablations(
+    RECIPE,
+    "1a2b",
+    [{"change": "base"} | ROW],
+    {"base": "2026"},
+    "dev",
+    {"a": "1"},
+  )
+  written.write(path)
+  assert read_ablations(path, RECIPE, "1a2b") == written
+  for name in written._fields:
+    record = {k: v for k, v in written._asdict().items() if k != name}
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"another version: it lacks '{name}'"):
+      read_ablations(path, RECIPE, "1a2b")
+
+
+def test_a_link_in_place_of_the_record_is_not_followed(tmp_path):
+  path = tmp_path / "ablations.json"
+  path.symlink_to(tmp_path / "mine.txt")
+  for target in ("", "mine"):  # a missing file, and one that is no record
+    if target:
+      (tmp_path / "mine.txt").write_text(target)
+    for read in (read_ablations, partial(check_all_named, names=())):
+      with pytest.raises(ValueError, match=r"ablations\.json is a link"):
+        read(path, RECIPE, "1a2b")
 
 
 def test_the_same_text_may_lie_elsewhere(tmp_path):
@@ -54,10 +69,6 @@ def test_rows_with_other_weights_of_a_teacher_are_not_added(tmp_path):
   message = r"have read other weights of runs/b \(best\)"
   with pytest.raises(ValueError, match=message):
     found.with_models(path, others | {"runs/b (best)": "4d"})
-  record = found._asdict()
-  del record["models"]  # as an earlier version wrote it
-  path.write_text(json.dumps(record))
-  assert read_ablations(path, RECIPE, "1a2b").models == {}
 
 
 def test_the_table_compares_the_stateful_losses_with_the_base():
