@@ -1,8 +1,9 @@
 """The error of a training that diverges, and the end of its run."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 from rich.console import Console
 
@@ -18,25 +19,18 @@ class Diverged(Exception):
   """
 
 
-class _Closable(Protocol):
-  def close(self) -> None: ...
-
-
 @contextmanager
-def closing_run(closable: _Closable, console: Console) -> Iterator[None]:
+def closing_run(closable: Any, console: Console) -> Iterator[None]:
   """Close what writes a run at the block's end, like `contextlib.closing`.
 
   If the block raises Diverged, an error of closing, such as a full disk, is
   printed, and the block's error is raised: the message and the exit status are
   those of a run that has diverged.
   """
-  diverged = False
   try:
     yield
-  except Diverged:
-    diverged = True
-    raise
   finally:
+    diverged = isinstance(sys.exception(), Diverged)
     try:
       closable.close()
     except (OSError, ValueError) as error:

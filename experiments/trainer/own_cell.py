@@ -21,18 +21,9 @@ from lstm_jax import unroll
 from lstm_jax.cells.cell import Cell, CellModule, cell_name
 from lstm_jax.cells.made import MadeCell
 from lstm_jax.cells.platform import traced_for
+from lstm_jax.cells.weight_checks import PARTS
 
-FUNCTIONS = (
-  "init",
-  "initial_state",
-  "project",
-  "recur",
-  "recur_backward",
-  "parameter_gradients",
-  "forward",
-  "backward",
-  "step",
-)
+FUNCTIONS = "init", *PARTS, "forward", "backward", "step"
 # D and H of the step and sequences that are traced. The `init` of a cell may
 # refuse the first, if D must be H, or H a multiple of a number of heads:
 # 960 has 28 divisors.
