@@ -132,6 +132,17 @@ def pytest_collection_finish():
   gc.set_threshold(20_000, 20, 50)
 
 
+@pytest.fixture
+def no_collection():
+  """Collect no garbage: finalizers fail near the recursion limit.
+
+  For a test whose text has so many brackets that its parser reaches the limit.
+  """
+  gc.disable()
+  yield
+  gc.enable()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_maps():
   """Release all compiled programs after a module, if many maps are in use."""

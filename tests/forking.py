@@ -22,13 +22,17 @@ from types import SimpleNamespace
 
 SERVER = multiprocessing.get_context("forkserver")
 # What the programs import, but no program: `runpy` warns of a module that is
-# imported already. JAX imports mhlo when it lowers its first program.
+# imported already. JAX imports mhlo when it lowers its first program, and SciPy
+# when it draws orthogonal weights.
 SERVER.set_forkserver_preload(
   [
     "experiments.cli",
     "experiments.trainer.logger",
+    "experiments.trainer.plot",
     "experiments.trainer.start",
     "jaxlib.mlir.dialects.mhlo",
+    "matplotlib.backends.backend_agg",
+    "scipy.linalg",
     "tests.lowering",
   ]
 )
@@ -53,8 +57,10 @@ class Fork:
     self._directory = tempfile.TemporaryDirectory()
     self._files = [Path(self._directory.name, name) for name in ("out", "err")]
     arguments = list(map(str, arguments))
+    collect_at = gc.get_threshold()  # garbage is collected as seldom as here
     self._process = SERVER.Process(
-      target=_run, args=(module, arguments, dict(variables), *self._files)
+      target=_run,
+      args=(module, arguments, dict(variables), collect_at, *self._files),
     )
     self._process.start()
 
@@ -82,7 +88,7 @@ class Fork:
     self._directory.cleanup()
 
 
-def _run(module, arguments, variables, out, err):
+def _run(module, arguments, variables, collect_at, out, err):
   """Run a module as `python -m` does, and end this process with its status."""
   for number, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -91,6 +97,7 @@ def _run(module, arguments, variables, out, err):
   os.environ |= variables
   sys.argv = [module, *arguments]
   gc.freeze()  # modules are skipped where garbage is collected
+  gc.set_threshold(*collect_at)
   # As in a terminal: if the tests are a background job, they ignore SIGINT, and
   # so would this process.
   signal.signal(signal.SIGINT, signal.default_int_handler)

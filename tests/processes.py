@@ -9,16 +9,9 @@ from tests.forking import Fork
 ROOT = Path(__file__).parents[1]
 
 
-def environment(*, cached=True):
-  """Return the environment of a process that a test starts.
-
-  Args:
-    cached: whether it shares the directory of compiled programs.
-  """
-  own = os.environ | {"PYTHONUNBUFFERED": "1"}
-  if not cached:
-    own.pop("JAX_COMPILATION_CACHE_DIR", None)
-  return own
+def environment():
+  """Return the environment of a process that a test starts."""
+  return os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
 def start(module, *arguments, devices=1):

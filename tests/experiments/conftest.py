@@ -72,11 +72,19 @@ def make_config(directory):
 
 @pytest.fixture(autouse=True)
 def no_loss_picture(monkeypatch):
-  """Have runs draw no loss.png, which is slow.
-
-  Session fixtures are made before this one: their runs do draw it.
-  """
+  """Have runs draw no loss.png, which is slow."""
   monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
+
+
+@contextlib.contextmanager
+def as_in_a_test():
+  """Have a session fixture train like a test, whose fixtures are made later."""
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    pytest.MonkeyPatch.context() as monkeypatch,
+  ):
+    monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
+    yield
 
 
 @pytest.fixture
@@ -86,7 +94,10 @@ def config(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_config(tmp_path_factory):
-  """Return the config of a finished run; tests read the run, or copy it."""
+  """Return the config of a finished run; tests read the run, or copy it.
+
+  Unlike other runs of the tests, it has its picture, loss.png.
+  """
   config = make_config(tmp_path_factory.mktemp("finished"))
   with jax.numpy_dtype_promotion("standard"):
     train.run(config, Console(file=io.StringIO(), width=80))
@@ -183,7 +194,7 @@ def trained_runs(tmp_path_factory):
     "rnn": {"cell": rnn, "learning_rate": 0.01, "eval_every": 30},
   }
   runs = {}
-  with jax.numpy_dtype_promotion("standard"):
+  with as_in_a_test():
     for name, each in changes.items():
       runs[name] = replace(shared, run=str(base / name), **each)
       train.run(runs[name], Console(file=io.StringIO(), width=80))

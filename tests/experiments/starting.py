@@ -2,11 +2,11 @@
 
 What the programs import is imported once, in the process that is forked.
 
-  python -m tests.experiments.starting < cases > results
+  python -m tests.experiments.starting CASES > results
 
-`cases` and `results` are lists in JSON. A case is [program, *flags]. Before the
-program there may be "closed", for a closed standard output, or "pipe", for a
-pipe that nobody reads. A result is [status, output, errors].
+The file CASES and the results are lists in JSON. A case is [program, *flags].
+Before the program there may be "closed", for a closed standard output, or
+"pipe", for a pipe that nobody reads. A result is [status, output, errors].
 """
 
 import json
@@ -16,11 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.forking import status_of
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, environment, run_program
 
 PROGRAMS = (
   "train",
@@ -42,24 +42,30 @@ PROGRAMS = (
 
 
 def start_all(
-  cases: Sequence[tuple], **variables: str
+  cases: Sequence[tuple], variables: Mapping[str, str] | None = None
 ) -> list[tuple[int, str, str]]:
   """Return (status, output, errors) of each (program, *flags).
 
-  "closed" or "pipe" may stand before a program, as the module says, and the
-  variables are added to the environment.
+  "closed" or "pipe" may stand before a program, as the module says. With
+  variables, which are added to the environment, the process that is forked is
+  a new interpreter, which reads them at its imports.
   """
-  process = subprocess.run(
-    [sys.executable, "-m", __name__],
-    cwd=ROOT,
-    env=environment() | variables,
-    input=json.dumps(cases),
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
-  )
-  return [tuple(result) for result in json.loads(process.stdout)]
+  with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    json.dump(cases, file)
+    file.flush()
+    if variables is None:
+      results = run_program(__name__, file.name)
+    else:
+      results = subprocess.run(
+        [sys.executable, "-m", __name__, file.name],
+        cwd=ROOT,
+        env=environment() | variables,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+      ).stdout
+  return [tuple(result) for result in json.loads(results)]
 
 
 def start(case: list[str], directory: Path) -> tuple[int, str, str]:
@@ -103,7 +109,7 @@ def run(kind: str, case: list[str], out: Path, err: Path) -> None:
 
 
 def main():
-  cases = json.load(sys.stdin)
+  cases = json.loads(Path(sys.argv[1]).read_text())
   # Imports what most programs need, and starts no device.
   runpy.run_module("experiments.train")
   with tempfile.TemporaryDirectory() as directory:

@@ -18,14 +18,14 @@ def test_the_list_has_every_program():
 
 
 @pytest.mark.exhaustive
-def test_every_program_prints_its_own_flags_in_80_columns(
-  tmp_path, monkeypatch
-):
+def test_every_program_prints_its_own_flags_in_80_columns(tmp_path):
   # For its help, no program imports matplotlib, or PyTorch, which takes 5 s.
   for package in ("torch", "matplotlib"):
     (tmp_path / f"{package}.py").write_text(f"raise SystemExit('{package}')")
-  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-  results = start_all([(program, "--help") for program in PROGRAMS])
+  results = start_all(
+    [(program, "--help") for program in PROGRAMS],
+    {"PYTHONPATH": str(tmp_path)},
+  )
   shown = dict(zip(PROGRAMS, results, strict=True))
   for program, (status, out, err) in shown.items():
     assert (status, err) == (0, ""), program
@@ -146,7 +146,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
 
 @pytest.mark.exhaustive
 def test_a_platform_without_a_device_is_an_error_of_one_line():
-  (result,) = start_all([("train", "--dry_run")], JAX_PLATFORMS="tpu")
+  (result,) = start_all([("train", "--dry_run")], {"JAX_PLATFORMS": "tpu"})
   status, out, err = result
   assert (status, out) == (2, "") and err.count("\n") == 1
   assert err.startswith("error: JAX_PLATFORMS=tpu has no device here: ")

@@ -109,12 +109,13 @@ def test_states_and_gates_are_those_of_the_step(name, key):
   cell = TABLE[name].cell
   model, params = make(cell, key)
   layers, logits = trace_layers(cell, params, jnp.asarray(TOKENS))
-  _, expected = model.apply(params, model.initial_state(()), TOKENS)
+  apply = jax.jit(model.apply)
+  _, expected = apply(params, model.initial_state(()), TOKENS)
   assert np.abs(logits - expected).max() < 1e-12
   xs = np.asarray(params.embedding)[TOKENS]
   step = jax.jit(cell.step)
   for layer, weights in zip(layers, params.layers, strict=True):
-    values = signals(cell, layer)
+    values = {k: np.asarray(v) for k, v in signals(cell, layer).items()}
     assert set(values) <= set(MEANINGS)
     arrays = type(weights)(*map(np.asarray, weights))
     state, hs = cell.initial_state(weights), []
@@ -189,7 +190,7 @@ def autodiff_paths(cell, params):
   )
   for t in range(N - 1):
     for norms, d_states in zip(paths, gradient(t), strict=True):
-      for field, d in zip(norms, d_states, strict=True):
+      for field, d in zip(norms, map(np.asarray, d_states), strict=True):
         for back in range(min(W, t + 1)):
           field[t, back] = np.linalg.norm(d[t - back])
   return paths

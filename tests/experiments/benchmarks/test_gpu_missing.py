@@ -61,7 +61,7 @@ def test_an_error_says_what_is_needed_and_what_was_found(environment, got):
 def test_without_a_gpu_the_error_is_one_line():
   (status, output, errors), (both, _, message) = start_all(
     [("benchmark", "--part=gpu"), ("benchmark", "--part=gpu", "--part=layer")],
-    JAX_PLATFORMS="cpu",
+    {"JAX_PLATFORMS": "cpu"},
   )
   assert (status, output) == (2, "")
   (line,) = errors.splitlines()

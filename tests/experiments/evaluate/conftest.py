@@ -3,7 +3,6 @@
 import io
 import shutil
 
-import jax
 import pytest
 from rich.console import Console
 
@@ -11,7 +10,7 @@ from experiments import train
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from tests.experiments.conftest import edit_config, make_config
+from tests.experiments.conftest import as_in_a_test, edit_config, make_config
 from tests.experiments.pages import explored
 
 
@@ -25,8 +24,7 @@ def trained_run(tmp_path_factory):
   """Return the directory of a finished run and its corpus; only to be read."""
   config = make_config(tmp_path_factory.mktemp("evaluate"))
   config = replace(config, num_epochs=3, learning_rate=0.03, quiet=True)
-  # As the fixture `standard_promotion` does, which this one precedes.
-  with jax.numpy_dtype_promotion("standard"):
+  with as_in_a_test():
     train.run(config, Console(file=io.StringIO()))
   return config.job.run, config.data.corpus
 

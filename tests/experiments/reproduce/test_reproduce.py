@@ -1,6 +1,5 @@
 """A reproduction trains and evaluates what is missing, and compares."""
 
-import gc
 import json
 import shutil
 import signal
@@ -119,7 +118,7 @@ def test_the_seeds_together_are_evaluated_once_and_compared(
 
 
 def test_other_flags_of_evaluation_or_a_damaged_entry_evaluate_again(
-  trained, console, monkeypatch
+  trained, console, monkeypatch, no_collection
 ):
   before = reproduce.run(ROW, trained, console).rows[0]
   path = Path(trained.run) / "reproduction.json"
@@ -138,7 +137,6 @@ def test_other_flags_of_evaluation_or_a_damaged_entry_evaluate_again(
     path.write_text(text)
     assert reproduce.run(narrow, trained, console).rows[0] == row
     assert read(trained)["seeds"] == good["seeds"]
-  gc.collect()  # now: in a deep recursion, finalizers would fail
   path.write_text("[" * 100_000)
   assert read_done(path, narrow) == {}
   # An undamaged entry of another seed, which is not asked for, is kept.
@@ -192,6 +190,19 @@ def test_the_directory_of_all_seeds_must_not_be_a_run_directory(
   message = f"all seeds, got {exact(run)}, which is a run"
   with pytest.raises(ValueError, match=message):
     reproduce.run(ROW, replace(trained, run=run), console)
+
+
+def test_a_link_in_place_of_the_record_is_not_followed(
+  trained, console, tmp_path, monkeypatch
+):
+  forbid(monkeypatch, train)
+  forbid(monkeypatch, evaluate)
+  mine = tmp_path / "mine.txt"
+  mine.write_text("kept")
+  (Path(trained.run) / "reproduction.json").symlink_to(mine)
+  with pytest.raises(ValueError, match=r"reproduction\.json is a link"):
+    reproduce.run(ROW, trained, console)
+  assert mine.read_text() == "kept"
 
 
 def test_a_run_on_an_earlier_text_is_refused(trained, config, console):

@@ -1,20 +1,22 @@
 """Kill runs at random moments, resume them, and compare how they end.
 
-  python -m tests.experiments.trainer.killing DIRECTORY KILLS SEED
+  python -m tests.experiments.trainer.killing DIRECTORY KILLS SEED PROGRAMS
 
-trains one run after another until there are at least KILLS kills. A life of a
-run goes from its start, or from a checkpoint, to a kill or to its end. Each
-life has a process of its own, forked from this one: it has all imports already,
-and starts within a tenth of a second. About a third of the kills wait for a
-checkpoint that is being written, or end a life that finds one cut off. The last
-line printed is a JSON object: the number of kills, of those that leave a
-checkpoint cut off, by that kill or an earlier one ("in_a_save"), and of runs,
-and the most training steps that a kill has "lost".
+trains one run after another until there are at least KILLS kills. The compiled
+programs are kept in the directory PROGRAMS, which another call may have filled.
+A life of a run goes from its start, or from a checkpoint, to a kill or to its
+end. Each life has a process of its own, forked from this one: it has all
+imports already, and starts within a tenth of a second. About a third of the
+kills wait for a checkpoint that is being written, or end a life that finds one
+cut off. The last line printed is a JSON object: the number of kills, of those
+that leave a checkpoint cut off, by that kill or an earlier one ("in_a_save"),
+and of runs, and the most training steps that a kill has "lost".
 """
 
 import json
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -30,6 +32,7 @@ import tests.lowering  # noqa: F401 - lowers programs faster
 from experiments import train
 from experiments.trainer import plot, tensorboard
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.environment import REPOSITORY, checkout
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import RESULT
@@ -58,15 +61,19 @@ def make_config(directory, name):
   )
 
 
-def start(config):
-  """Start a life of a run; return the id of its process."""
+def start(config, programs):
+  """Start a life of a run; return the id of its process.
+
+  Args:
+    config: of the run.
+    programs: the directory of compiled programs.
+  """
   child = os.fork()
   if child:
     return child
   status = 1
   try:
-    cache = str(Path(config.job.run).parent / "compiled")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     count_steps(config.job.run)
@@ -102,6 +109,13 @@ def writing(run):
   return any(run.glob("checkpoints/*tmp*"))
 
 
+def wait(child, seconds):
+  """Wait until a process ends, or for some seconds; do not reap it."""
+  descriptor = os.pidfd_open(child)
+  select.select([descriptor], [], [], seconds)
+  os.close(descriptor)
+
+
 def kill(child, run, draws, lifetime):
   """Kill a process at a random moment; return whether its run is unfinished."""
   deadline = time.monotonic() + 2 * lifetime
@@ -110,9 +124,9 @@ def kill(child, run, draws, lifetime):
       if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         break
       time.sleep(0.003)
-    time.sleep(draws.uniform(0, 0.05))
+    wait(child, draws.uniform(0, 0.05))
   else:
-    time.sleep(draws.uniform(0, lifetime))
+    wait(child, draws.uniform(0, lifetime))
   os.kill(child, signal.SIGKILL)
   _, status = os.waitpid(child, 0)
   if os.WIFEXITED(status) and os.WEXITSTATUS(status):
@@ -123,21 +137,23 @@ def kill(child, run, draws, lifetime):
 
 def main():
   directory, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+  programs = sys.argv[4]
   (directory / "verse.txt").write_text(VERSES)
   tensorboard.summary = None  # no events: they take half of a life
   plot.draw = lambda directory, unit: None  # nor a picture
-  draws, lifetimes = random.Random(seed), []
-  for name in ("cold", "whole"):  # the second finds its programs compiled
-    started = time.monotonic()
-    os.waitpid(start(make_config(directory, name)), 0)
-    lifetimes.append(time.monotonic() - started)
-  whole = outcome(directory / "whole")
+  checkout(REPOSITORY)  # kept for all lives: they do not start git
+  if not os.listdir(programs):
+    os.waitpid(start(make_config(directory, "cold"), programs), 0)
+  started = time.monotonic()
+  os.waitpid(start(make_config(directory, "whole"), programs), 0)
+  lifetime = time.monotonic() - started
+  whole, draws = outcome(directory / "whole"), random.Random(seed)
   counts = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
   while counts["kills"] < kills:
     config = make_config(directory, f"run{counts['runs']}")
     run, unfinished = Path(config.job.run), True
     while unfinished:
-      unfinished = kill(start(config), run, draws, lifetimes[-1])
+      unfinished = kill(start(config, programs), run, draws, lifetime)
       if unfinished:
         counts["kills"] += 1
         counts["in_a_save"] += writing(run)

@@ -1,11 +1,12 @@
 """Launch the training program with many inputs, each in a forked process.
 
-  python -m tests.experiments.trainer.launching DIRECTORY < inputs > results
+  python -m tests.experiments.trainer.launching DIRECTORY > results
 
-Inputs and results are lists in JSON. An input is [flags, flagfile, corpus], the
-last two as hexadecimal bytes; its result is [status, what was printed, whether
-there is a run directory]. No run makes a training step. After an exception that
-the program does not expect, the status is 1 and a traceback is printed.
+The inputs, in the file inputs.json of the directory, and the results are lists
+in JSON. An input is [flags, flagfile, corpus], the last two as hexadecimal
+bytes; its result is [status, what was printed, whether there is a run
+directory]. No run makes a training step. After an exception that the program
+does not expect, the status is 1 and a traceback is printed.
 """
 
 import json
@@ -58,7 +59,8 @@ def main():
   directory, results = Path(sys.argv[1]), []
   names = "x.flags", "corpus", "output"
   flagfile, corpus, output = (directory / name for name in names)
-  for flags, lines, text in json.load(sys.stdin):
+  inputs = json.loads((directory / "inputs.json").read_text())
+  for flags, lines, text in inputs:
     flagfile.write_bytes(bytes.fromhex(lines))
     corpus.write_bytes(bytes.fromhex(text))
     argv = ["train", f"--flagfile={flagfile}", *flags]

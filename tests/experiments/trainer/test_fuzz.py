@@ -5,8 +5,6 @@ Each property is tried on as many inputs as `tries` says: on 1,000 every day, on
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 from absl import flags
@@ -27,7 +25,7 @@ from lstm_jax.language.word_tokenizer import normalize
 from lstm_jax.training import make_optimizer
 from tests.experiments.conftest import VERSE, copy_run
 from tests.experiments.sampled import sample_texts
-from tests.processes import ROOT
+from tests.processes import run_program
 
 EXPECTED = ValueError, OSError, OverflowError  # programs print them in a line
 DEFAULTS = to_record(TrainConfig())
@@ -252,16 +250,9 @@ def test_any_flagfile_ends_with_a_status_and_an_error_leaves_no_directory(
   for argv, lines, corpus in [starts, *inputs]:
     flagfile = "\n".join(lines).encode("utf-8", "surrogatepass")
     cases.append([argv, flagfile.hex(), corpus.hex()])
-  process = subprocess.run(
-    [sys.executable, "-m", "tests.experiments.trainer.launching", tmp_path],
-    cwd=ROOT,
-    input=json.dumps(cases),
-    text=True,
-    capture_output=True,
-    timeout=300,
-    check=True,
-  )
-  results = json.loads(process.stdout)
+  (tmp_path / "inputs.json").write_text(json.dumps(cases))
+  module = "tests.experiments.trainer.launching"
+  results = json.loads(run_program(module, tmp_path))
   assert len(results) == PROCESSES + 1
   for case, (status, output, directory) in zip(cases, results, strict=True):
     assert status in (0, 2), (case, output)

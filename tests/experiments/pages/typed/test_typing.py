@@ -101,11 +101,11 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
     "Model.unpack = (packed) => { unpacked++; return unpack(packed); };"
   )
   type_text(chromium, "T", "Th", "Tho")  # unpacks the model, once
-  # Long ones: 1 s passes at each look at the clock, so that the page reads only
-  # one token in a frame.
+  # Long ones: 4 ms pass at each look at the clock, so that the page reads only
+  # three tokens in a frame.
   chromium.run(
     "const read = TypedText.prototype.read, now = performance.now;"
-    "let t = 0; performance.now = () => t += 1000;"
+    "let t = 0; performance.now = () => t += 4;"
     "window.reads = [];"
     "TypedText.prototype.read = function (isCurrent) {"
     " window.reads.push(this); return read.call(this, isCurrent); };"

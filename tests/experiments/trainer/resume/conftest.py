@@ -3,12 +3,11 @@
 import io
 from pathlib import Path
 
-import jax
 import pytest
 from rich.console import Console
 
 from experiments.trainer.records import replace
-from tests.experiments.conftest import copy_run
+from tests.experiments.conftest import as_in_a_test, copy_run
 from tests.experiments.trainer.resuming import outcome, stop_at
 
 
@@ -22,7 +21,7 @@ def undisturbed(finished_config):
 def stopped_config(finished_config):
   """The run of `config`, stopped after step 33; tests copy it."""
   config = replace(finished_config, run=f"{finished_config.job.run}-stopped")
-  with jax.numpy_dtype_promotion("standard"):
+  with as_in_a_test():
     stop_at(33, config, Console(file=io.StringIO(), width=80))
   return config
 
