@@ -128,14 +128,24 @@ def share_members(config: Config, num_members: int) -> Config:
   return replace(config, devices=str(count))
 
 
-def batch_mesh(job: JobConfig) -> Mesh:
+def batch_mesh(job: JobConfig) -> Mesh | None:
   """Return the mesh of --mesh, which `share_batches` sets for --devices.
+
+  It is None for one device.
 
   Raises:
     ValueError: JAX has started more or fewer devices, for example as many as
-      XLA_FLAGS gives, or one for an imported module that has made an array.
+      XLA_FLAGS gives, or one for an imported module that has made an array; or
+      there are several processes and no mesh.
   """
   started = len(jax.devices())
+  if not job.mesh:
+    if (processes := jax.process_count()) > 1:
+      raise ValueError(
+        f"{processes} processes share a training by --mesh: "
+        f"pass --mesh=data:{started}"
+      )
+    return None
   if job.devices != AUTO and int(job.devices) != started:
     raise ValueError(
       f"--devices must be {started}, as many as JAX has started, "

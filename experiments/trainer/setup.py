@@ -110,7 +110,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     suppress_tokens=corpus.tokenizer.unknown_tokens,
   )
   checked_rules(rules, corpus.tokenizer.size)  # raises for bad sample rules
-  mesh = run_mesh(config)
+  mesh = batch_mesh(config.job)
   dev_fraction, seq_len = config.data.dev_fraction, config.batching.seq_len
   if dev_fraction and len(corpus.val.tokens) <= seq_len:
     raise ValueError(
@@ -210,23 +210,6 @@ def _check_traceable(
 def make_keys(seed: int) -> Keys:
   """Return the random keys of a seed."""
   return Keys(*jax.random.split(jax.random.key(seed), 3))
-
-
-def run_mesh(config: TrainConfig) -> Mesh | None:
-  """Return the mesh of a run; None for one device.
-
-  Raises:
-    ValueError: the mesh does not have as many devices as there are, or there
-      are several processes and no mesh.
-  """
-  if config.job.mesh:
-    return batch_mesh(config.job)
-  if jax.process_count() > 1:
-    raise ValueError(
-      f"{jax.process_count()} processes share a training by --mesh: "
-      f"pass --mesh=data:{len(jax.devices())}"
-    )
-  return None
 
 
 def is_split(mesh: Mesh | None) -> bool:

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from experiments import collectives, sweep, train
+from experiments.trainer.devices import batch_mesh
 from experiments.trainer.records import replace, to_record
-from experiments.trainer.setup import format_mesh, make_setup, run_mesh
+from experiments.trainer.setup import format_mesh, make_setup
 from experiments.trainer.trained import load
 from lstm_jax.training import (
   Collective,
@@ -26,10 +27,10 @@ ROUNDING = 1e-5  # of float32: each of 47 steps may add 1e-7 to a loss of 3
 
 
 def test_several_processes_need_a_mesh(config, monkeypatch):
-  assert run_mesh(config) is None
+  assert batch_mesh(config.job) is None
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(ValueError, match=r"2 processes share .* --mesh=data:1"):
-    run_mesh(config)
+    batch_mesh(config.job)
 
 
 @pytest.mark.parametrize(
