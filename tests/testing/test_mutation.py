@@ -1,9 +1,7 @@
 """Which terms a backward has, and what an error planted in one changes."""
 
-import importlib
 import sys
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -13,6 +11,7 @@ from lstm_jax.sequence import wrappers
 from lstm_jax.testing import plant, terms
 from tests.contract import TABLE
 from tests.draws import B, D, H
+from tests.testing.sources import module_of
 
 
 def test_the_terms_of_the_lstm_are_cotangents_and_local_gradients():
@@ -25,14 +24,6 @@ def test_the_terms_of_the_lstm_are_cotangents_and_local_gradients():
 def test_an_unknown_term_is_an_error_that_lists_the_terms():
   with pytest.raises(ValueError, match="no term 'dq'; it has dh_da, da, dh, "):
     plant(TABLE["rnn"].cell, "dq")
-
-
-def module_of(tmp_path, name, source):
-  """Return a module of this source, imported: `plant` reads its file."""
-  (tmp_path / f"{name}.py").write_text(source)
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.syspath_prepend(tmp_path)
-    return importlib.import_module(name)
 
 
 def test_each_assignment_to_a_name_is_a_term(tmp_path):
@@ -188,93 +179,6 @@ def recur_backward(params, gates, residuals, d_state):
   module = module_of(tmp_path, "nested", source)
   assert terms(module) == ("da",)
   assert plant(module, "da", 3.0).recur_backward(None, 2.0, None, 5.0) == 30
-
-
-def test_a_module_may_import_from_its_package_and_know_its_path(tmp_path):
-  (tmp_path / "a_package").mkdir()
-  source = """
-from . import other
-
-PATH = __file__
-
-
-def recur_backward(params, gates, residuals, d_state):
-  da = other.FACTOR * d_state
-  return da
-"""
-  for name, text in (
-    ("__init__", ""),
-    ("other", "FACTOR = 2"),
-    ("cell", source),
-  ):
-    (tmp_path / "a_package" / f"{name}.py").write_text(text)
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("a_package.cell")
-  planted = plant(module, "da", 3.0)
-  assert planted.recur_backward(None, None, None, 5.0) == 30
-  assert planted.PATH == module.PATH
-
-
-def test_a_copy_shares_types_that_are_made_or_registered_by_a_call(tmp_path):
-  source = """
-import dataclasses
-from collections import namedtuple
-import jax
-from jax import export
-
-State = namedtuple("State", "h")
-export.register_namedtuple_serialization(
-  nodetype=State, serialized_name="calls.S"
-)
-listed = []
-listed.append(State)
-
-
-@dataclasses.dataclass
-class Params:
-  w_x: jax.Array
-
-
-jax.tree_util.register_dataclass(Params, ["w_x"], [])
-
-
-@jax.custom_vjp
-def step(params, x):
-  return State(params.w_x * x)
-
-
-def backward(saved, d_state):
-  params, x = saved
-  dx = params.w_x * d_state.h
-  return Params(x * d_state.h), dx
-
-
-step.defvjp(lambda *saved: (State(saved[0].w_x * saved[1]), saved), backward)
-"""
-  module = module_of(tmp_path, "calls", source)
-  planted = plant(module, "dx", 3.0)
-  params = module.Params(jnp.array(2.0))
-  assert type(planted.step(params, 5.0)) is module.State
-  assert planted.listed == [module.State]
-  dx = jax.grad(lambda x: planted.step(params, x).h)(5.0)
-  assert dx == 6
-
-
-def test_the_copy_of_a_script_does_not_run_it(tmp_path, monkeypatch):
-  source = """
-def recur_backward(params, gates, residuals, d_state):
-  da = 2 * d_state
-  return da
-
-
-if __name__ == "__main__":
-  raise SystemExit("the script runs again")
-"""
-  script = module_of(tmp_path, "script", source)
-  monkeypatch.setattr(script, "__name__", "__main__")
-  planted = plant(script, "da", 3.0)
-  assert planted.recur_backward(None, None, None, 5.0) == 30
 
 
 def test_wrapped_cells_and_modules_without_source_are_refused():
