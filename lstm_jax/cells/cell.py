@@ -196,7 +196,6 @@ def one_step(
 
   def advance(params, state, x, *extras):  # `forward` without its checks
     ax = project(params, x)
-    # If x was looked up, `ax` has a row of weights for each token.
     if is_token(x) and (not ax.ndim or ax.shape[:-1] != x.shape):
       raise ValueError(
         f"x must be floats, since this cell takes no tokens, got {x.dtype}"

@@ -29,7 +29,7 @@ and change the outputs.)
 import ast
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -38,7 +38,6 @@ import jax
 from lstm_jax.cells.cell import Cell
 from lstm_jax.cells.made import MadeCell
 
-LISTED = ast.Tuple | ast.List  # several variables, or arrays
 ROOTS = (
   "_local_gradients",  # of a cell that computes them in its forward
   "recur_backward",
@@ -57,11 +56,7 @@ def terms(module: ModuleType | Cell) -> tuple[str, ...]:
       is a copy from `plant`.
     OSError: there is no source of the module.
   """
-  names = []
-  for term, _, assignment in _named(_parse(_module(module))):
-    parts = len(_parts(assignment.value))
-    names += [term, *(f"{term}[{k}]" for k in range(parts) if parts > 1)]
-  return tuple(names)
+  return _terms(_named(_parse(_module(module))))
 
 
 def plant(module: ModuleType | Cell, term: str, factor: float = 1.01) -> Any:
@@ -80,32 +75,28 @@ def plant(module: ModuleType | Cell, term: str, factor: float = 1.01) -> Any:
     planted = plant(_module(module), term, factor)
     return getattr(planted, module.maker.__name__)(*module.arguments)
   module = _module(module)
-  known = terms(module)
+  tree = _parse(module)
+  named = [*_named(tree)]
+  known = _terms(named)
   if term not in known:
     raise ValueError(
       f"{module.__name__} has no term {term!r}; it has "
       f"{', '.join(known) or 'none'}"
     )
-  tree = _parse(module)
   whole, _, part = term.rstrip("]").partition("[")
   ((name, assignment),) = (
-    (name, assignment)
-    for found, name, assignment in _named(tree)
-    if found == whole
+    (name, assignment) for found, name, assignment in named if found == whole
   )
   if part:
-    scaled = _parts(assignment.value)[int(part)]
-    assignment.value = _Scale(scaled).visit(assignment.value)
-  elif isinstance(assignment.targets[0], ast.Name):
-    assignment.value = _call(assignment.value)
-  else:
-    assignment.value = _call(assignment.value, *_place(assignment, name))
+    old: Any = _parts(assignment.value)[int(part)]
+    new: Any = _call(old)
+  else:  # d = …; d = __scale__(d)
+    old = assignment
+    scaled = _call(ast.Name(name, ast.Load()))
+    new = [old, ast.Assign([ast.Name(name, ast.Store())], scaled)]
+  tree = _Replace(old, new).visit(tree)
 
-  def scale(value, *place):
-    if place:
-      value = list(value)
-      value[slice(*place)] = scale(value[slice(*place)])
-      return value
+  def scale(value):
     return jax.tree.map(scale_leaf, value)
 
   def scale_leaf(x):
@@ -184,18 +175,28 @@ class _Plain(ast.NodeTransformer):
     return node  # the annotations of its fields stay
 
 
-class _Scale(ast.NodeTransformer):
-  def __init__(self, node):
-    self.node = node
+class _Replace(ast.NodeTransformer):
+  """Writes `new`, a node or a list of statements, in place of `old`."""
+
+  def __init__(self, old, new):
+    self.old, self.new = old, new
 
   def visit(self, node):
-    return _call(node) if node is self.node else self.generic_visit(node)
+    return self.new if node is self.old else self.generic_visit(node)
 
 
-def _call(value, *place):
-  """Return a call that scales a value, or its elements from start to stop."""
-  function = ast.Name("__scale__", ast.Load())
-  return ast.Call(function, [value, *map(ast.Constant, place)], [])
+def _call(value):
+  """Return a call that scales a value."""
+  return ast.Call(ast.Name("__scale__", ast.Load()), [value], [])
+
+
+def _terms(named: Iterable[tuple[str, str, ast.Assign]]) -> tuple[str, ...]:
+  """Return the terms of what `_named` yields, and the parts of each."""
+  names = []
+  for term, _, assignment in named:
+    parts = len(_parts(assignment.value))
+    names += [term, *(f"{term}[{k}]" for k in range(parts) if parts > 1)]
+  return tuple(names)
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
@@ -265,23 +266,6 @@ def _variable(target):
   return target.id if isinstance(target, ast.Name) else ""
 
 
-def _place(assignment, name):
-  """Return where `name` is in what is assigned: (start, stop) of a slice."""
-  elements = next(
-    target.elts
-    for target in assignment.targets
-    if isinstance(target, LISTED) and name in map(_variable, target.elts)
-  )
-  index = [*map(_variable, elements)].index(name)
-  starred = [isinstance(element, ast.Starred) for element in elements]
-  from_end = index - len(elements) + 1 or None  # None: up to the end
-  if starred[index]:
-    return index, from_end
-  if any(starred[:index]):
-    return index - len(elements), from_end
-  return index, index + 1
-
-
 def _parts(node):
   """Return what an expression adds, subtracts or concatenates.
 
@@ -295,6 +279,6 @@ def _parts(node):
     name = ast.unparse(call.func).rpartition(".")[2]
     named = [k.value for k in call.keywords if k.arg == "arrays"]
     arrays = next(iter([*call.args, *named]), None)
-    if name == "concatenate" and isinstance(arrays, LISTED):
+    if name == "concatenate" and isinstance(arrays, ast.Tuple | ast.List):
       return [x.value if isinstance(x, ast.Starred) else x for x in arrays.elts]
   return [node]

@@ -44,6 +44,8 @@ def step_back(d):
   x = jnp.ones(())
   assert module.recur_backward(None, x, x, x) == 6 + 3
   for term, expected in (
+    ("da#1", (2 * 9) + 3),
+    ("db", (2 * 3) + 9),  # da and db are two names of one array
     ("da#1[2]", (2 * 5) + 5),  # da and db are 1 + 1 + 3
     ("da#2", (3 * 6) + 3),
     ("da#2[0]", (3 + 1) * 3 + 3),
@@ -134,6 +136,28 @@ def recur_backward(params, gates, residuals, d_state):
   ):
     planted = plant(module, term, 10.0)
     assert planted.recur_backward(None, 1.0, None, 1.0) == expected
+
+
+def test_a_variable_that_is_assigned_together_with_others_is_scaled_alone(
+  tmp_path,
+):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  both = da, db = gates, d_state
+  dh = [dc, *dx] = gates, d_state
+  return both, da, db, dh, dc, dx
+"""
+  module = module_of(tmp_path, "together", source)
+  assert terms(module) == ("da", "db", "dh", "dc", "dx")
+  for term, expected in (
+    ("da", ((1, 2), 10, 2, (1, 2), 1, [2])),
+    ("db", ((1, 2), 1, 20, (1, 2), 1, [2])),
+    ("dh", ((1, 2), 1, 2, (10, 20), 1, [2])),
+    ("dc", ((1, 2), 1, 2, (1, 2), 10, [2])),
+    ("dx", ((1, 2), 1, 2, (1, 2), 1, [20])),
+  ):
+    planted = plant(module, term, 10.0)
+    assert planted.recur_backward(None, 1.0, None, 2.0) == expected
 
 
 def test_concatenated_arrays_are_terms_however_they_are_written(tmp_path):
