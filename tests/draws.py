@@ -1,5 +1,7 @@
 """Random arguments and cotangents for the tests, and differences of results."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
   return params, normalisable(state), xs
 
 
+@cache  # a trace of `init` takes 5 ms, and most tests ask for one
 def shapes(cell, *, steps=T, batch=(B,), size=D, hidden=H, dtype=jnp.float64):
   """Return the shapes of (params, state, xs)."""
 
@@ -80,6 +83,12 @@ def worst(a, b):
     return float(np.abs(np.asarray(x) - np.asarray(y)).max())
 
   return float(np.max(jax.tree.leaves(jax.tree.map(difference, a, b))))
+
+
+def largest(tree):
+  """Return the largest absolute value in a tree of arrays."""
+  # By NumPy, as in `worst`.
+  return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
 
 
 def _seed(key):

@@ -53,9 +53,9 @@ def planted_error(cell, planted, key):
   """
   args = arguments(cell, key, steps=3)
   value, expected = value_and_gradient(cell, args, adjoint=Autodiff())
+  # With the cotangents of `_compiled`.
+  f = weighed(partial(unroll, planted), jax.random.key(0))
   with jax.disable_jit():
-    # With the cotangents of `_compiled`.
-    f = weighed(partial(unroll, planted), jax.random.key(0))
     found_value, found = jax.value_and_grad(f, (0, 1, 2))(*args)
   # The forward is unchanged, except that of a linear recurrence: `unroll` gets
   # its λ from `recur_backward`, where an error may be planted.

@@ -221,7 +221,9 @@ def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
   state, tokens, _ = draw(model, key, V, 7, 3)
   leaves = {f"s{k}": x for k, x in enumerate(jax.tree.leaves(state))}
   np.savez(tmp_path / "inputs.npz", tokens=tokens, **leaves)
-  command = [sys.executable, "-I", "-c", PROGRAM, str(tmp_path)]
+  # -I ignores the variable with the place of compiled modules (conftest).
+  place = f"pycache_prefix={sys.pycache_prefix or ''}"
+  command = [sys.executable, "-I", "-X", place, "-c", PROGRAM, str(tmp_path)]
   subprocess.run(command, check=True)
   found = dict(np.load(tmp_path / "found.npz"))
   logits, *last = flat(tokens, *leaves.values())

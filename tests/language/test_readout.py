@@ -25,6 +25,9 @@ def twin(hs, w, b, targets):
   return loss.forward(affine(hs, w, b), targets)[0].mean()
 
 
+value_and_gradient_of_twin = jax.jit(jax.value_and_grad(twin, (0, 1, 2)))
+
+
 @pytest.fixture(params=[1, 3 * B * V, 5 * B * V, 10**9])
 def chunks(request, monkeypatch):
   """Chunks of 1, of 2 (3 does not divide 14), of 5, 5 and 4, or of all."""
@@ -55,8 +58,7 @@ def test_distributions_are_targets_too(groups, chunks, key):
     return readout.grouped_linear_cross_entropy(*leaves, q, groups)
 
   found = jax.jit(jax.value_and_grad(in_groups, (0, 1, 2)))(*leaves)
-  value = jax.jit(jax.value_and_grad(lambda *x: twin(*x, q), (0, 1, 2)))
-  assert worst(found, value(*leaves)) < 1e-12
+  assert worst(found, value_and_gradient_of_twin(*leaves, q)) < 1e-12
   theirs = optax.softmax_cross_entropy(affine(*leaves), q).mean()
   assert abs(readout.linear_cross_entropy(*leaves, q) - theirs) < 1e-13
 
@@ -72,8 +74,7 @@ def test_groups_of_the_batch_change_neither_loss_nor_gradient(
     return readout.grouped_linear_cross_entropy(*leaves, targets, groups)
 
   found = jax.jit(jax.value_and_grad(in_groups, (0, 1, 2)))(*leaves)
-  value = jax.jit(jax.value_and_grad(lambda *x: twin(*x, targets), (0, 1, 2)))
-  assert worst(found, value(*leaves)) < 1e-12
+  assert worst(found, value_and_gradient_of_twin(*leaves, targets)) < 1e-12
 
 
 def test_groups_in_int8_do_not_overflow(key):

@@ -29,8 +29,9 @@ def mapped_arrays(cell, steps, batch):
   for place, (path, leaf) in enumerate(leaves):
     name = jax.tree_util.keystr(path)
     if not name.endswith((".w_h", ".b")):
-      shifted = [jnp.roll(leaf, k) for k in range(batch)]
-      map_one = partial(unroll_over, cell, arrays, place, jnp.stack(shifted))
+      shifted = np.stack([np.roll(leaf, k) for k in range(batch)])
+      values = jnp.asarray(shifted)
+      map_one = partial(unroll_over, cell, arrays, place, values)
       yield name, partial(make_gradient, map_one), args
       if name == "[2]":  # xs
         map_named = partial(map_one, spmd_axis_name="data")

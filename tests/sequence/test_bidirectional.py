@@ -217,7 +217,10 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
   # and 4–5, then padding; row 2 is one segment. A masked reset does not count.
   steps = 7
   params, states, _ = both(cell, key)
-  xs = jax.random.normal(key, (steps, 3, D))
+  # In NumPy: JAX would compile each slice.
+  states, xs = jax.tree.map(
+    np.asarray, (states, jax.random.normal(key, (steps, 3, D)))
+  )
   mask, reset = np.ones((2, steps, 3), bool)
   reset[:] = False
   mask[2, 0] = False
@@ -239,10 +242,14 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
       row(b).forward if begins else zero.forward,
       row(b).backward if ends else zero.backward,
     )
-    return run(params, state, xs[first : last + 1, b])[1]
+    return run(params, state, xs[first : last + 1, b])
 
-  run = jax.jit(partial(unroll_both, cell))
-  _, hs = run(params, states, xs, **options)
+  compiled = jax.jit(partial(unroll_both, cell))
+
+  def run(*args, **options):
+    return np.asarray(compiled(*args, **options)[1])
+
+  hs = run(params, states, xs, **options)
   assert worst(hs[:2, 0], apart(0, 0, 1, begins=True, ends=False)) < 1e-12
   assert worst(hs[3:, 0], apart(0, 3, 6, begins=False, ends=True)) < 1e-12
   assert worst(hs[:4, 1], apart(1, 0, 3, begins=True, ends=False)) < 1e-12
@@ -252,7 +259,7 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
 
   # Without a mask, batch first, and in a stack of one layer.
   reset[2, 0] = reset[6, 1] = False
-  _, hs = run(params, states, xs, reset=reset)
+  hs = run(params, states, xs, reset=reset)
   assert worst(hs[3:, 0], apart(0, 3, 6, begins=False, ends=True)) < 1e-12
   assert worst(hs[:4, 1], apart(1, 0, 3, begins=True, ends=False)) < 1e-12
   swapped = {"reset": reset.T, "time_major": False}
@@ -263,7 +270,8 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
 
   def gradient(**adjoint):
     run = partial(unroll_both, cell, **options, **adjoint)
-    return jax.grad(weighed(run, key), (0, 1, 2))(params, states, xs)
+    f = jax.jit(jax.grad(weighed(run, key), (0, 1, 2)))
+    return f(params, states, xs)
 
   expected = gradient(adjoint=Autodiff())
   assert worst(gradient(), expected) < 1e-12

@@ -11,7 +11,7 @@ from jax import lax
 from lstm_jax import Autodiff, Explicit, Step, gru, lstm, min_gru, unroll
 from lstm_jax.sequence.in_place import MOST_UNROLLED
 from tests.contract import CELLS, EXHAUSTIVE, REPRESENTATIVE_CELLS
-from tests.draws import B, H, T, arguments, normal_like, weighed, worst
+from tests.draws import B, H, T, arguments, largest, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 from tests.sequence.options import FEATURES
 
@@ -50,7 +50,7 @@ def test_second_order_gradients_equal_autodiff(cell, key):
     return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
 
   expected = second(Autodiff())
-  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  size = largest(expected)
   for adjoint in (Explicit(), Step()):
     assert worst(second(adjoint), expected) < 1e-12 * size, adjoint
 

@@ -15,7 +15,7 @@ from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.scan import scan_sequence
 from tests.contract import REPRESENTATIVE_CELLS, TABLE, each_cell
-from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.draws import B, D, H, T, arguments, largest, weighed, worst
 from tests.gradients import value_and_gradient
 from tests.sequence.options import FEATURES, MASK, RESET
 
@@ -176,7 +176,7 @@ def test_second_order_gradients_of_all_features_equal_autodiff(cell, key):
     return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
 
   expected = second(adjoint=Autodiff())
-  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  size = largest(expected)
   assert worst(second(adjoint=Explicit(chunk=2)), expected) < 1e-12 * size
   found = second(adjoint=Explicit("recompute", 2))
   assert worst(found, expected) < 1e-12 * size

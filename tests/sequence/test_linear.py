@@ -16,7 +16,7 @@ from lstm_jax.cells.platform import traced_for
 from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.linear import is_linear, linear_scan
 from tests.contract import TABLE
-from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.draws import B, D, H, T, arguments, largest, weighed, worst
 from tests.gradients import value_and_gradient
 from tests.sequence.options import FEATURES
 
@@ -164,7 +164,7 @@ def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
   # Inputs so small hardly change the gates.
   args = params._replace(b=b.reshape(-1)), state, xs / 30
   expected = value_and_gradient(min_lstm, args, adjoint=Autodiff())
-  size = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  size = largest(expected)
   for device in ("cpu", "cuda"):
     with traced_for(device):
       found = traced_value_and_gradient(

@@ -24,15 +24,33 @@ from lstm_jax import (
   unroll_stack,
 )
 from tests.contract import REPRESENTATIVE_CELLS
-from tests.draws import B, D, H, T, gaussian, normal_like, weighed, worst
+from tests.draws import (
+  B,
+  D,
+  H,
+  T,
+  gaussian,
+  largest,
+  normal_like,
+  weighed,
+  worst,
+)
 
 
 def arguments(cell, key):
   """Return three layers of different sizes, their states and their inputs."""
-  params = init_stack(cell, key, D, (H, 7, 2), dtype=jnp.float64)
-  states = initial_stack_state(cell, params, (B,))
-  xs = jnp.zeros((T, B, D), jnp.float64)
-  return gaussian(key, cell, (params, states, xs))
+  return gaussian(key, cell, shapes(cell))
+
+
+def shapes(cells):
+  """Return the shapes of `arguments`, for a cell or for one per layer."""
+
+  def make(key):
+    params = init_stack(cells, key, D, (H, 7, 2), dtype=jnp.float64)
+    states = initial_stack_state(cells, params, (B,))
+    return params, states, jnp.zeros((T, B, D), jnp.float64)
+
+  return jax.eval_shape(make, jax.random.key(0))
 
 
 @REPRESENTATIVE_CELLS
@@ -52,7 +70,7 @@ def test_a_stack_equals_its_layers_by_hand(cell, key):
     jax.jit(jax.value_and_grad(weighed(f, key), (0, 1, 2)))(*args)
     for f in (stacked, by_hand)
   )
-  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(b))
+  size = largest(b)
   assert size < 100  # Gaussian weights in three layers give gradients of 30
   assert worst(a, b) < 1e-12 * max(size, 1)
 
@@ -149,9 +167,7 @@ def test_what_is_given_per_layer_is_a_list_or_a_tuple(key):
 
 def test_a_stack_of_different_cells_equals_its_layers_by_hand(key):
   cells = gru, lstm, rnn
-  params = init_stack(cells, key, D, (H, 7, 2), dtype=jnp.float64)
-  states = initial_stack_state(cells, params, (B,))
-  args = normal_like(key, (params, states, np.zeros((T, B, D))))
+  args = normal_like(key, shapes(cells))
 
   def by_hand(params, states, xs):
     last = []
