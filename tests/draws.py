@@ -25,7 +25,7 @@ def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
   return params, normalisable(state), xs
 
 
-@cache  # a trace of `init` takes 5 ms, and most tests ask for one
+@cache  # a trace of `init` takes 5 ms; x64 is the same in all tests that ask
 def shapes(cell, *, steps=T, batch=(B,), size=D, hidden=H, dtype=jnp.float64):
   """Return the shapes of (params, state, xs)."""
 

@@ -63,6 +63,7 @@ def test_it_has_the_gradient_of_autodiff_and_no_planted_error_passes(cell, key):
     assert worst(found, twin) < 1e-12
   planted = terms(cell)
   assert {"da_i", "da_f", "da_g", "da_o", "dc_sum", "dw_x", "du"} <= {*planted}
+  assert planted_error(cell, cell, key) < 1e-12
   for term in planted:
     assert planted_error(cell, plant(cell, term), key) > 1e-4, term
 

@@ -3,8 +3,6 @@
 JAX differentiates `affine`; `linear` has the hand-derived gradient.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +25,7 @@ def test_linear_has_the_gradient_of_affine(leading, key):
   w, b = draw_weights(key, D)
   x = jax.random.normal(key, (*leading, D), jnp.float64)
   gradients = [
-    jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(x, w, b)
+    jax.grad(weighed(f, key), (0, 1, 2))(x, w, b)
     for f in (affine.linear, affine.affine)
   ]
   assert worst(*gradients) < 1e-12
@@ -41,13 +39,13 @@ def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
   x = jnp.arange(B) % D if tokens else x
   tangents = draw_weights(jax.random.key(1), D)
   # The cube makes the gradient depend on w and b.
-  gradients = [
-    jax.grad(weighed(lambda w, b, f=f: f(x, w, b) ** 3, key), (0, 1))
-    for f in (affine.linear, affine.affine)
-  ]
   derivatives = [
-    jax.jit(partial(jax.jvp, gradient))((w, b), tangents)
-    for gradient in gradients
+    jax.jvp(
+      jax.grad(weighed(lambda w, b, f=f: f(x, w, b) ** 3, key), (0, 1)),
+      (w, b),
+      tangents,
+    )
+    for f in (affine.linear, affine.affine)
   ]
   assert worst(*derivatives) < 1e-12
 
@@ -61,7 +59,7 @@ def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   tokens = tokens.at[1].set(2)  # a token at several positions
   one_hot = jax.nn.one_hot(tokens, rows, dtype=jnp.float64)
   gradients = [
-    jax.jit(jax.value_and_grad(weighed(f, key), (0, 1)))(w, b)
+    jax.value_and_grad(weighed(f, key), (0, 1))(w, b)
     for f in (
       lambda w, b: affine.linear(tokens, w, b),
       lambda w, b: affine.affine(one_hot, w, b),

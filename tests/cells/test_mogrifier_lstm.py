@@ -112,7 +112,7 @@ def test_rounds_and_rank_must_be_positive_integers(name, value, key):
 
 @pytest.mark.parametrize("shape", [(), (B,)])
 def test_a_step_of_tokens_is_an_error(shape, key):
-  params, _, _ = arguments(key, rounds=2, rank=None)
+  params, state, _ = arguments(key, rounds=2, rank=None)
   _, _, step = one_step(  # also without the check of the cell itself
     mogrifier_lstm.initial_state,
     lambda params, x: x,
@@ -123,7 +123,7 @@ def test_a_step_of_tokens_is_an_error(shape, key):
   message = r"^x must be floats, since .* takes no tokens, got int64(\n|$)"
   for each in (mogrifier_lstm.step, step):
     with pytest.raises(ValueError, match=message):
-      each(params, None, jnp.zeros(shape, int))
+      each(params, state if shape else None, jnp.zeros(shape, int))
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,11 @@ def no_loss_picture(monkeypatch):
 
 @contextlib.contextmanager
 def as_in_a_test():
-  """Have a session fixture train like a test, whose fixtures are made later."""
+  """Let a session fixture train without a picture, and with any dtypes.
+
+  In a test, `no_loss_picture` and `standard_promotion` do so; they are made
+  after the fixtures of a session.
+  """
   with (
     jax.numpy_dtype_promotion("standard"),
     pytest.MonkeyPatch.context() as monkeypatch,
@@ -96,7 +100,7 @@ def config(tmp_path):
 def finished_config(tmp_path_factory):
   """Return the config of a finished run; tests read the run, or copy it.
 
-  Unlike other runs of the tests, it has its picture, loss.png.
+  Unlike other runs of this process, it has its picture, loss.png.
   """
   config = make_config(tmp_path_factory.mktemp("finished"))
   with jax.numpy_dtype_promotion("standard"):

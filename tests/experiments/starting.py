@@ -1,6 +1,7 @@
 """Start programs as a shell does, each in a fork of a process.
 
-What the programs import is imported once, in the process that is forked.
+What the programs import is imported once, in the process that is forked, which
+is by default a fork itself (`tests.forking`).
 
   python -m tests.experiments.starting CASES > results
 

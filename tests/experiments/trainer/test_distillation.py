@@ -188,7 +188,7 @@ def test_a_good_teacher_helps_a_student_of_few_steps(config, finished, console):
     teacher=(),
     run=f"{config.job.run}-long",
     num_epochs=12,
-    eval_every=10**6,  # only the last weights are evaluated
+    eval_every=10**6,  # evaluated after steps 10 and 30, and at the end
   )
   teacher = train.run(long, console)
   plain = replace(config, teacher=(), run=f"{config.job.run}-plain")

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 def programs():
   """A directory of compiled programs for runs that are killed, first empty.
 
-  A kill may leave half of a program in it, which no other test must find.
+  A kill may leave half of a program in it, of which other tests would warn.
   """
   with tempfile.TemporaryDirectory() as directory:
     yield directory

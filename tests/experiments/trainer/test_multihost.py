@@ -247,7 +247,7 @@ def test_two_processes_stop_between_evaluations(shared, tmp_path):
 def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
   long = replace(
     shared,
-    num_epochs=12,
+    num_epochs=20,
     eval_every=10,
     schedule="constant",
     learning_rate=1.0,
