@@ -107,6 +107,8 @@ def read_ablations(
       dict(record["models"]),
     )
     _check_rows(found.rows)
+    if found.split not in ("val", "dev"):
+      raise ValueError(f"split must be val or dev, got {found.split!r}")
   except KeyError as error:
     raise ValueError(
       f"{path} is damaged, or of another version: it lacks {error}"

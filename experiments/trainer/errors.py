@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
+
+from lstm_jax.training import CheckpointError
 
 
 class Diverged(Exception):
@@ -33,7 +35,8 @@ def closing_run(closable: Any, console: Console) -> Iterator[None]:
     diverged = isinstance(sys.exception(), Diverged)
     try:
       closable.close()
-    except (OSError, ValueError) as error:
+    except (OSError, CheckpointError) as error:
       if not diverged:
         raise
-      console.print(f"{error}", soft_wrap=True, markup=False)
+      with suppress(OSError):  # the output may lie on the same full disk
+        console.print(f"{error}", soft_wrap=True, markup=False)

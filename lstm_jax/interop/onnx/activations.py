@@ -120,12 +120,12 @@ def read_activations(
 
 
 def write_activations(cell: Cell, num_directions: int) -> dict[str, list]:
-  """Return the attributes of a node of a cell with these activations.
+  """Return the attributes of a node for the activations of a cell.
 
   There are none if the activations are the standard ones.
 
   Raises:
-    ValueError: one of them is neither in NAMES nor a hard sigmoid.
+    ValueError: an activation is neither in NAMES nor a hard sigmoid.
   """
   if not isinstance(cell, MadeCell):
     return {}

@@ -57,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Layer]:
       reason = "it has text that is not UTF-8"
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
   layers: dict[str, Layer] = {}
-  with prefixed(path):
+  with prefixed(path):  # `onnx.load` may raise: external data may be cut off
     graph = onnx.load(path, format="protobuf").graph
     arrays, unread = _constants(graph)
     for node in filter(is_recurrent, graph.node):
