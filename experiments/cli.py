@@ -7,7 +7,7 @@ The exit status is
   2    bad input, such as a flag that is refused, a full disk, or a device that
        fails or has too little memory
   3    training diverges: a loss or a gradient is NaN or infinite, more often
-       than may be skipped
+       than may be skipped; also if its checkpoint cannot be written
   130  the program is stopped by Ctrl-C (SIGINT)
   141  the reader of the output has closed its pipe (SIGPIPE): the program ends
        without a message, and a run resumes as after a kill

@@ -129,9 +129,9 @@ def share_members(config: Config, num_members: int) -> Config:
 
 
 def batch_mesh(job: JobConfig) -> Mesh | None:
-  """Return the mesh of --mesh, which `share_batches` sets for --devices.
+  """Return the mesh of a run; None for one device.
 
-  It is None for one device.
+  It is that of --mesh, which `share_batches` sets for --devices.
 
   Raises:
     ValueError: JAX has started more or fewer devices, for example as many as

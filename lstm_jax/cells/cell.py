@@ -196,7 +196,7 @@ def one_step(
 
   def advance(params, state, x, *extras):  # `forward` without its checks
     ax = project(params, x)
-    if is_token(x) and (not ax.ndim or ax.shape[:-1] != x.shape):  # not rows
+    if is_token(x) and (not ax.ndim or ax.shape[:-1] != x.shape):  # no lookup
       raise ValueError(
         f"x must be floats, since this cell takes no tokens, got {x.dtype}"
       )

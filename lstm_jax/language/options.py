@@ -94,7 +94,9 @@ def check_options(config: Any) -> None:
     if bounds and not all(in_bounds(number, bounds) for number in values):
       raise ValueError(f"{field.name} must be in {bounds}, got {value!r}")
     choices = field.metadata.get("choices")
-    if choices and not all(element in choices for element in values):
+    if choices is None:
+      continue
+    if not all(element in choices for element in values):
       names = ", ".join(choices)
       raise ValueError(f"{field.name} must be one of {names}, got {value!r}")
 

@@ -42,8 +42,8 @@ def scan_chunks(
   Args:
     f: (carry, *sequences, *saved) -> (carry, y), called for each chunk. Its
       `sequences` are the chunk's time steps, [C, ...]; the last chunk has T mod
-      C time steps, unless C divides T. Its `saved` is the y of this chunk in
-      the earlier scan, a tuple.
+      C time steps, unless C divides T. Its `saved` are the elements of y, a
+      tuple, that the earlier scan returned for this chunk.
     carry: the carry before the chunk that is taken first.
     sequences: trees of arrays [T, ...].
     chunk: C ≤ T; T may be symbolic if it is a multiple of C.

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
 
 from lstm_jax import Autodiff, Explicit, Step, gru, lstm, slstm, unroll
-from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.draws import B, D, H, T, arguments, largest, weighed, worst
 from tests.sequence.options import FEATURES
 
 V, W = 7, 2  # how many rows `vmap` maps
@@ -39,7 +38,7 @@ def gradient_of_vmap(inner, options, key):
 def test_what_all_rows_share_is_repeated(features, adjoint):
   expected = gradient_with(features, Autodiff())
   found = gradient_with(features, adjoint)
-  assert worst(found, expected) < 1e-12 * largest(expected)
+  assert worst(found, expected) < tolerance(expected)
 
 
 @cache  # autodiff's once for all adjoints
@@ -49,8 +48,8 @@ def gradient_with(features, adjoint):
   return gradient_of_vmap(lambda run: run, options, key)(adjoint)
 
 
-def largest(tree):
-  return max(1, *(float(np.abs(x).max()) for x in jax.tree.leaves(tree)))
+def tolerance(expected):
+  return 1e-12 * max(1, largest(expected))
 
 
 def test_a_sequence_for_all_rows_is_computed_once(key):
@@ -94,7 +93,7 @@ def test_rows_of_rows_with_their_own_masks_have_the_gradient(adjoint, key):
     return jax.jit(jax.grad(weighed(f, key), (0, 1)))(params, state)
 
   expected = gradient(Autodiff())
-  assert worst(gradient(adjoint), expected) < 1e-12 * largest(expected)
+  assert worst(gradient(adjoint), expected) < tolerance(expected)
 
 
 def test_each_row_has_its_own_gradient(key):
@@ -138,7 +137,7 @@ INSIDE = {
 def test_a_transformation_inside_of_vmap_may_close_over_its_rows(inside, key):
   gradient = gradient_of_vmap(INSIDE[inside], {}, key)
   expected = gradient(Autodiff())
-  assert worst(gradient(Explicit()), expected) < 1e-12 * largest(expected)
+  assert worst(gradient(Explicit()), expected) < tolerance(expected)
 
 
 class Variant(NamedTuple):
@@ -215,7 +214,7 @@ def test_weights_of_each_row_have_the_gradient_of_autodiff(key):
     return jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(*args)
 
   expected = gradient(Autodiff())
-  assert worst(gradient(Explicit()), expected) < 1e-12 * largest(expected)
+  assert worst(gradient(Explicit()), expected) < tolerance(expected)
 
 
 def in_steps(params, state, xs, vmap):

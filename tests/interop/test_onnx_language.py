@@ -257,6 +257,12 @@ def test_a_model_that_onnx_cannot_hold_is_refused(key):
     r"layers\[0\]\.w_x must be \[3, any\], got \(6, 20\)",
     params._replace(embedding=params.embedding[:, :3]),
   )
+  for field, shape in (("w_x", r"\[6, any\]"), ("w_h", r"\[any, any\]")):
+    scalar = layer._replace(**{field: jnp.float32(1)})
+    refused(
+      rf"layers\[0\]\.{field} must be {shape}, got \(\)$",
+      params._replace(layers=(scalar, *params.layers[1:])),
+    )
   refused(
     r"readout must be \[5, 11\], got \(3, 11\)",
     params._replace(readout=params.readout[:3]),

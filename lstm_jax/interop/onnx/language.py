@@ -204,9 +204,8 @@ def _check_params(cell: Cell, params: LanguageParams) -> None:
   for k, layer in enumerate(params.layers):
     check_params(cell.project, layer)
     check_shape(f"params.layers[{k}].w_x", layer.w_x, size, "any")
-    size = check_shape(
-      f"params.layers[{k}].w_h", layer.w_h, "any", "any"
-    ).shape[0]
+    check_shape(f"params.layers[{k}].w_h", layer.w_h, "any", "any")
+    size = layer.w_h.shape[0]
   vocabulary_size, tied = len(params.bias), params.readout is None
   shape = vocabulary_size, size if tied else "any"
   check_shape("params.embedding", params.embedding, *shape)

@@ -16,8 +16,10 @@ from tests.patterns import exact
 def test_a_run_says_which_weights_it_has_read(tmp_path):
   assert models_of_run(tmp_path) == {}
   config = replace(TrainConfig(), teacher=("/a", "/b"), init_from="/c")
-  hashes = {"teacher_sha256": ["1a", "2b"], "init_from_sha256": "3c"}
-  record = to_record(config) | hashes
+  record = to_record(config)
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  assert models_of_run(tmp_path) == {}  # no hash is recorded
+  record |= {"teacher_sha256": ["1a", "2b"], "init_from_sha256": "3c"}
   (tmp_path / "config.json").write_text(json.dumps(record))
   found = {"/a (best)": "1a", "/b (best)": "2b"}
   assert models_of_run(tmp_path) == found  # it would begin again

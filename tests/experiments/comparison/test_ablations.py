@@ -32,6 +32,9 @@ def test_a_record_is_read_as_it_was_written_and_lacks_nothing(tmp_path):
   )
   written.write(path)
   assert read_ablations(path, RECIPE, "1a2b") == written
+  written._replace(split="test").write(path)
+  with pytest.raises(ValueError, match=r"split must be val or dev, got 'test'"):
+    read_ablations(path, RECIPE, "1a2b")
   for name in written._fields:
     record = {k: v for k, v in written._asdict().items() if k != name}
     path.write_text(json.dumps(record))

@@ -93,21 +93,40 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
   assert console.file.getvalue() == line
 
 
-@pytest.mark.parametrize("first", [None, KeyError, Diverged])
-def test_only_a_divergence_is_raised_in_place_of_a_checkpoints_error(
-  first, console
+@pytest.mark.parametrize(
+  ("first", "second", "raised"),
+  [
+    (None, CheckpointError, CheckpointError),
+    (KeyError, CheckpointError, CheckpointError),
+    (Diverged, CheckpointError, Diverged),
+    (Diverged, OSError, Diverged),
+    (Diverged, ValueError, ValueError),  # the directory is another run's now
+  ],
+)
+def test_a_divergence_is_raised_in_place_of_the_error_of_a_full_disk(
+  first, second, raised, console
 ):
   def close():
-    raise CheckpointError("no room for [1]")
+    raise second("no room for [1]")
 
   with (
-    pytest.raises(Diverged if first is Diverged else CheckpointError),
+    pytest.raises(raised) as caught,
     closing_run(SimpleNamespace(close=close), console),
   ):
     if first:
       raise first
-  printed = "no room for [1]\n" if first is Diverged else ""
+  assert caught.type is raised
+  printed = "no room for [1]\n" if raised is Diverged else ""
   assert console.file.getvalue() == printed
+
+
+def test_a_divergence_is_raised_if_its_output_is_full_too():
+  def full(*arguments, **options):
+    raise OSError("no room")
+
+  run, output = SimpleNamespace(close=full), SimpleNamespace(print=full)
+  with pytest.raises(Diverged, match=r"^worse$"), closing_run(run, output):
+    raise Diverged("worse")
 
 
 def test_a_run_is_finished_only_after_its_last_checkpoint_is_written(
