@@ -1,8 +1,8 @@
 """Find the collectives of a compiled program: what its devices communicate.
 
 A collective inside a loop is listed once, however often it runs. An
-asynchronous collective is two instructions, "-start" and "-done"; it is listed
-once, with the size of its result.
+asynchronous collective is two instructions, "-start" and "-done"; only the
+second is read, whose type is that of the result.
 
   >>> text = '''
   ... %body (p: f32[2]) -> f32[4] {
@@ -41,7 +41,7 @@ _KINDS = (
 )
 _COMPUTATION = re.compile(r"(?:ENTRY )?%(\S+) .*\{$")
 _COLLECTIVE = re.compile(
-  rf" = (?P<shapes>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\("
+  rf" = (?P<shapes>.*?) (?P<kind>{'|'.join(_KINDS)})(?:-done)?\("
 )
 _LOOP = re.compile(r"\b(?:body|condition)=%([\w.\-]+)")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -72,9 +72,7 @@ def find_collectives(text: str) -> list[Collective]:
       lines.append(line)
   looped = _inside_loops(computations)
   return [
-    Collective(
-      found["kind"], _bytes(_result(**found.groupdict())), name in looped
-    )
+    Collective(found["kind"], _bytes(found["shapes"]), name in looped)
     for name, lines in computations.items()
     for line in lines
     if (found := _COLLECTIVE.search(line))
@@ -93,24 +91,6 @@ def _inside_loops(computations: dict[str, list[str]]) -> set[str]:
     reached |= frontier
     frontier = set().union(*(called[name] for name in frontier)) - reached
   return reached
-
-
-def _result(shapes: str, kind: str, start: str | None) -> str:
-  """Return the type of a collective's result, from that of its instruction.
-
-  An asynchronous "-start" returns (operands, results, ...), but an
-  all-reduce-start the results alone.
-  """
-  if not start or kind == "all-reduce":
-    return shapes
-  elements, depth = [""], 0
-  for character in shapes.strip()[1:-1]:
-    depth += (character in "([{") - (character in ")]}")
-    if character == "," and not depth:
-      elements.append("")
-    else:
-      elements[-1] += character
-  return elements[1]
 
 
 def _bytes(shapes: str) -> int:

@@ -41,13 +41,17 @@ def test_what_a_loop_calls_is_inside_the_loop_at_any_depth():
 def test_the_size_of_an_asynchronous_collective_is_that_of_its_result():
   # An all-gather-start returns (operands, results).
   start = "%s = (f32[2,3]{1,0}, f32[4,3]{1,0}) all-gather-start(%p)"
-  assert found(start) == ("all-gather", 48)
-  tuples = "((f32[2]{0}, f32[3]{0}), (f32[4]{0}, f32[6]{0}))"
-  assert found(f"%s = {tuples} all-gather-start(%p, %q)") == ("all-gather", 40)
-  # An all-reduce-start returns its results alone: here one, and here two.
-  assert found("%s = f32[2,3]{1,0} all-reduce-start(%p)") == ("all-reduce", 24)
-  pair = "%s = (f32[2]{0}, bf16[3]{0}) all-reduce-start(%p, %q)"
-  assert found(pair) == ("all-reduce", 14)
+  done = "%d = f32[4,3]{1,0} all-gather-done(%s)"
+  assert found(f"{start}\n  {done}") == ("all-gather", 48)
+  operands, results = "(f32[2]{0}, f32[3]{0})", "(f32[4]{0}, f32[6]{0})"
+  start = f"%s = ({operands}, {results}) all-gather-start(%p, %q)"
+  done = f"%d = {results} all-gather-done(%s)"
+  assert found(f"{start}\n  {done}") == ("all-gather", 40)
+  # An all-reduce-start returns its results alone.
+  results = "(f32[2]{0}, bf16[3]{0})"
+  start = f"%s = {results} all-reduce-start(%p, %q)"
+  done = f"%d = {results} all-reduce-done(%s)"
+  assert found(f"{start}\n  {done}") == ("all-reduce", 14)
 
 
 def test_every_kind_of_collective_is_found():
