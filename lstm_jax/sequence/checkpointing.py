@@ -44,12 +44,7 @@ from lstm_jax.sequence.batch_axes import aligned
 from lstm_jax.sequence.chunk_size import default_chunk, even_chunk, is_large
 from lstm_jax.sequence.chunks import Chunks, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
-from lstm_jax.sequence.primal import (
-  ScanOptions,
-  cast_operands,
-  scan_outputs,
-  scan_states,
-)
+from lstm_jax.sequence.primal import ScanOptions, cast_operands, scan_outputs
 from lstm_jax.sequence.scan import (
   SequenceResiduals,
   backward_sums,
@@ -182,7 +177,9 @@ def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
       (last, hs), residuals = forward(*arguments, like=state)
       rest = residuals.hs_and_residuals[1]
       return last, (hs, before, (residuals.gates, rest))
-    last, after = scan_states(*arguments, like=state)
+    last, after = scan_outputs(
+      *arguments, like=state, output=lambda s: s, unroll=1
+    )
     kept = after._replace(h=None) if policy == "recompute" else None
     return last, (after.h, before, kept)
 

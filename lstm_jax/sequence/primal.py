@@ -1,10 +1,9 @@
 """A whole sequence as one scan that returns no gates and no residuals.
 
 `scan_steps` scans over whole time steps; with `Step` and `Autodiff`, JAX
-differentiates it. `scan_states` and `scan_outputs` compute the input product of
-all steps before the scan. `Explicit` uses `scan_states` where its gradient
-saves states instead of gates, and `scan_outputs` or `scan_steps` where nothing
-is differentiated.
+differentiates it. `scan_outputs` computes the input product of all steps before
+the scan. `Explicit` uses it where its gradient saves states instead of gates,
+and either of them where nothing is differentiated.
 """
 
 from collections.abc import Callable
@@ -59,24 +58,6 @@ def scan_steps(
   return lax.scan(body, state, (xs, extras), reverse=options.reverse)
 
 
-def scan_states(
-  cell: Cell,
-  options: ScanOptions,
-  params: Params,
-  state: State,
-  xs: jax.Array,
-  extras: tuple,
-  like: State,
-) -> tuple[State, State]:
-  """Return the last state, and the state after every step, [T, ...].
-
-  Its arguments are those of `scan_outputs`.
-  """
-  return _scan_projected(
-    cell, options, params, state, xs, extras, like, output=lambda s: s
-  )
-
-
 def scan_outputs(
   cell: Cell,
   options: ScanOptions,
@@ -85,14 +66,17 @@ def scan_outputs(
   xs: jax.Array,
   extras: tuple,
   like: State | None = None,
-) -> tuple[State, jax.Array]:
+  *,
+  output: Callable = attrgetter("h"),
+  unroll: int = 2,
+) -> tuple[State, Any]:
   """Return (state, hs), with the input product of all steps before the scan.
 
-  An iteration of the loop takes two time steps, except in a linear recurrence,
-  which computes all steps at once. With one time step, XLA computes the LSTM's
-  gates of H 256, B 32 on one of two cores; the other core goes idle, and each
-  product waits for the gates: 9.4 ms for 64 time steps instead of 6.3 (Zen 5,
-  jax 0.12.0.1). With two, the gates are divided between the cores.
+  An iteration of the loop takes two time steps by default, except in a linear
+  recurrence, which computes all steps at once. With one time step, XLA computes
+  the LSTM's gates of H 256, B 32 on one of two cores; the other core goes idle,
+  and each product waits for the gates: 9.4 ms for 64 time steps instead of 6.3
+  (Zen 5, jax 0.12.0.1). With two, the gates are divided between the cores.
 
   Args:
     cell: the cell.
@@ -104,24 +88,9 @@ def scan_outputs(
     like: for a linear recurrence, a state whose dtypes hs get; None for those
       of `state`. So `state` can be wider than hs, and a chunk of time steps can
       start from a state that was not rounded to bfloat16.
+    output: state -> what is returned of every state, [T, ...]; by default hs.
+    unroll: time steps per iteration of the loop.
   """
-  return _scan_projected(
-    cell,
-    options,
-    params,
-    state,
-    xs,
-    extras,
-    like,
-    output=attrgetter("h"),
-    unroll=2,
-  )
-
-
-def _scan_projected(
-  cell, options, params, state, xs, extras, like, *, output, unroll=1
-):
-  """Return the last state, and `output` of the state after every step."""
   operands = cast_operands(params, xs, options)
   axs = cell.project(operands, xs)
   if is_linear(cell):
