@@ -13,8 +13,8 @@ modules are `lstm`, `gru` and `rnn`; their variants
 `layernorm_lstm`, `projected_lstm`, `peephole_lstm`, `coupled_lstm`,
 `mogrifier_lstm`, `slstm` and `gru_reset_before`; and `min_gru`, `min_lstm` and
 `lru`, whose time steps `unroll` computes all at once with `Explicit`, its
-default. `rnn.with_activation`, `lstm.with_activations` and
-`gru.with_activations` return cells with other activations. `unroll` applies a
+default. `rnn.with_activation`, and `with_activations` of `lstm`, `gru` and
+`gru_reset_before`, return cells with other activations. `unroll` applies a
 cell over time, `unroll_both` in both directions, and `unroll_stack` in layers.
 `Explicit`, `Step` and `Autodiff` choose how the gradient is computed.
 `regularize` draws dropout and zoneout.

@@ -131,6 +131,9 @@ def check_activations(**values: object) -> None:
       raise ValueError(
         f"{name} must be an Activation, such as RELU, got {value!r}"
       )
+    if not isinstance(value.parameters, tuple):  # an Activation is hashed
+      found = type(value.parameters).__name__
+      raise ValueError(f"{name}.parameters must be a tuple, got {found}")
 
 
 def make_hard_sigmoid(slope: float) -> Activation:

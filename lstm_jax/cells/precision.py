@@ -46,7 +46,8 @@ def as_array(expected: str, values: Any) -> jax.Array:
   except (jax.errors.JAXTypeError, jax.errors.JaxRuntimeError):
     raise
   # For None, (None, mask), or a tensor of PyTorch that needs a gradient.
-  except (TypeError, ValueError, RuntimeError) as error:
+  # OverflowError is that of a Python integer.
+  except (TypeError, ValueError, RuntimeError, OverflowError) as error:
     found = type(values).__name__
     raise ValueError(f"{expected}, got {found}: {error}") from error
 

@@ -73,9 +73,10 @@ def from_haiku(
   Raises:
     ValueError: weights are not such a mapping; there is no core of this name,
       or it is the name of a layer inside a core; name is None, but weights do
-      not hold exactly one core; the parameters are those of another module; an
-      array is missing, has a name or a shape that does not fit the others, or
-      holds no floats.
+      not hold exactly one core; the parameters are those of another module
+      (that of one or two Linear layers may have the names and shapes of an LSTM
+      or VanillaRNN, and is then taken for it); an array is missing, has a name
+      or a shape that does not fit the others, or holds no floats.
 
   Do not pass gradients: the forget bias of 1 would be added to that of an LSTM,
   and the equal gradients of a VanillaRNN's two biases would be summed.

@@ -8,6 +8,7 @@ from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_shape, types_text
 from lstm_jax.cells.precision import as_array, as_arrays
 from lstm_jax.language.params import LanguageParams, ModelConfig
+from lstm_jax.sequence.stack import check_layers
 
 
 def as_params(
@@ -25,7 +26,8 @@ def as_params(
 
   Raises:
     ValueError: params are not `LanguageParams`; the embedding, the readout or
-      the bias is no array of the model's shape; or a tied readout is not None.
+      the bias is no array of the model's shape; a tied readout is not None; or
+      the layers are not in a list or tuple, or there are none.
   """
   if not isinstance(params, LanguageParams):
     types = types_text(LanguageParams, type(params))
@@ -39,6 +41,9 @@ def as_params(
     found = type(params.readout).__name__
     raise ValueError(f"params.readout must be None, as it is tied, got {found}")
   check_shape("params.bias", params.bias, vocabulary_size)
+  check_layers(params.layers, "params.layers")
+  if not params.layers:
+    raise ValueError("params.layers must have at least one layer, got none")
   return as_arrays(params)
 
 

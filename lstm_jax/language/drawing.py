@@ -47,6 +47,13 @@ class DrawingRules(NamedTuple):
   suppress_tokens: Sequence[int] = ()
 
 
+def _number(name: str, value: Any) -> float:
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    raise ValueError(f"{name} must be a number, got {value!r}") from None
+
+
 def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
   """Check rules; return them as Python values, for a static argument of `jit`.
 
@@ -54,8 +61,9 @@ def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
     ValueError: a rule is out of range, or all tokens are suppressed.
   """
   temperature, top_k, top_p, min_p, suppress_tokens = rules
-  temperature = float(temperature)
-  top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
+  temperature = _number("temperature", temperature)
+  top_p = None if top_p is None else _number("top_p", top_p)
+  min_p = None if min_p is None else _number("min_p", min_p)
   if not 0 <= temperature <= HUGE:
     raise ValueError(
       f"temperature must be in [0, {HUGE:.1e}], got {temperature}"

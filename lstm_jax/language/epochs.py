@@ -158,7 +158,8 @@ class BatchingConfig:
     )
     if total > MAX_STEPS:
       raise ValueError(
-        f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
+        f"num_epochs must give at most {MAX_STEPS:,} training steps, "
+        f"got {total:,}"
       )
     for epochs, batch_size, length in stages:
       if self.short_seq_prob:

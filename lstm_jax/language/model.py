@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.caching import one_at_a_time
 from lstm_jax.cells.cell import Cell, State, zeros_like_traced
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import check_count, check_shape
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
 from lstm_jax.language.arguments import as_params, as_token_array
@@ -208,6 +208,7 @@ def _language_model(
       if in_loop and tokens.shape[0] == 1:
         num_tokens = max(num_tokens, TABLE_ROWS)
     if reads_table(config.cell, len(embedding), num_tokens):
+      check_shape("params.layers[0].w_x", lowest.w_x, embedding.shape[1], "n")
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       # The table's dtype may be wider than w_x's: sums are float32 or wider.

@@ -25,6 +25,7 @@ first probability of token 1 below is δ / V: only 0 has been counted.
 """
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def ngram_predictions(
   check_tokens(tokens, vocabulary_size)
   order = check_count("order", order, 0)
   vocabulary_size = int(vocabulary_size)  # an int8 may overflow
-  if not 0 < discount < 1:
+  if not (isinstance(discount, Real) and 0 < discount < 1):
     raise ValueError(f"discount must be in (0, 1), got {discount}")
   pieces = [
     as_tokens(piece, vocabulary_size, f"training[{i}]")

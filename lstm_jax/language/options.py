@@ -56,9 +56,9 @@ def check_options(config: Any) -> None:
   """Check each field of a dataclass against the range that `option` gave it.
 
   None is valid where the field's type says so, as in `float | None`. Every
-  element of a tuple is checked; a tuple may be empty only if its default is. A
-  NumPy number is replaced by a Python number, which neither overflows nor fails
-  in JSON.
+  element of a tuple is checked; a tuple may be empty only if its default is
+  empty or None. A NumPy number is replaced by a Python number, which neither
+  overflows nor fails in JSON.
 
   Raises:
     ValueError: a value is not of the field's type (a tuple, a number, an

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import State
+from lstm_jax.cells.checks import check_rows
 from lstm_jax.cells.precision import upcast
 from lstm_jax.cells.slstm import SLSTMState
 from lstm_jax.language.options import check_options, option
@@ -117,12 +118,14 @@ class Regularizers:
       zero: their zero states, of the same shapes.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes differ, or an array lacks the batch axes.
     """
     # Unchecked, `where` would broadcast a batch of one state to all sequences.
     found, expected = (jax.tree.map(jnp.shape, s) for s in (states, zero))
     if found != expected:
       raise ValueError(f"states must have the shapes {expected}, got {found}")
+    for state in zero:
+      check_rows("state_reset", state)
     batch_shape = zero[0].h.shape[:-1]
     is_reset = jax.random.bernoulli(key, self.state_reset, batch_shape)
     return select(is_reset, zero, states)

@@ -135,7 +135,10 @@ def read_prompt(
   )
   state = lax.fori_loop(parts * PART, last, partial(read, 1), state)
   carry = advance(model, params, state, prompt.tokens[last][None, None])
-  return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), carry)
+  # A state may have one number for all rows, such as a counter.
+  return jax.tree.map(
+    lambda leaf: jnp.repeat(leaf, count, axis=0) if leaf.ndim else leaf, carry
+  )
 
 
 def advance(

@@ -201,7 +201,9 @@ def _beam_search(model, options, params, prompt):
     totals = nats[:, None] + costs  # of each prefix with each next token
     best, index = lax.top_k(-totals.ravel(), width)
     prefix, token = jnp.divmod(index, costs.shape[1])
-    state = jax.tree.map(lambda leaf: leaf[prefix], carry.state)
+    state = jax.tree.map(
+      lambda leaf: leaf[prefix] if leaf.ndim else leaf, carry.state
+    )
     tokens = tokens[prefix].at[:, t].set(token)
     nats, least = best[0] - best, -best[0]
     return (advance(model, params, state, token[None]), nats, tokens), least

@@ -78,7 +78,7 @@ def unroll_both(
     outputs, [T, ..., 2H], or [T, ..., H] with merge="sum".
 
   Raises:
-    TypeError: an option is not one of those above.
+    TypeError: an option is not one of those above, or `unroll` raises it.
     ValueError: `merge` is neither of the two, or "sum" where the outputs differ
       in size; params, states, zoneout or state_dropout are not a pair, one
       for each direction; or `unroll` raises it for a direction, such as for
@@ -97,10 +97,12 @@ def unroll_both(
   if reset is not None:
     xs = as_inputs(xs)
     check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
-    step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
-    reset = bool_array("reset", reset, step_shape)
-    mask = combined_mask(mask, lengths, step_shape)
-    resets = Directions(reset, last_steps(reset, mask))
+    resets = Directions(reset, reset)
+    if is_token(xs) or xs.ndim > 1:  # else `unroll` names xs
+      step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
+      reset = bool_array("reset", reset, step_shape)
+      mask = combined_mask(mask, lengths, step_shape)
+      resets = Directions(reset, last_steps(reset, mask))
   outputs = []
   for weights, state, rates, factor, starts, reverse in zip(
     _pair("params", params),

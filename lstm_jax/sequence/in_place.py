@@ -11,9 +11,9 @@ reverse mode, the derivative of a loop that carries zs would add an array
 gradient that loop would be faster by a third, but a JVP rule cannot know
 whether its result will be transposed.
 
-With `may_share`, it is `lax.scan` as well where `vmap` maps other inputs, but
-not zs, which would be copied for each row first. In the backward pass, the rows
-of a Jacobian by `jacrev` share the gates.
+With `may_share`, a loop is `lax.scan` as well where `vmap` maps other inputs,
+but not zs, which would be copied for each row first. In the backward pass, the
+rows of a Jacobian by `jacrev` share the gates.
 """
 
 from collections.abc import Callable

@@ -37,7 +37,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Params
-from lstm_jax.cells.checks import check_same_type
+from lstm_jax.cells.checks import check_arrays, check_same_type
 from lstm_jax.cells.precision import as_array, check_float
 
 StateT = TypeVar("StateT", bound=tuple)  # a NamedTuple, with at least h
@@ -108,7 +108,8 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
 
 def has_w_h(params: Params) -> bool:
   """Return whether a cell's params have recurrent weights w_h in a matrix."""
-  return hasattr(params, "w_h") and np.ndim(params.w_h) >= 2
+  # A cell's own w_h may be a tree, such as `LowRank`.
+  return getattr(getattr(params, "w_h", None), "ndim", 0) >= 2
 
 
 def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
@@ -133,6 +134,7 @@ def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:
       "state must be that of a cell, as initial_state returns it, got "
       + type(state).__name__
     )
+  check_arrays("state", state)
   check_same_type("rates", rates, state)
   keys = jax.random.split(key, len(state))
   keep = [

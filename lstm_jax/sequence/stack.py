@@ -87,7 +87,7 @@ def unroll_stack(
     bidirectional.
 
   Raises:
-    TypeError: an option is not one of those above.
+    TypeError: an option is not one of those above, or `unroll` raises it.
     ValueError: params is not a list or tuple, or is empty; cells, states,
       zoneout or state_dropout are not a list or tuple with one element per
       layer; dropout has no key, or its rate is not in [0, 1); or `unroll`
@@ -206,8 +206,8 @@ def initial_stack_state(
 
   Raises:
     ValueError: params is not a list or tuple, or is empty; there is not one
-      cell per layer; a cell is not one that `unroll` takes; or params are of
-      another cell.
+      cell per layer; a cell is not one that `unroll` takes; params are of
+      another cell; or batch_shape is not iterable.
   """
   _check_params(params)
 

@@ -40,6 +40,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.precision import as_array
 from lstm_jax.testing.report import Error, Report, TensorReport
 
 BATCH = 64  # most directions evaluated in one batch
@@ -85,9 +86,9 @@ def gradcheck(
   check_count("num_directions", num_directions, 0)
   if not (isinstance(epsilon, Real) and 0 < epsilon < math.inf):
     raise ValueError(f"epsilon must be a finite number above 0, got {epsilon}")
-  x = jax.tree.map(jnp.asarray, x)
-  flat, unravel = ravel_pytree(x)
+  x = jax.tree.map(lambda leaf: as_array("x must hold arrays", leaf), x)
   tensors = _slices(x)
+  flat, unravel = ravel_pytree(x)
   # Jitted, f is traced once here. JAX's cache has no trace of a new `partial`,
   # so that the next check traces f anew: what it refers to may have changed.
   explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))

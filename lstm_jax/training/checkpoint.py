@@ -61,8 +61,8 @@ class CheckpointWriter:
     directory: the directory of the checkpoints, which is made if it is missing.
 
   Raises:
-    CheckpointError: the directory cannot be made, or its path has a wildcard or
-      a backslash, as every path on Windows (`check_path`).
+    CheckpointError: the directory cannot be made or read, or `check_path`
+      refuses it: for a wildcard, a backslash (as on Windows) or a pipe in it.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):

@@ -202,8 +202,8 @@ def make_ensemble_train_step(
     scale each member's updates: pass them with an optimizer whose own peak
     learning rate is 1. The state passed in is donated.
 
-    It raises ValueError where keys or learning_rates are not [S], or keys are
-    not PRNG keys.
+    It raises ValueError where keys or learning_rates are not [S], keys are not
+    PRNG keys, or the number of the mesh's devices does not divide S.
 
   Raises:
     ValueError: ema_decay is not in [0, 1).

@@ -107,7 +107,7 @@ def check_mesh(
 ) -> None:
   """Raise ValueError unless axes are valid, d·m divides B, and m divides H.
 
-  With another H, no w_h or W would be split: the axis would save no memory.
+  With another H, no w_h or W is split, except in `projected_lstm` (of P rows).
   """
   sizes = _check_axes(sizes)
   batch_size = check_count("batch_size", batch_size)
@@ -169,7 +169,7 @@ def _params_shardings(mesh: Mesh, params: LanguageParams) -> LanguageParams:
     matrices = {
       name: split(leaf, 0)
       for name, leaf in zip(layer._fields, layer, strict=True)
-      if name in names and leaf.ndim == 2
+      if name in names and getattr(leaf, "ndim", 0) == 2
     }
     return shardings._replace(**matrices)
 

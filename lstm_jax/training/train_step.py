@@ -243,18 +243,20 @@ def zero_carry(carry: Any, batch_size: int) -> Any:
   Args:
     carry: a tree of states, such as that of a `TrainState`. Each has an h,
       [..., B, H]; its other arrays have the same axes up to B, and any after
-      it. An array outside of such a state must be [..., B, H].
+      it, or have no axis B: one number for all rows, such as a counter. An
+      array outside of such a state must be [..., B, H].
     batch_size: takes the place of B.
   """
 
   def zeros(state: Any) -> Any:
     axis = getattr(state, "h", state).ndim - 2
-    return jax.tree.map(
-      lambda c: jnp.zeros(
-        (*c.shape[:axis], batch_size, *c.shape[axis + 1 :]), c.dtype
-      ),
-      state,
-    )
+
+    def zero(c: jax.Array) -> jax.Array:
+      batch = (batch_size,) if c.ndim > axis else ()
+      shape = *c.shape[:axis], *batch, *c.shape[axis + 1 :]
+      return jnp.zeros(shape, c.dtype)
+
+    return jax.tree.map(zero, state)
 
   return jax.tree.map(zeros, carry, is_leaf=lambda node: hasattr(node, "h"))
 

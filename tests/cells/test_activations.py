@@ -12,7 +12,7 @@ import pytest
 
 from lstm_jax import Autodiff, Explicit, min_lstm, rnn, slstm, unroll
 from lstm_jax.cells import RELU, SIGMOID, TANH, make_hard_sigmoid
-from lstm_jax.cells.activations import relu, softplus
+from lstm_jax.cells.activations import Activation, relu, softplus
 from tests.contract import EXHAUSTIVE
 from tests.draws import arguments, largest, weighed, worst
 
@@ -124,6 +124,13 @@ def test_a_slope_that_is_no_finite_positive_number_is_refused(slope):
     ValueError, match=rf"must be a number in \(0, inf\), got {slope!r}"
   ):
     make_hard_sigmoid(slope)
+
+
+def test_parameters_in_a_list_are_refused():
+  """JAX and the cache of made cells hash an activation."""
+  scaled = Activation("scaled", lambda a, s: a * s, lambda y, s: s, [0.2])
+  with pytest.raises(ValueError, match=r"parameters must be a tuple, got list"):
+    rnn.with_activation(scaled)
 
 
 @pytest.mark.parametrize("slope", [np.float64(0.25), Fraction(1, 4)], ids=repr)

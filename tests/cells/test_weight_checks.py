@@ -87,7 +87,7 @@ def own_cell(old, new):
     ),
   ],
 )
-def test_an_error_of_a_cell_is_named_beside_its_weights(old, new, message):
+def test_an_error_of_a_cell_is_named(old, new, message):
   cell = own_cell(old, new)
   params = cell.init(jax.random.key(0), D, H)
   state = cell.initial_state(params, (B,))

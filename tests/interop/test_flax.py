@@ -205,6 +205,9 @@ def test_weights_that_do_not_fit_an_nnx_cell_are_named(key):
     to_nnx(lstm.init(key, D + 1, H), cell)
   with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
     to_nnx((1,), cell)
+  params = gru.init(key, D, H)._replace(b_n=jnp.zeros(H + 1))
+  with pytest.raises(ValueError, match=r"^params.b_n must be \[6\], got \(7"):
+    to_nnx(params, nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))
 
 
 @EACH_CELL

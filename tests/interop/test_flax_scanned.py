@@ -67,7 +67,7 @@ def agent(module):
 
 
 def draw(cell, batch=(B,)):
-  """Return (carry, observations, resets) in float64."""
+  """Return (carry, observations, resets), the first two in float64."""
   like = scanned(cell).initialize_carry(batch, H)
   like = jax.tree.map(widened, like)
   carry, xs = normal_like(SEED, (like, jnp.zeros((T, *batch, D))))

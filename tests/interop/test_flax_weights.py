@@ -83,6 +83,7 @@ def test_linen_weights_that_do_not_fit_are_named(key):
   weights = to_linen(lstm.init(key, D, H))
   for name, layer, text in (
     ("ii", {"bias": jnp.ones(H)}, "^ii must have no bias"),
+    ("ii", {"lora": jnp.ones(H)}, "^ii must have no lora$"),
     ("hi", {"bias": jnp.ones((1, H))}, r"^hi.bias must be .*got \(1, 6\)"),
     ("hf", {"kernel": jnp.ones((H + 1, H))}, r"^hf.kernel must be \[6, 6\]"),
     ("if", {"kernel": jnp.ones((D + 1, H))}, r"^if.kernel must be \[4, 6\]"),

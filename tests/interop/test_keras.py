@@ -18,7 +18,7 @@ from tests.interop.keras_layers import EACH, OPTIONS, SIDES, draw, from_options
 
 @pytest.fixture(scope="module")
 def keras():
-  """Keras on JAX, in float64."""
+  """Keras on JAX; the layers of `make` are float64."""
   if importlib.util.find_spec("keras") is None:
     pytest.skip("Keras is not installed")
   os.environ["KERAS_BACKEND"] = "jax"

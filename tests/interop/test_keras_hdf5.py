@@ -237,11 +237,11 @@ def test_a_file_that_keras_3_did_not_write_is_named(group, found, tmp_path):
     interop.load_weights(path)
 
 
-def test_layers_inside_a_wrapper_are_left_out(tmp_path, key):
+def test_layers_of_other_classes_are_left_out(tmp_path, key):
   arrays = interop.to_keras(draw(key, "LSTM"))
   path = tmp_path / "model.weights.h5"
-  inside = "layers/time_distributed/layer/cell", "layers/own/lstm/cell"
-  path.write_bytes(hdf5(dict.fromkeys((*inside, "layers/lstm/cell"), arrays)))
+  names = "time_distributed/layer", "own/lstm", "rnn", f"lstm_{9:05000}", "lstm"
+  path.write_bytes(hdf5({f"layers/{name}/cell": arrays for name in names}))
   assert list(interop.load_weights(path)) == ["lstm"]
 
 

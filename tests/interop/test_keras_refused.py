@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lstm_jax import Directions, gru_reset_before, peephole_lstm
+from lstm_jax import Directions, gru_reset_before, lstm, peephole_lstm
 from lstm_jax.interop import keras as interop
 from tests.draws import D, H
 from tests.interop.keras_layers import draw
@@ -14,6 +14,16 @@ def test_directions_of_two_cells_are_refused(key):
   message = "must have one cell, got LSTMParams, GRUParams"
   with pytest.raises(ValueError, match=message):
     interop.to_keras(pair)
+
+
+def test_params_of_several_input_sizes_or_dtypes_are_refused(key):
+  pair = Directions(*(lstm.init(key, size, H) for size in (D, D + 1)))
+  with pytest.raises(ValueError, match=f"one size, got {D} and {D + 1}; stack"):
+    interop.to_keras(pair)
+  params = lstm.init(key, D, H)
+  params = params._replace(b=params.b.astype(np.float16))
+  with pytest.raises(ValueError, match=r"^params must have one dtype, got "):
+    interop.to_keras(params)
 
 
 # Kernels of a GRU and of an LSTM. In tests.draws, D is 4 and H 6: so 3H is 18,

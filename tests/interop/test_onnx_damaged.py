@@ -147,6 +147,25 @@ def test_constants_that_a_layer_cannot_hold_are_found_by_their_names(key):
       interop.from_onnx(node, weights | {name: value})
 
 
+def test_a_tensor_without_a_name_is_no_missing_input(key):
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params)
+  unnamed = onnx.numpy_helper.from_array(np.ones(3, np.float32))
+  layer = interop.from_onnx(node, [*tensors, unnamed])
+  assert worst(layer.params, params) == 0
+
+
+@pytest.mark.parametrize(
+  ("tensors", "found"),
+  [(None, "NoneType"), ([np.ones(3)], "ndarray"), ((3,), "int")],
+)
+def test_what_holds_no_tensors_is_refused(tensors, found, key):
+  node, _ = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  message = f"^tensors must be TensorProtos, or a mapping .*, got {found}$"
+  with pytest.raises(ValueError, match=message):
+    interop.from_onnx(node, tensors)
+
+
 def test_lengths_of_a_batch_major_node_are_at_most_t(key):
   names = {"X": "X", "sequence_lens": "L"}
   params = layer_weights(lstm, key, False)

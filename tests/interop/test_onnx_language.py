@@ -241,6 +241,9 @@ def test_a_model_that_onnx_cannot_hold_is_refused(key):
   refused("params must be float32 or float64, got int32", integers)
   layer = params.layers[0]
   refused("params must be LanguageParams, got LSTMParams", layer)
+  refused("layers must have at least one layer", params._replace(layers=()))
+  refused("layers must be a list or tuple", params._replace(layers=None))
+  refused("tokenizer must be a Tokenizer or None, got str", params, lstm, "x")
   for field, shape, given in (
     ("bias", r"\[any\]", params.bias[:, None]),
     ("bias", r"\[any\]", params.bias[0]),

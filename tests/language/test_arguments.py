@@ -64,6 +64,22 @@ def test_weights_that_are_no_arrays_are_named(key):
     refused(params._replace(**{name: None}), message)
 
 
+def test_layers_are_named_if_there_are_none_or_they_do_not_fit(key):
+  params = language_model(CONFIG, V).init(key)
+  message = "params.layers must have at least one layer, got none"
+  refused(params._replace(layers=()), message)
+  message = "params.layers must be a list or tuple with one element per layer"
+  refused(params._replace(layers=None), f"{message}, got NoneType")
+  refused(
+    params._replace(layers=params.layers[0]), f"{message}, got LSTMParams"
+  )
+  model, narrow = language_model(CONFIG, V), lstm.init(key, E - 1, H)
+  # For 9 tokens, a table W_e W_x has the inputs; for 1, rows of W_e.
+  for tokens in (jnp.zeros((V, 1), int), jnp.zeros((1, 1), int)):
+    with pytest.raises(ValueError, match=r"w_x|xs must be"):
+      model.loss(params._replace(layers=(narrow,)), None, tokens, tokens)
+
+
 def test_a_readout_that_is_tied_has_no_weights_of_its_own(key):
   tied = ModelConfig(embedding_size=H, hidden_size=H, tied=True)
   params = language_model(tied, V).init(key)

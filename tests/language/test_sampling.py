@@ -205,6 +205,8 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
     ({"top_k": 0}, "top_k must be an integer ≥ 1, got 0$"),
     ({"top_k": 2.5}, "top_k must be an integer ≥ 1, got 2.5$"),
     ({"suppress_tokens": [0.5]}, r"must be integers, got \[0.5\]$"),
+    ({"temperature": None}, "^temperature must be a number, got None$"),
+    ({"top_p": "a"}, "^top_p must be a number, got 'a'$"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
     ({"min_p": 1.1}, r"min_p must be in \[0, 1\], got 1.1"),
     (

@@ -201,6 +201,8 @@ def test_error_messages_name_what_does_not_fit(key):
   with pytest.raises(ValueError, match=message):
     init_stack(lstm, key, D, ())
   params, states, xs = both(lstm, key)
+  with pytest.raises(ValueError, match=r"^xs must be .*, got \(5,\)"):
+    unroll_both(lstm, params, None, jnp.ones(5), reset=jnp.zeros(5, bool))
   pair = r"must be Directions\(forward, backward\), got"
   with pytest.raises(ValueError, match=f"^params {pair} LSTMParams of 3$"):
     unroll_both(lstm, params.forward, states, xs)

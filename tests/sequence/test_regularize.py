@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import gru, lstm, regularize, rnn, slstm, unroll
+from lstm_jax import Directions, gru, lstm, regularize, rnn, slstm, unroll
 from tests.draws import B, D, H, T, arguments, worst
 
 RATE = 0.3
@@ -166,6 +166,13 @@ def test_zoneout_is_drawn_for_the_state_of_a_cell(state, key):
   message = f"^state must be that of a cell.*, got {type(state).__name__}$"
   with pytest.raises(ValueError, match=message):
     regularize.zoneout(key, state, T, lstm.LSTMState(0.1, 0.2))
+
+
+def test_zoneout_is_drawn_for_one_direction_at_a_time(key):
+  state = lstm.initial_state(lstm.init(key, D, H), (B,))
+  message = r"^state\.forward must be an array, got LSTMState$"
+  with pytest.raises(ValueError, match=message):
+    regularize.zoneout(key, Directions(state, state), T, Directions(0.1, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])

@@ -156,6 +156,8 @@ def test_the_step_of_the_differences_is_a_number_above_zero(epsilon, key):
       r"^b\.0 must be a float array with elements, got float64 \(0, 2\)$",
     ),
     ({}, "^x must be a tree of float arrays, got no array$"),
+    ({"k": jax.random.key(0)}, r"^k must be .*, got key<fry> \(\)$"),
+    (["text"], "^x must hold arrays, got str: "),
   ],
 )
 def test_leaves_that_are_empty_missing_or_not_float_are_an_error(

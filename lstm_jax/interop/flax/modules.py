@@ -28,8 +28,9 @@ Anything else runs in Flax's own RNN, unchanged.
 `implementation` is that of `unroll`: "mosaic_gpu" for one GPU kernel for all
 time steps. In place of the condition on dtypes above, weights, carry and the
 cell's `dtype` must then each be float32 or bfloat16. `dtype` is only that of
-the operands of products; sums, gates and c are float32. So the results with
-bfloat16 differ from Flax's: they are closer to those with float32. For example:
+the operands of products; sums, gates and c are computed in float32. So the
+results with bfloat16 differ from Flax's: they are closer to those with float32.
+For example:
 
   LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
 

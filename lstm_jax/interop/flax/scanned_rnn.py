@@ -53,7 +53,14 @@ TYPE_OF_CELL: dict[Cell, Any] = {
   rnn: linen.SimpleCell,
 }
 # The functions of a cell that `scanned` and the resets of `unroll` need.
-PARTS = "init", "initial_state", "project", "recur", "recur_backward"
+PARTS = (
+  "init",
+  "initial_state",
+  "project",
+  "recur",
+  "recur_backward",
+  "parameter_gradients",
+)
 
 
 @cached  # the same class at every call, so that no program is compiled twice
@@ -70,7 +77,7 @@ def scanned(cell: Cell) -> Any:
     ValueError: `unroll` cannot reset the cell, since it lacks a function or is
       not hashable.
   """
-  missing = [name for name in PARTS if not hasattr(cell, name)]
+  missing = [name for name in PARTS if getattr(cell, name, None) is None]
   if missing:
     raise ValueError(
       "scanned must be given a cell whose state unroll can reset, such as "

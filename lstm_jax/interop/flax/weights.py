@@ -9,6 +9,7 @@ from flax.core import meta
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.checks import check_shape
 from lstm_jax.interop.flax.equivalence import equivalent_cell
 from lstm_jax.interop.flax.nnx_layers import nnx_layers
 from lstm_jax.interop.tensors import (
@@ -97,7 +98,10 @@ def _read_arrays(
     layer = variables[name] if isinstance(variables[name], Mapping) else {}
     if "bias" in layer and name not in biased:
       raise ValueError(f"{name} must have no bias: our cell has none there")
-    for leaf in ("kernel", "bias") if name in biased else ("kernel",):
+    leaves = ("kernel", "bias") if name in biased else ("kernel",)
+    if more := sorted({*map(str, layer)} - {*leaves}):
+      raise ValueError(f"{name} must have no {', '.join(more)}")
+    for leaf in leaves:
       if leaf not in layer:
         found = ", ".join(sorted(layer)) or "nothing"
         raise ValueError(f"{name} must have a {leaf}, got {found}")
@@ -212,8 +216,10 @@ def to_nnx(params: Params, module: Any) -> None:
   if _check_kind(params) is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
   params = copied_arrays(params)
-  if cell is gru and params.b_n.any():
-    raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
+  if cell is gru:
+    check_shape("params.b_n", params.b_n, *params.w_h.shape[:-1])
+    if params.b_n.any():
+      raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
   weights: list[tuple[Any, jax.Array]] = []
   for field, parts in zip(("w_x", "w_h", "b"), variables, strict=True):
     leaf, like = getattr(params, field), _values(parts)[0]

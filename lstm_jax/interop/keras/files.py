@@ -106,9 +106,10 @@ def load_weights(
   """Return the recurrent layers of a .weights.h5 file, by group.
 
   The file has neither the layers' settings nor their order. Layers with
-  different settings are read by several calls, each with its `names`. Layers
+  different settings are read by several calls, each with its `names`. An RNN of
+  a cell and a layer of a user's own class are left out, and so are layers
   inside a wrapper, such as TimeDistributed, or inside a layer or model of a
-  user's own class are left out.
+  user's own class.
 
   Args:
     path: of the file, which Keras 3 wrote.

@@ -31,6 +31,9 @@ DAMAGE = (  # what h5py raises for a damaged file
   TypeError,
 )
 SIDES = "forward_layer", "backward_layer"  # of a Bidirectional
+# Keras names a layer's group after its class. Arrays do not tell an RNN of a
+# user's own cell from a SimpleRNN.
+STEMS = "lstm", "gru", "simple_rnn", "bidirectional"
 RATIO = 1032  # the most by which zlib compresses: an array of equal numbers
 
 
@@ -106,6 +109,8 @@ def layer_groups(
     inner = f"{path}/{name}"
     if f"{inner}/layers" in file:
       yield from layer_groups(file, f"{prefix}{name}/", f"{inner}/layers", seen)
+    if _numbered(name)[0] not in STEMS:
+      continue
     cells = [f"{inner}/{side}/cell" for side in SIDES]
     if _is_cell(file, f"{inner}/cell"):
       yield f"{prefix}{name}", [f"{inner}/cell"]
@@ -130,7 +135,8 @@ def _is_cell(file: Any, path: str) -> bool:
 def _numbered(name: str) -> tuple[str, int]:
   """Return a group's name in two parts, so that lstm_2 is before lstm_10."""
   stem, _, number = name.rpartition("_")
-  return (stem, int(number)) if number.isdecimal() else (name, 0)
+  is_number = number.isdecimal() and len(number) < 10  # `int` has a limit
+  return (stem, int(number)) if is_number else (name, 0)
 
 
 @readable("the file is damaged")

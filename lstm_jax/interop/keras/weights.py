@@ -19,10 +19,10 @@ the first row, and 0 and b_n in the second. A `GRU` with reset_after=False is
 A `Bidirectional` has the arrays of the forward layer, then those of the
 backward layer. With use_bias=False there is no bias array, and b is 0.
 
-Activations other than the defaults give cells of `with_activations`. Keras has
-one activation for the candidate and the output of an LSTM. Params do not hold
-the activations: a layer that takes the arrays of `to_keras` must be made with
-the activations of the cell.
+Activations other than the defaults give cells of `with_activations`, or of
+`rnn.with_activation`. Keras has one activation for the candidate and the output
+of an LSTM. Params do not hold the activations: a layer that takes the arrays of
+`to_keras` must be made with the activations of the cell.
 
   >>> import jax
   >>> from lstm_jax.cells import gru
@@ -124,12 +124,7 @@ def from_keras(
   if cell is not other:
     found = f"{cell_name(cell)}, {cell_name(other)}"
     raise ValueError(f"both directions must have one cell, got {found}")
-  sizes = len(forward.w_x), len(backward.w_x)
-  if len(set(sizes)) > 1:
-    raise ValueError(
-      "the kernels of both directions must have inputs of one size, "
-      f"got {sizes[0]} and {sizes[1]}; stacked layers are converted one by one"
-    )
+  _check_one_size(len(forward.w_x), len(backward.w_x))
   return cell, Directions(forward, backward)
 
 
@@ -140,8 +135,8 @@ def to_keras(
 
   Args:
     params: of `lstm`, `gru`, `gru_reset_before` or `rnn`, or of a cell that
-      their `with_activations` returned; `Directions` of them for a
-      Bidirectional.
+      their `with_activations` or `with_activation` returned; `Directions` of
+      them for a Bidirectional.
     bias: False for a layer with use_bias=False.
 
   Returns:
@@ -150,9 +145,9 @@ def to_keras(
     other.
 
   Raises:
-    ValueError: the params are of a cell that Keras does not have, or do not fit
-      each other, or those of two directions are of different cells; or bias is
-      False, and a bias is not 0.
+    ValueError: the params are of a cell that Keras does not have, do not fit
+      each other, or have several dtypes; those of two directions are of
+      different cells or input sizes; or bias is False, and a bias is not 0.
   """
   if isinstance(params, Directions):
     names = [type(direction).__name__ for direction in params]
@@ -160,9 +155,9 @@ def to_keras(
       raise ValueError(
         f"both directions must have one cell, got {', '.join(names)}"
       )
-    return [
-      array for direction in params for array in to_keras(direction, bias=bias)
-    ]
+    forward, backward = (to_keras(part, bias=bias) for part in params)
+    _check_one_size(len(forward[0]), len(backward[0]))
+    return [*forward, *backward]
   grus = gru.GRUParams, gru_reset_before.ResetBeforeGRUParams
   if not isinstance(params, (lstm.LSTMParams, rnn.RNNParams, *grus)):
     raise ValueError(
@@ -171,6 +166,9 @@ def to_keras(
     )
   check_fit(params)
   params = copied_arrays(params)
+  dtypes = {name: str(x.dtype) for name, x in params._asdict().items()}
+  if len(set(dtypes.values())) > 1:
+    raise ValueError(f"params must have one dtype, got {dtypes}")
   w_x, w_h, b = (np.array(leaf) for leaf in params[:3])
   if isinstance(params, gru.GRUParams):
     b_n = np.array(params.b_n)
@@ -183,6 +181,14 @@ def to_keras(
   if isinstance(params, gru.GRUParams):
     check_no_bias("b_n", np.asarray(params.b_n))
   return [w_x, w_h]
+
+
+def _check_one_size(forward: int, backward: int) -> None:
+  if forward != backward:
+    raise ValueError(
+      "the kernels of both directions must have inputs of one size, "
+      f"got {forward} and {backward}; stacked layers are converted one by one"
+    )
 
 
 def _activation(name: str, value: str | Activation) -> Activation:

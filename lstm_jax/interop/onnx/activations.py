@@ -52,7 +52,7 @@ MAKERS: dict[Cell, Callable[..., Cell]] = {
 
 def base_cell(cell: Cell) -> Cell:
   """Return the cell with the same equations and the standard activations."""
-  # A `MadeCell` is a result of `with_activations`.
+  # A `MadeCell` is a result of `with_activations` or `rnn.with_activation`.
   return cell.module if isinstance(cell, MadeCell) else cell
 
 

@@ -154,7 +154,7 @@ def to_onnx(
       params are of another cell or dtype, do not fit each other, or are of
       directions with different sizes; reverse is set with both directions;
       inputs have no X, or outputs are empty; or a key is not one of the
-      operator's, or a name is empty or used twice.
+      operator's, or a name is empty or used twice (except by two inputs).
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
@@ -204,8 +204,14 @@ def named_arrays(tensors: Tensors) -> dict[str, Array]:
   """Return tensors by name, as they are given, or read from TensorProtos."""
   if isinstance(tensors, Mapping):
     return dict(tensors)
-  protos: Iterable[TensorProto] = tensors
-  return {tensor.name: read_tensor(tensor.name, tensor) for tensor in protos}
+  protos = list(tensors) if isinstance(tensors, Iterable) else [tensors]
+  for proto in protos:
+    if not hasattr(proto, "raw_data"):
+      raise ValueError(
+        "tensors must be TensorProtos, or a mapping from names to arrays, got "
+        + type(proto).__name__
+      )
+  return {proto.name: read_tensor(proto.name, proto) for proto in protos}
 
 
 def read_tensor(name: str, tensor: TensorProto) -> Array:
@@ -231,8 +237,8 @@ def _check_constants(
 ) -> None:
   """Raise ValueError if a node has constant inputs that a layer cannot hold."""
   for key in ("sequence_lens", "initial_h", "initial_c"):
-    name = attributes.names.get(key, "")
-    if name not in tensors:
+    name = attributes.names.get(key)
+    if name is None or name not in tensors:
       continue
     if key == "sequence_lens":
       raise ValueError(
@@ -256,8 +262,8 @@ def _weights(
   count, gates = attributes.num_directions, len(GATES[attributes.op_type])
 
   def read(key: str, *shape: int | str) -> Array:
-    name = attributes.names.get(key, "")
-    if name not in tensors:
+    name = attributes.names.get(key)
+    if name is None or name not in tensors:
       raise ValueError(
         f"{key} is missing: there is no tensor {name!r}, got "
         f"{', '.join(sorted(tensors)) or 'none'}"

@@ -1,0 +1,87 @@
+"""A state with one number for all rows, in sampling, searching and training."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import Autodiff, rnn
+from lstm_jax.language import (
+  ModelConfig,
+  Regularizers,
+  language_model,
+  sample,
+)
+from lstm_jax.language.search import beam_search, continuation_nats
+from lstm_jax.training import zero_carry
+from tests.draws import worst
+
+V, B, LENGTH = 4, 3, 5
+PROMPT = np.array([1, 3, 2])
+
+
+class Counted(NamedTuple):
+  h: jax.Array
+  steps: jax.Array  # [], one number for all rows
+
+
+class Counter:
+  """An RNN whose input fades from step to step."""
+
+  init, project = staticmethod(rnn.init), staticmethod(rnn.project)
+
+  def initial_state(self, params, batch_shape=()):
+    h = rnn.initial_state(params, batch_shape).h
+    return Counted(h, jnp.zeros((), h.dtype))
+
+  def recur(self, params, state, ax):
+    before = rnn.RNNState(state.h)
+    after, *saved = rnn.recur(params, before, ax * 0.5**state.steps)
+    return Counted(after.h, state.steps + 1), *saved
+
+  def forward(self, params, state, x):
+    return self.recur(params, state, self.project(params, x))[0], None
+
+  def step(self, params, state, x):
+    return self.forward(params, state, x)[0]
+
+
+CELL = Counter()
+CONFIG = ModelConfig(
+  cell=CELL, embedding_size=3, hidden_size=5, dtype=jnp.float64
+)
+MODEL = language_model(CONFIG, V, adjoint=Autodiff())
+
+
+def test_continuations_have_the_costs_of_whole_texts(key):
+  params = MODEL.init(key)
+  tokens = sample(MODEL, params, key, PROMPT, LENGTH, num_samples=B)
+  texts = np.concatenate([np.tile(PROMPT, (B, 1)), tokens], axis=1).T
+  _, logits = MODEL.apply(params, MODEL.initial_state((B,)), texts[:-1])
+  log_p = jax.nn.log_softmax(logits)[len(PROMPT) - 1 :]
+  drawn = texts[len(PROMPT) :, :, None]
+  expected = -np.take_along_axis(log_p, drawn, -1).sum((0, 2))
+  found = continuation_nats(MODEL, params, PROMPT, tokens)
+  assert worst(found, expected) < 1e-12
+  # The likeliest continuation of a beam that keeps all prefixes.
+  best, nats = beam_search(MODEL, params, PROMPT, 2, beam_size=V)
+  costs = continuation_nats(MODEL, params, PROMPT, best)
+  assert worst(nats, costs) < 1e-12
+
+
+def test_some_rows_of_it_cannot_be_reset(key):
+  resets = Regularizers(state_reset=0.5)
+  model = language_model(CONFIG, V, regularizers=resets, adjoint=Autodiff())
+  tokens = jnp.zeros((2, B), int)
+  message = r"^state_reset needs a state whose arrays have the batch axes \[3\]"
+  with pytest.raises(ValueError, match=message):
+    model.training_loss(
+      model.init(key), model.initial_state((B,)), tokens, tokens, key
+    )
+
+
+def test_a_zero_state_of_another_batch_has_the_number_still():
+  found = zero_carry(MODEL.initial_state((B,)), B + 1)
+  assert jax.tree.map(jnp.shape, found) == (Counted((B + 1, 5), ()),)
