@@ -88,7 +88,7 @@ class Docstrings(griffe.Extension):
       return
     fields = []
     for name, member in [*cls.members.items()]:
-      if not member.is_attribute:
+      if not member.is_attribute or "property" in member.labels:
         continue
       comment = member.source.partition("#")[2].strip().replace("\n", " ")
       fields.append(f"  {name} ({member.annotation}): {comment}")

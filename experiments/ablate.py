@@ -14,9 +14,9 @@ The results are kept in ablations.json: a change that has a row there is not
 trained again, and one that was interrupted is resumed. A change that diverges
 is marked. The file has the checksums of the weights of --init_from and
 --teacher; once they have changed, nothing is added to it. --overwrite trains
-the recipe and all changes again; every change in the file must then be given.
-If this program is interrupted, the command that it prints resumes it, without
---overwrite.
+the recipe and all changes again; every change in a file of this recipe and
+corpus must then be given. If this program is interrupted, the command that it
+prints resumes it, without --overwrite.
 """
 
 import shlex
@@ -216,7 +216,7 @@ def _train(
     if name == BASE:
       raise
     console.print(f"{error}", soft_wrap=True)
-    return {"diverged": True, "environment": environment()}, None
+    return {"diverged": True, "environment": environment()}, error.signalled
   if result.stopped_by:
     return None, result.stopped_by
   with collect_stop_requests() as requests:  # so that the row is saved

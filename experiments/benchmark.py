@@ -6,15 +6,16 @@ A part is a set of cases of one kind (`benchmarks/parts.py` lists all but gpu).
 Before a case is timed, every library must compute the same outputs, losses and
 gradients from the same weights (for `original`, min-char-rnn in JAX and NumPy,
 a test checks this); then all are timed in turns, in one process. PyTorch uses a
-GPU if JAX has one. The training step of a language model is timed on one device
-and, for the JAX libraries, also with the batch split over CPU devices, as many
-as the greatest common divisor of the number of cores and the batch size. The
-tables have medians and quartiles, the time relative to ours, the seconds to
-compile, and the memory that the compiled program needs on each device. A
-library that cannot be imported, or does not have the layer, is skipped and
-named; one that computes something else stops the benchmark. A size, such as
---hidden_size, applies to each part that has this size: one case replaces the
-cases of the part, with the sizes given and the part's defaults for the others.
+GPU if JAX has one, except in the part `memory`. In the part `model`, a training
+step is timed on one device and, for the JAX libraries, also with the batch
+split over CPU devices, as many as the greatest common divisor of the number of
+cores and the batch size. The tables have medians and quartiles, the time
+relative to ours, the seconds to compile, and the memory that the compiled
+program needs on each device. A library that cannot be imported, or does not
+have the layer, is skipped and named; one that computes something else stops the
+benchmark. A size, such as --hidden_size, applies to each part that has this
+size: one case replaces the cases of the part, with the sizes given and the
+part's defaults for the others.
 
 On an H100 or H200, in less than 8 minutes,
 

@@ -38,8 +38,8 @@ def run(config: TrainConfig, console: Console) -> Result:
   """Compile the training step of a configuration and print its collectives.
 
   Raises:
-    ValueError: one device does the training, a mesh does not fit the devices,
-      or the corpus is not usable.
+    ValueError: one device does the training without --mesh, a mesh does not fit
+      the devices, or the corpus is not usable.
   """
   setup = make_setup(config)
   if not setup.mesh:

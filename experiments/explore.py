@@ -24,7 +24,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import check_is_no_corpus, find_corpus
 from experiments.trainer.data import SPLITS, default_split
 from experiments.trainer.excerpt import read_excerpt
-from experiments.trainer.files import check_output, check_regular
+from experiments.trainer.files import check_output, check_regular, real_path
 from experiments.trainer.flags import (
   config_from_flags,
   decoded_as_utf8,
@@ -87,7 +87,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
     check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.PAGE)
   check_output(path)
-  if config.text and path.resolve() == Path(config.text).resolve():
+  if config.text and real_path(path) == real_path(Path(config.text)):
     raise ValueError(f"output must be another file than text, got {path}")
   check_is_no_corpus("output", path, trained.corpus_sha256)
   if config.prompt:

@@ -21,6 +21,7 @@ from experiments.cli import launch, make_console
 from experiments.pages.packing import Page, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
+from experiments.trainer.corpus_path import check_is_no_corpus
 from experiments.trainer.files import check_output, check_regular
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
@@ -43,10 +44,12 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   """Read the runs in these directories and write the page.
 
   Raises:
-    ValueError: no run is given, or one is given twice; a directory holds no
-      run or a damaged one; the directory of the page does not exist; or the
-      page would be a file of a run directory other than its report.html.
-    OSError: the page cannot be written.
+    ValueError: no run is given, or one is '' or is given twice; a directory
+      holds no run or a damaged one; the page's path is that of a directory, or
+      its directory does not exist; the page would be a file of a run directory
+      other than its report.html, or takes the place of a run's corpus; or
+      without --output, the run's report.html is no regular file.
+    OSError: a file of a run cannot be read, or the page cannot be written.
   """
   directories = [Path(name) for name in runs]
   if not directories:
@@ -68,6 +71,8 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
     check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.REPORT)
   check_output(path)
+  for sha256 in {h.record.get(run_dir.SHA256) for h in histories}:
+    check_is_no_corpus("output", path, str(sha256))
   return write_page(path, make_page(histories), console)
 
 

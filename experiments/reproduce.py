@@ -136,7 +136,7 @@ def _untrained_teachers(config: TrainConfig, sha256: str) -> list[TrainConfig]:
   """Return the configurations of a recipe's teachers that are not trained yet.
 
   Raises:
-    ValueError: as `plan_teachers`, or a directory holds another finished run.
+    ValueError: as `plan_teachers` and `_is_trained_teacher`.
   """
   configs = []
   for job in plan_teachers(config):

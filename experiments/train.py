@@ -158,7 +158,10 @@ def _train(
     except (Diverged, KeyboardInterrupt) as error:
       kept = describe_kept(directory, logger.best.step)
       reason = error if isinstance(error, Diverged) else "interrupted"
-      raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
+      named = type(error)(f"{reason}; {kept} is kept in {directory}")
+      if isinstance(named, Diverged) and requests:
+        named.signalled = requests[-1]
+      raise named from None
     result = _report_result(setup, logger, console, stopped_by)
     late = requests[-1] if requests and not stopped_by else None
     return result._replace(signalled=late)
@@ -218,11 +221,9 @@ def _report_result(
   stopped_by: signal.Signals | None,
 ) -> Result:
   """Print the result of a run; mark it as finished if nothing stopped it."""
-  corpus, best = setup.corpus, logger.best
-  directory, tokenizer = logger.directory, corpus.tokenizer
-  result = Result(
-    directory, best.step, best.val_loss, logger.buffer.seconds, stopped_by
-  )
+  corpus, best, directory = setup.corpus, logger.best, logger.directory
+  seconds = logger.buffer.seconds
+  result = Result(directory, best.step, best.val_loss, seconds, stopped_by)
   if stopped_by:
     console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
   elif logger.step < setup.num_steps:
@@ -236,23 +237,23 @@ def _report_result(
       reason = "has made its last step and has no best checkpoint"
       raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
     return result
-  losses = format_losses(best.val_loss, tokenizer, corpus.val.text)
+  losses = format_losses(best.val_loss, corpus.tokenizer, corpus.val.text)
   summary = f"best validation loss {losses} at step {best.step}"
   if not stopped_by:
     test_loss = None
     if corpus.test:
       test_loss = stateful_loss(setup.model, best.params, corpus.test.tokens)
-      losses = format_losses(test_loss, tokenizer, corpus.test.text)
+      losses = format_losses(test_loss, corpus.tokenizer, corpus.test.text)
       summary += f", test loss {losses}"
     title = f"best checkpoint, step {best.step}: validation "
-    title += format_loss(best.val_loss, tokenizer)
+    title += format_loss(best.val_loss, corpus.tokenizer)
     logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
     logger.finish(test_loss)
   if logger.buffer.skipped:
     skipped = counted(logger.buffer.skipped, "step")
     summary += f", {skipped} with a non-finite gradient skipped"
   arguments = [f"--run={directory}"]
-  if in_vocabulary(tokenizer, SUGGESTED_PROMPT):
+  if in_vocabulary(corpus.tokenizer, SUGGESTED_PROMPT):
     arguments.append(f"--prompt={SUGGESTED_PROMPT}")
   drawn = "loss.png, " * (directory / run_dir.PICTURE).exists()
   console.print(

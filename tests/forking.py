@@ -110,7 +110,10 @@ def _run(module, arguments, variables, collect_at, out, err):
 
 
 def status_of(program: Callable[[], object]) -> int:
-  """Call a program; return the exit status that the interpreter gives it."""
+  """Call a program; return the exit status that the interpreter gives it.
+
+  After a KeyboardInterrupt it is 1, as after any error, and not 130.
+  """
   try:
     program()
   except SystemExit as end:

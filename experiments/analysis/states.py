@@ -11,8 +11,8 @@ what `recur` saves for the backward pass:
                             computed; the larger of the two is 1
   both GRUs                 r and z; the candidate n is computed again
   RNN, LRU                  none
-  minGRU, minLSTM           not recorded, since only their local gradients are
-                            saved
+  minGRU, minLSTM           not recorded: their local gradients are saved, with
+                            z among them, but without f and i
 """
 
 from collections.abc import Callable

@@ -98,6 +98,9 @@ def count(
     )
     # The first loop is the forward's, the last the backward's.
     loops = read_loops(thunks)
+    if not loops:  # such as jax.experimental.rnn on a GPU, which calls cuDNN
+      skipped[name] = "it has no loop over time"
+      continue
     steps = read_steps(program.as_text(), sizes["seq_len"])
     rows.append(
       {

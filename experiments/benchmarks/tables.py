@@ -66,7 +66,8 @@ def case_table(rows: list[Row]) -> Table:
   """Return the results of one case, a row per peer.
 
   A column that no peer has is left out. The columns:
-    ms, quartiles: the median and the quartiles of a call.
+    ms, quartiles: the median and the quartiles of a call; in the part called
+      original, of a training step.
     ratio: the median, divided by lstm_jax's.
     products: the time of a program, compiled by XLA, that has only the matrix
       products of our training step, divided by the median.
@@ -95,7 +96,7 @@ def case_table(rows: list[Row]) -> Table:
 
 
 def _case_title(row: Row) -> str:
-  """Return the title of a row's case, such as "launches, lstm, float32"."""
+  """Return the title of a row's case, such as "launches, lstm, …, float32"."""
   return ", ".join(
     str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
     for k, v in row.items()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.comparison.ablations import BASE
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.effects import RULES, idle_flags, without_effect
 from experiments.trainer.records import (
   from_name,
@@ -64,8 +64,8 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
   effects: dict[TrainConfig, tuple[str, dict[str, str]]] = {}
   default = to_record(TrainConfig())
   for change, config in configs.items():
-    trained = _with_job(config, base)
-    if trained in seen and trained != base:
+    trained = _without_job(config)
+    if trained in seen and trained != _without_job(base):
       raise ValueError(f"--change={change} is the same as {seen[trained]}")
     seen.setdefault(trained, change)
     if config.data != base.data:
@@ -96,7 +96,7 @@ def _check_effect(
   base: TrainConfig, change: str, config: TrainConfig, num_steps: int
 ) -> None:
   """Raise ValueError for the recipe itself, or a flag without an effect."""
-  if _with_job(config, base) == base:
+  if _without_job(config) == _without_job(base):
     raise ValueError(f"--change={change} is the recipe itself")
   unused = without_effect(config, RULES, num_steps)
   for part in change.split(","):
@@ -105,10 +105,11 @@ def _check_effect(
       raise ValueError(f"in --change={change}, {unused[name]}")
 
 
-def _with_job(config: TrainConfig, base: TrainConfig) -> TrainConfig:
-  """Return a configuration with the job flags of the base.
+def _without_job(config: TrainConfig) -> TrainConfig:
+  """Return a configuration with the default job flags.
 
-  They do not change what is trained. `share_batches` may give the two different
-  numbers of devices: a resumed run keeps the number on which it began.
+  They do not change what is trained. `share_batches` may give two changes
+  different numbers of devices: a resumed run keeps the number on which it
+  began, and a batch may not be divisible by the recipe's number.
   """
-  return dataclasses.replace(config, job=base.job)
+  return dataclasses.replace(config, job=JobConfig())

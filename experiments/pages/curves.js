@@ -36,9 +36,9 @@ function ticks(low, high) {
   return values;
 }
 
-// Returns 1, 2 and 5 times the powers of ten in an interval; from four decades on
-// the powers alone, or every nth power if there are more than LOG_TICKS. If fewer
-// than two are inside, the ticks are linear.
+// Returns 1, 2 and 5 times the powers of ten in an interval; if it reaches into
+// four decades or more, the powers alone, or every nth power if there are more
+// than LOG_TICKS. If fewer than two are inside, the ticks are linear.
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];

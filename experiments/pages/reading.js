@@ -249,7 +249,9 @@ class Reading {
   }
 
   take(text) {
-    $("own").value += text;
+    const own = $("own");  // whose maxLength does not bind a script
+    if (own.value.length + text.length > own.maxLength) return;
+    own.value += text;
     this.setCaret($("own").value.length);
     this.read();
   }

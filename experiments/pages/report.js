@@ -65,8 +65,8 @@ function draw() {
         ? "The number of training steps per epoch is not known."
         : all.some(({ xs }) => xs.length) ? "No value is positive, and a "
           + "logarithmic axis shows only positive values."
-        : quantity === "loss" ? "There are no losses yet."
-          : `The runs have no ${quantity} in their records.`;
+        : quantity === "loss" ? "The runs shown have no losses yet."
+          : `The runs shown have no ${quantity} in their records.`;
     positions = [];
     showValues();
     return;
@@ -195,7 +195,7 @@ let sampleSteps = [];  // training steps that have samples; Infinity is the end
 function showSamples() {
   const step = sampleSteps[Number($("evaluation").value)];
   const name = step === Infinity ? "at the end, from the best weights"
-    : step ? `after training step ${count(step)}` : "untrained";
+    : step ? `after training step ${count(step)}` : "before training";
   $("evaluationname").textContent = name[0].toUpperCase() + name.slice(1);
   $("evaluation").setAttribute("aria-valuetext", name);
   $("samples").replaceChildren(...data.runs.map((run) => {
@@ -271,7 +271,7 @@ async function start() {
   $("axis").append(...AXES.map((name) => new Option(name)));
   const unknown = data.runs.filter((run) => run.epoch_ends === null);
   $("missing").textContent = unknown.length ? "Not shown over epochs, because "
-    + "the corpus is missing or has changed: "
+    + "the corpus is missing or has changed, or the run is too large: "
     + unknown.map((run) => run.name).join(", ") : "";
   $("unit").textContent = data.unit === "token"
     ? "Losses are in nats per token. Some runs have characters as tokens and "

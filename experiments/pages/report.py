@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.pages.packing import Blobs
 from experiments.trainer.extension import EXTENSIONS, first_epochs
+from experiments.trainer.files import real_path
 from experiments.trainer.format import format_nats
 from experiments.trainer.history import (
   MOST_EPOCHS,
@@ -42,7 +43,7 @@ def make_page(histories: list[RunHistory]) -> str:
 
 def make_header(histories: list[RunHistory]) -> dict[str, Any]:
   """Return what the page shows of some runs, to be written as JSON."""
-  names = [_name(run, run.directory.resolve().name) for run in histories]
+  names = [_name(run, real_path(run.directory).name) for run in histories]
   if len(set(names)) < len(names):
     names = [_name(run, str(run.directory)) for run in histories]
   units = {run.unit for run in histories}

@@ -140,7 +140,7 @@ class PolicyConfig:
   timing_rounds: int = option(
     0,
     "Rounds in which an update of gru and of lstm, if --network has them, is "
-    "timed, in turns with one of the same network in Flax; 0 for no timing.",
+    "timed, in turns with two of the same network in Flax; 0 for no timing.",
     bounds="[0, inf)",
   )
   # Of the flags of JobConfig, this program has only --devices: the devices

@@ -58,7 +58,7 @@ def train(
     none did; and `episodes`, how many did.
 
   Raises:
-    ValueError: there is no such network, or --devices is more than there are.
+    ValueError: as `make_network`, or --devices is more than there are.
     Diverged: a loss is NaN or infinite.
   """
   network = make_network(

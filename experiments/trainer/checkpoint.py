@@ -4,7 +4,7 @@ A checkpoint holds the train state (parameters, average, optimizer state, step,
 and the carried state: the recurrent state after the last batch) and the
 `Progress` of the run. All else that the rest of the run depends on, such as
 noise, batches and sampling keys, follows from the configuration and the step.
-So a resumed run computes, bit by bit, what an uninterrupted one does.
+So on a CPU, a resumed run computes, bit by bit, what an uninterrupted one does.
 """
 
 import math

@@ -208,10 +208,10 @@ class JobConfig:
   devices: str = option(
     AUTO,
     "CPU devices that share each batch: a number, or auto for one per core "
-    "where that is known to be faster than one device, else 1. In a sweep or "
-    "a comparison, the devices share the models and not the batch; auto is "
-    "then the largest number that divides the number of models and is at most "
-    "the number of cores.",
+    "where that is known to be faster than one device, else 1. In a sweep, a "
+    "comparison or a training of policies, the devices share the models and "
+    "not the batch; auto is then the largest number that divides the number of "
+    "models and is at most the number of cores.",
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 

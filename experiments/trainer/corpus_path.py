@@ -18,7 +18,7 @@ from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.environment import REPOSITORY
-from experiments.trainer.files import check_regular, write_bytes
+from experiments.trainer.files import check_regular, real_path, write_bytes
 from experiments.trainer.named_corpora import (
   CORPORA,
   cache_dir,
@@ -79,7 +79,7 @@ def _lasting(path: Path) -> Path:
   /dev/stdin, for example, links to another file in another process.
   """
   of_device = path.parts[1:2] == ("dev",) and path.is_file()
-  return path.resolve() if of_device else path
+  return real_path(path) if of_device else path
 
 
 def resumable_corpus(directory: Path, corpus: str) -> str:

@@ -79,8 +79,9 @@ def read_corpus(config: DataConfig) -> Corpus:
   """Read, split and tokenize the corpus of a run.
 
   Raises:
-    ValueError: it cannot be read, is too short to be split, or has fewer than
-      two distinct tokens to predict.
+    ValueError: it cannot be read, cannot be split (`split_ranges`), or has
+      fewer than two distinct tokens to predict; or an evaluated split has fewer
+      than two tokens.
   """
   text = read_corpus_text(config.corpus)
   ranges = split_ranges(config, text)

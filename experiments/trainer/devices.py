@@ -284,5 +284,8 @@ def pays(config: TrainConfig, count: int) -> bool:
     weights *= 4
   # Cells without recurrent weights have little to divide: for min_gru, two
   # devices are slower at H 256, and a tenth faster at H 512.
-  recurrent = min(w.w_h.size if hasattr(w, "w_h") else 0 for w in layers)
+  recurrent = min(
+    sum(leaf.size for leaf in jax.tree.leaves(getattr(w, "w_h", ())))
+    for w in layers
+  )
   return recurrent >= MIN_RECURRENT and weights <= MAX_WEIGHTS

@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig
 from experiments.trainer.corpus_path import find_corpus
-from experiments.trainer.files import are_numbers
+from experiments.trainer.files import are_numbers, real_path
 from experiments.trainer.trained import Trained, load
 
 SPLIT_FLAGS = "val_fraction", "test_fraction", "dev_fraction"
@@ -32,9 +32,10 @@ def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
   """
   seen: set[Path] = set()
   for directory in directories:
-    if directory.resolve() in seen:
+    place = real_path(directory)
+    if place in seen:
       raise ValueError(f"{directory} is given twice")
-    seen.add(directory.resolve())
+    seen.add(place)
   members = [load(directory, checkpoint) for directory in directories]
   for directory, member in zip(directories, members, strict=True):
     difference = _difference(members[0], member)

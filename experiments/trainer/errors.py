@@ -1,5 +1,6 @@
 """The error of a training that diverges, and the end of its run."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,14 +21,17 @@ class Diverged(Exception):
   it says what is not finite, and at which step.
   """
 
+  signalled: signal.Signals | None = None  # what came while it diverged
+
 
 @contextmanager
 def closing_run(closable: Any, console: Console) -> Iterator[None]:
   """Close what writes a run at the block's end, like `contextlib.closing`.
 
-  If the block raises Diverged, an error of closing, such as a full disk, is
-  printed, and the block's error is raised: the message and the exit status are
-  those of a run that has diverged.
+  If the block raises Diverged, an OSError or CheckpointError of closing, as on
+  a full disk, is printed, and the block's error is raised: the message and the
+  exit status are those of a run that has diverged. Any other error of closing,
+  such as that of `check_held`, is raised in place of the block's.
   """
   try:
     yield

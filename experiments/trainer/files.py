@@ -30,6 +30,14 @@ def ensure_directory(directory: Path, advice: str = "") -> None:
     raise ValueError(f"{directory} is not a directory{advice}") from None
 
 
+def real_path(path: Path) -> Path:
+  """Return an absolute path without links, or with those that form a loop.
+
+  For such a loop, `Path.resolve` raises RuntimeError in Python 3.11.
+  """
+  return Path(os.path.realpath(path))
+
+
 def read_file(path: Path) -> bytes:
   """Return the contents of a file of a run, which may be someone else's.
 
@@ -84,8 +92,8 @@ def check_numbers(name: str, values: Iterable[Any]) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
   """Write a file, atomically.
 
-  A symbolic link is followed. A path that is not a regular file, such as
-  /dev/stdout or a named pipe, is written to and not replaced.
+  A symbolic link is followed. A path that is not a regular file, such as a
+  named pipe or a terminal, is written to and not replaced.
 
   Raises:
     OSError: it cannot be written; the error names the file.
@@ -94,7 +102,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     with naming(path):
       path.write_bytes(data)
     return
-  path = path.resolve() if path.is_symlink() else path
+  path = real_path(path) if path.is_symlink() else path
   # A name of its own, since other processes may write the same path.
   part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
   try:

@@ -225,13 +225,16 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)
   )
   needed = sharing * num_bytes(state) + weights
-  if needed > limit:
-    raise ValueError(
-      "out of memory: the train state and a copy of the weights need "
-      f"{format_bytes(needed)} and the device has {format_bytes(limit)}: no "
-      "batch size would fit; reduce --hidden_size, --num_layers, the members "
-      "of a sweep, or the --devices of a training on a CPU"
-    )
+  if needed <= limit:
+    return
+  advice = "reduce --batch_size"
+  if needed - sharing * num_bytes(state.carry) > limit:
+    advice = "no batch size would fit; reduce --hidden_size, --num_layers, the "
+    advice += "members of a sweep, or the --devices of a training on a CPU"
+  raise ValueError(
+    "out of memory: the train state and a copy of the weights need "
+    f"{format_bytes(needed)} and the device has {format_bytes(limit)}: {advice}"
+  )
 
 
 @contextmanager

@@ -93,9 +93,9 @@ def read_run_history(directory: Path) -> RunHistory:
   """
   record = run_dir.read_record(directory)
   samples = _parse_samples(_read(directory / run_dir.SAMPLES))
-  finished = (directory / run_dir.RESULT).exists()
-  result = run_dir.read_result(directory) or {}
-  early = result.get("stopped_early") is True
+  result = run_dir.read_result(directory)
+  finished = result is not None
+  early = (result or {}).get("stopped_early") is True
   config = run_dir.to_config(directory, record, TrainConfig())
   rows = read_rows(directory / run_dir.METRICS)
   return RunHistory(

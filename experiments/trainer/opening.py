@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import corpus_when_resumed
+from experiments.trainer.corpus_path import KEPT, corpus_when_resumed
 from experiments.trainer.environment import environment, time_now
 from experiments.trainer.extension import (
   MAY_CHANGE,
@@ -20,6 +20,7 @@ from experiments.trainer.extension import (
 from experiments.trainer.files import (
   check_regular,
   ensure_directory,
+  real_path,
   remove_parts,
   write_json,
 )
@@ -58,9 +59,9 @@ from lstm_jax.training.durable import check_path, sync
 
 def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
   """Raise ValueError if a new run would replace the text to train on."""
-  corpus, run = Path(config.data.corpus), directory.resolve()
+  corpus, run = Path(config.data.corpus), real_path(directory)
   # The path may be a link in the run, or lead into it.
-  for place in (corpus.resolve(), corpus.parent.resolve() / corpus.name):
+  for place in (real_path(corpus), real_path(corpus.parent) / corpus.name):
     parts = place.relative_to(run).parts if place.is_relative_to(run) else ()
     if parts and parts[0] in (*CONTENTS, PREVIOUS):
       raise ValueError(
@@ -72,10 +73,8 @@ def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
 def _check_sources_stay(directory: Path, config: TrainConfig) -> None:
   """Raise ValueError if --overwrite would replace a run that this one reads."""
   sources = [("teacher", name) for name in config.distillation.teacher]
-  if config.init_from:
-    sources.append(("init_from", config.init_from))
-  for flag, name in sources:
-    if Path(name).resolve().is_relative_to(directory.resolve()):
+  for flag, name in (*sources, ("init_from", config.init_from)):
+    if name and real_path(Path(name)).is_relative_to(real_path(directory)):
       raise ValueError(
         f"--overwrite would replace the run of --{flag}={name}: pass another "
         "--run"
@@ -129,7 +128,7 @@ def open_run_dir(
   with lock(directory):
     opened = _resume_or_start(directory, config, facts, may_extend)
     # What a kill has left half-written, of files that only this process writes.
-    remove_parts(directory, (CONFIG, PICTURE, RESULT))
+    remove_parts(directory, (CONFIG, PICTURE, RESULT, KEPT))
     yield opened
 
 

@@ -46,6 +46,8 @@ def import_cell(name: str) -> Cell:
     run = _find_run(name)
     cell: Any = None if run else importlib.import_module(name)
   except ModuleNotFoundError as error:
+    if error.name is None:  # raised by the module itself, with a message
+      raise ValueError(f"its import raises {_in_a_line(error)}") from None
     raise ValueError(
       f"there is no module {error.name} on Python's path"
     ) from None

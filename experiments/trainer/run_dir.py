@@ -30,7 +30,7 @@ from typing import Any
 
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
-from experiments.trainer.files import check_regular, read_json
+from experiments.trainer.files import check_regular, read_json, real_path
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import Config, from_record, leaves
 from lstm_jax.training import (
@@ -76,7 +76,7 @@ def check_outside_runs(flag: str, path: Path, page: str = "") -> None:
     path: of the file; in a run directory, only `page` is allowed.
     page: PAGE or REPORT; "" for none.
   """
-  place = path.resolve()
+  place = real_path(path)
   # A config.json that cannot be read is another user's.
   readable = (p for p in place.parents if os.access(p / CONFIG, os.R_OK))
   directory = next(filter(read_config, readable), None)  # the innermost
@@ -222,7 +222,7 @@ def check_is_run_or_empty(directory: Path) -> None:
 
 def _check_is_no_part(directory: Path) -> None:
   """Raise ValueError if a directory is in what a run may move or delete."""
-  place = Path(os.path.realpath(directory))  # no error for a loop of links
+  place = real_path(directory)
   for parent in place.parents:
     name = place.relative_to(parent).parts[0]
     if name in (*CONTENTS, PREVIOUS) and read_config(parent) is not None:

@@ -101,7 +101,8 @@ class TrainingBar:
 class _CutColumn(TextColumn):
   """One line of text, the first to be cut off in a narrow terminal.
 
-  Rich makes narrow first the columns without no_wrap: here, this one alone.
+  Rich makes narrow first the columns without no_wrap, the widest before all:
+  here, this one, since the bar has its least width by then.
   """
 
   def render(self, task: Task) -> Text:

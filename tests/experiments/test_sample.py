@@ -107,7 +107,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   assert given[draw][3] == expected
 
 
-def test_every_rule_is_documented_and_has_no_effect_on_a_greedy_draw():
+def test_every_rule_is_documented_and_listed_as_idle_in_a_greedy_draw():
   rules = {*DrawingRules._fields} - {"temperature", "suppress_tokens"}
   assert rules == {*sample.DRAWING} - {"seed"}
   page = (ROOT / "docs" / "running.md").read_text("utf-8")
@@ -174,7 +174,7 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
 
 
 def test_a_typed_line_that_is_refused_is_a_short_error(monkeypatch, capsys):
-  """A stand-in for a model that knows many characters, but no other byte."""
+  """A stand-in refuses what is not ASCII; its message lists many symbols."""
 
   def read(line):
     if not line.isascii():

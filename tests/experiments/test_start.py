@@ -85,6 +85,12 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("train", "--run=README.md"): "README.md is not a directory",
     ("sample", f"--run={loop}"): "there is no run in ",
     ("report", f"{loop}"): "there is no run in ",
+    ("evaluate", f"--run={loop}"): "there is no run in ",
+    (
+      "export",
+      "--run=a",
+      f"--out={loop}/b",
+    ): "b cannot be written: no such",
     (
       "train",
       "--hidden_size=0",

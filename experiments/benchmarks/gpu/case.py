@@ -36,6 +36,8 @@ class Prepared(NamedTuple):
   lowered: dict[str, Any]  # by name, as `jax.jit(f).lower(...)` returns them
   # (compiled programs, messages of those that do not compile), each by name
   finish: Callable[[Programs, dict[str, str]], Result]
+  # What was skipped or failed before; where `finish` raises, it still counts.
+  before: Result = Result([], {}, [])
 
 
 class Case(Protocol):
@@ -66,8 +68,8 @@ def kernel_kind(
 ) -> str | None:
   """Return the kind of a layer's kernel, or None if H is too large for one.
 
-  The programs of kernels of one kind differ only in sizes: if one of them
-  hangs, the others probably do too.
+  The programs of kernels of one kind differ only in sizes and options, such as
+  masks: if one of them hangs, the others probably do too.
   """
   size = jnp.dtype(dtype).itemsize
   plan = limits.divide(COUNTS[CELLS[cell]], hidden_size, batch_size, size)

@@ -168,7 +168,7 @@ class Layer(LayerCase):
       ]
       return Result(rows, skipped, failures)
 
-    return Prepared(lowered, finish)
+    return Prepared(lowered, finish, Result([], skipped, failures))
 
   def _functions(
     self, peer: str, weights: Any, layer: layers.Layer

@@ -126,7 +126,7 @@ class TrainingStep(KernelCase):
       ]
       return Result(rows, skipped, failures)
 
-    return Prepared(lowered, finish)
+    return Prepared(lowered, finish, Result([], skipped, failures))
 
   def _model(self, dtype: str | None, implementation: Any) -> Any:
     """Return the model; dtype None is float32, implementation None a scan."""

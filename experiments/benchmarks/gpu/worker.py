@@ -86,7 +86,8 @@ def _finish(case: Case, prepared: Prepared, programs: Any, errors: Any):
   except DeviceLost:
     raise
   except Exception as error:
-    return Result([], {}, [f"{case.name}: {reason(error)}"])
+    _, skipped, failures = prepared.before
+    return Result([], skipped, [*failures, f"{case.name}: {reason(error)}"])
 
 
 def compile_all(

@@ -80,7 +80,7 @@ def make_products(
         return (i + f + g + o).astype(dtype), None  # so XLA needs all columns
 
       def backward(dh, da, w_h=w_h):
-        # As in a training step, the product waits for dh and has 4H columns.
+        # As in a training step, da waits for dh and has 4H columns.
         da = (da[:, :hidden] + dh).astype(dtype)
         da = jnp.concatenate([da] * 4, axis=-1)
         return product_transposed(da, w_h), None

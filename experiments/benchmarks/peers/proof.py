@@ -15,7 +15,10 @@ class Unsupported(Exception):
 
 
 class Peer(NamedTuple):
-  """A program to time; where results must equal ours, its maker checks them."""
+  """A program to time; where results must equal ours, its maker checks them.
+
+  Those of `original` are checked by a test.
+  """
 
   run: Callable[[], Any]  # returns when the result is ready
   compile_s: float | None = None  # seconds to compile; None if not measured

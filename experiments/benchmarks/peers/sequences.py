@@ -48,8 +48,8 @@ def draw_layer(
 ) -> tuple[Any, jax.Array, jax.Array]:
   """Return the weights, inputs and cotangents (weights, xs, dhs) of a layer.
 
-  b is random, so that a peer with its gates in another order is found. The b_n
-  of a GRU stays 0, because Flax's nnx cell has none.
+  b is random, so that a peer with the gates of b in another order is found. The
+  b_n of a GRU stays 0, because Flax's nnx cell has none.
   """
   keys = jax.random.split(jax.random.key(0), 4)
   weights = CELLS[cell].init(keys[0], hidden_size, hidden_size)

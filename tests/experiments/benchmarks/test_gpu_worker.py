@@ -30,6 +30,25 @@ def test_the_programs_of_a_case_are_its_own():
   assert results == [[{"program": "a"}], [{"program": "b"}]]
 
 
+def test_what_failed_before_an_error_still_counts():
+  @dataclass(frozen=True)
+  class Failing:
+    name: str
+
+    def prepare(self, left_out):
+      def finish(programs, errors):
+        raise ValueError("no reference")
+
+      before = Result([], {"kernel": "too large"}, ["a: kernel: too large"])
+      return Prepared({}, finish, before)
+
+  messages = []
+  assert work([Failing("a")], frozenset(), messages.append)
+  (result,) = [found for kind, _, found in messages if kind == "result"]
+  failures = ["a: kernel: too large", "a: ValueError: no reference"]
+  assert result == ([], {"kernel": "too large"}, failures)
+
+
 @pytest.mark.parametrize(("when", "index"), [("prepare", None), ("run", 0)])
 def test_a_lost_device_ends_the_work(when, index):
   messages, lost = [], Fake("a", does="lose", when=when)

@@ -84,6 +84,15 @@ def test_the_first_loop_is_the_forward_and_the_last_the_backward(monkeypatch):
   }
 
 
+def test_a_library_without_a_loop_is_skipped(monkeypatch):
+  """On a GPU, jax.experimental.rnn calls cuDNN once for all time steps."""
+  without = SimpleNamespace(as_text=lambda: ""), "000: kCustomCall"
+  monkeypatch.setattr(launches, "compile_for_h100", lambda *given: without)
+  sizes = {"hidden_size": 5, "seq_len": 64, "batch_size": 3}
+  rows, skipped = launches.count("lstm", sizes, "bfloat16")
+  assert rows == [] and skipped == {"lstm_jax": "it has no loop over time"}
+
+
 @pytest.mark.parametrize("dtype", launches.DTYPES)
 def test_the_gradient_of_a_layer_in_its_dtype_is_counted(dtype, monkeypatch):
   programs = []

@@ -27,6 +27,17 @@ def test_a_run_says_which_weights_it_has_read(tmp_path):
   assert models_of_run(tmp_path) == found | {"/c (best)": "3c"}
 
 
+@pytest.mark.parametrize("damage", [{"teacher": None}, {"teacher_sha256": 7}])
+def test_a_damaged_record_is_an_error_or_ignored(damage, tmp_path):
+  record = to_record(replace(TrainConfig(), teacher=("/a",)))
+  (tmp_path / "config.json").write_text(json.dumps(record | damage))
+  if "teacher" not in damage:  # a hash that is no list is no hash
+    assert models_of_run(tmp_path) == {}
+    return
+  with pytest.raises(ValueError, match=r"config\.json is damaged: teacher "):
+    models_of_run(tmp_path)
+
+
 def test_no_change_begins_with_other_weights_than_a_run_to_resume(
   finished, config, console
 ):

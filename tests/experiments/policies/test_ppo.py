@@ -87,7 +87,7 @@ def act_twice(config):
 
   with jax.numpy_dtype_promotion("standard"):
     params, *found = act(*map(jax.random.key, (1, 2)), KEYS)
-  rollouts, mean_returns = jax.tree.map(np.array, found)  # which can be written
+  rollouts, mean_returns = jax.tree.map(np.array, found)
   return network, params, [at(rollouts, 0), at(rollouts, 1)], mean_returns
 
 

@@ -187,6 +187,18 @@ def test_a_page_replaces_no_file_of_a_run(copy, console, tmp_path, monkeypatch):
   assert page.path == previous / "report.html"
 
 
+def test_a_page_replaces_no_corpus_of_its_runs(copy, console, tmp_path):
+  directory, _ = copy
+  record = json.loads((directory / "config.json").read_text())
+  text = Path(record["corpus"]).read_bytes()
+  (tmp_path / "verse.txt").write_bytes(text)
+  options = ReportConfig(str(tmp_path / "verse.txt"))
+  message = r"^output must be no file with the run's corpus, got .*verse\.txt$"
+  with pytest.raises(ValueError, match=message):
+    report.run([str(directory)], options, console)
+  assert (tmp_path / "verse.txt").read_bytes() == text
+
+
 def test_a_link_in_place_of_the_page_is_not_followed(
   copy, console, tmp_path, monkeypatch
 ):

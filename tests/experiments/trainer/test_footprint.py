@@ -116,10 +116,15 @@ def test_on_a_mesh_only_a_shard_of_the_state_is_needed(config, sharing):
   ]
   needed = sharing * num_bytes(sharded) + sum(sizes)
   check_memory(sharded, needed, sharing)
+  with pytest.raises(ValueError, match="out of memory"):
+    check_memory(sharded, needed - 1, sharing)
+  without = sharing * num_bytes(sharded._replace(carry=())) + sum(sizes)
+  with pytest.raises(ValueError, match=r": reduce --batch_size$"):
+    check_memory(sharded, without, sharing)  # the carry alone is too much
   with pytest.raises(
     ValueError, match=r"would fit; .* --devices of a training"
   ):
-    check_memory(sharded, needed - 1, sharing)
+    check_memory(sharded, without - 1, sharing)
   if sharing == 1:
     assert needed < 0.6 * num_bytes((state, state.params))
 

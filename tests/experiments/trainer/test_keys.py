@@ -1,4 +1,4 @@
-"""No random key of a run is used for two purposes."""
+"""Noise, weights and samples: which random keys must differ."""
 
 import jax
 
@@ -22,7 +22,7 @@ def children(key, count):
 
 
 def test_noise_is_not_drawn_by_the_keys_of_weights_or_samples():
-  """Nor by keys made of them: `init_params` and `sample` split their keys."""
+  """Nor by keys made of them: by `split` or, in `sample`, by `fold_in`."""
   for seed in (0, 1, 7):
     init, samples, noise = make_keys(seed)
     drawn = data(*children(init, 64), *children(samples, 64))

@@ -67,7 +67,7 @@ def test_the_time_includes_the_steps_that_were_still_running(clock):
 def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
   buffer = MetricBuffer(max_skipped=1)
   buffer.start_clock()
-  # Steps 6 to 9, of which the last two are not finite.
+  # Steps 6 to 9, of which 6 and the last two are not finite.
   add(buffer, (math.nan, 1, 1), (1, 1, 1), (math.inf, 1, 1), (1, math.nan, 1))
   clock[0] += 1
   message = (

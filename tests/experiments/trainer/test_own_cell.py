@@ -40,9 +40,12 @@ def path(tmp_path, monkeypatch):
   directory = tmp_path / "mine"
   directory.mkdir()
   monkeypatch.syspath_prepend(directory)
-  before = {*sys.modules}
   yield directory
-  forget({*sys.modules} - before)
+  forget(
+    name
+    for name, module in [*sys.modules.items()]
+    if str(directory) in (getattr(module, "__file__", None) or "")
+  )
 
 
 def forget(names):
@@ -167,6 +170,11 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       r"a reset needs a state whose arrays have the batch axes \[2\], got "
       r"state.c \[\]$",
     ),
+    (
+      "nameless",
+      "raise ModuleNotFoundError('install it')",
+      "got 'nameless': its import raises ModuleNotFoundError: install it$",
+    ),
     ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
     ("exits", "raise SystemExit(0)", "its import raises SystemExit: 0$"),
   ],
@@ -213,6 +221,42 @@ def test_flags_for_fields_that_a_cell_lacks_have_no_effect(path):
     "--zoneout_c",
     "--weight_drop",
   ]
+
+
+# A cell's w_h may be a tree: here the matrix of an RNN in a tuple.
+TREE = """
+from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.rnn import *
+from lstm_jax.cells import rnn
+
+def tree(params): return params._replace(w_h=(params.w_h,))
+def flat(params): return params._replace(w_h=params.w_h[0])
+def init(*args): return tree(rnn.init(*args))
+def initial_state(params, *args): return rnn.initial_state(flat(params), *args)
+def project(params, x): return rnn.project(flat(params), x)
+def recur(params, *args): return rnn.recur(flat(params), *args)
+def recur_backward(params, *args):
+  return rnn.recur_backward(flat(params), *args)
+def parameter_gradients(params, *args):
+  d_params, dx = rnn.parameter_gradients(flat(params), *args)
+  return tree(d_params), dx
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)
+"""
+
+
+def test_a_recurrent_matrix_may_be_in_a_tree(path):
+  (path / "tree.py").write_text(TREE)
+  config = from_flags("--cell=tree", "--hidden_size=8", "--weight_drop=0.5")
+  (line,) = run_warnings(config, 1000)
+  assert line.startswith("--weight_drop=0.5 has no effect")
+  assert not pays(config, count=2)
+  corpus = path / "corpus.txt"
+  corpus.write_text("abc\n" * 1000)
+  config = replace(config, weight_drop=0.0, corpus=str(corpus), mesh="data:1")
+  (sharding,) = make_setup(config).shardings.params.layers[0].w_h
+  assert sharding.is_fully_replicated
 
 
 def test_a_cell_that_is_no_module_has_no_name():

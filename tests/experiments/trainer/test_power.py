@@ -35,7 +35,7 @@ def test_a_run_is_on_the_disk_when_it_says_so(
     rows.append(path.name)
 
   def shown(*objects, **options):
-    # The line of a stopped run, and the one that names the model of a run.
+    # The line of a stopped run, and the one that names the files of a run.
     if any(line in f"{objects}" for line in ("SIGTERM: stopped", " holds ")):
       copy = tmp_path / f"left{len(left)}"
       disk.after_failure(tmp_path / "disk", copy)

@@ -182,7 +182,7 @@ def test_a_run_that_goes_on_with_the_clock_put_back_shows_all(
   assert shown_events(tmp_path) == {"loss/train": expected}
 
 
-def test_an_event_file_that_cannot_be_written_is_named(tmp_path):
+def test_a_directory_of_events_that_cannot_be_made_is_named(tmp_path):
   path = tmp_path / "tensorboard"
   path.touch()
   with pytest.raises(OSError, match=f"File exists: {exact(repr(str(path)))}"):

@@ -258,7 +258,7 @@ def test_an_empty_chart_says_why(opened):
   opened.run("for (const run of data.runs) run.curves.lr.value = []")
   choose(opened, "quantity", "learning rate")
   choose(opened, "axis", "epochs")
-  message = "The runs have no learning rate in their records."
+  message = "The runs shown have no learning rate in their records."
   assert text_of(opened, "status") == message
   opened.run("for (const run of data.runs) run.epoch_ends = null")
   choose(opened, "quantity", "loss")

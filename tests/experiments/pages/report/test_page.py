@@ -113,7 +113,7 @@ def test_the_samples_of_a_step_are_side_by_side(opened, directories):
   )
   assert left < left2 and top == top2
   choose(opened, "evaluation", "0")
-  assert text_of(opened, "evaluationname") == "Untrained"
+  assert text_of(opened, "evaluationname") == "Before training"
   for (_, title, text), directory in zip(shown(), directories, strict=True):
     samples = (directory / "samples.txt").read_text(encoding="utf-8")
     assert title == "untrained"
@@ -216,7 +216,7 @@ def test_a_run_without_results_yet_is_shown_as_such(
   path = report.run([str(directory)], ReportConfig(), console).path
   chromium.errors()
   chromium.open(path)
-  assert text_of(chromium, "status") == "There are no losses yet."
+  assert text_of(chromium, "status") == "The runs shown have no losses yet."
   assert re.search("Not shown over epochs.*begun", text_of(chromium, "missing"))
   assert "No sample yet." in text_of(chromium, "samples")
   assert text_of(chromium, "nodifferences") == "There is one run."
