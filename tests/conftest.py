@@ -3,6 +3,7 @@ import os
 import shutil
 import sys
 from collections import Counter, defaultdict
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,9 +40,12 @@ WRITABLE = os.access(ROOT, os.W_OK)  # a checkout may be read-only
 # Not in a worker, which inherits it.
 if CACHE not in os.environ and WRITABLE:
   cache = ROOT / ".pytest_cache" / "programs"
-  if sum(entry.stat().st_size for entry in cache.glob("*")) > FULL:
-    shutil.rmtree(cache, ignore_errors=True)
   cache.mkdir(parents=True, exist_ok=True)
+  with suppress(FileNotFoundError):  # another run of the tests may empty it too
+    entries = [*cache.iterdir()]
+    if sum(entry.stat().st_size for entry in entries) > FULL:
+      for entry in entries:
+        entry.unlink(missing_ok=True)
   os.environ[CACHE] = str(cache)
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -37,8 +37,7 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
   """The metrics of one training step."""
 
-  # [], mean nats per token, with dropout and other noise, without penalties.
-  loss: jax.Array
+  loss: jax.Array  # [], mean nats per token, with noise, without penalties
   grad_norm: jax.Array  # [], global, before clipping
   num_tokens: int | jax.Array  # targets in the batch, T·B
   grad_norms: dict[str, jax.Array]  # those of `part_norms`, before clipping
