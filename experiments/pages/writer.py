@@ -137,12 +137,12 @@ def score_units(
 def excerpt(text: str) -> str:
   """Return at most EXCERPT characters from near the beginning of a text.
 
-  They start after the first line break of the text's first 2 EXCERPT
-  characters, or else at the beginning. If more text follows, they are cut at
-  the last line break in their second half, or else at the last space there, or
-  else after EXCERPT characters.
+  Blanks at its beginning do not count. They start after the first line break of
+  the text's first 2 EXCERPT characters, or else at the beginning. If more text
+  follows, they are cut at the last line break in their second half, or else at
+  the last space there, or else after EXCERPT characters.
   """
-  text = text.rstrip()  # so that something follows each line break
+  text = text.strip()  # so that something follows each line break
   breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]
   start = min(breaks, default=0)
   part = text[start : start + EXCERPT + 1]

@@ -82,6 +82,7 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
 
   Returns:
     Nats, [...], in float32 or wider; NaN for an integer that is not in [0, V).
+    Without `jax_enable_x64`, JAX first wraps NumPy's int64 to 32 bits.
 
   Raises:
     ValueError: logits are not floats, or V is 0; the shape of targets is not

@@ -121,7 +121,8 @@ def test_gradients_reach_the_arrays_of_a_node(cell, key):
     return sum(jnp.vdot(leaf, leaf) for leaf in leaves) / 2
 
   found = jax.jit(jax.grad(half_square))(arrays)
-  del arrays["B"]  # whose halves have equal gradients, as they are added
+  # Where B's halves are added (but for h of a GRU), their gradients are equal.
+  del arrays["B"]
   assert worst({name: found[name] for name in arrays}, arrays) == 0
 
 

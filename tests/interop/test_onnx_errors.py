@@ -180,6 +180,7 @@ def test_constant_lengths_are_checked_under_jit_and_traced_ones_are_not(key):
 
   for kind in (np.array, jnp.array):
     assert not run(kind([1, 2, 3]))[1:, 0, 0].any()
+    # In `jax.jit`, JAX adds a note to the error, on a line of its own.
     with pytest.raises(ValueError, match=rf"in \[0, {T}\], got {T + 1}\n"):
       run(kind([1, T + 1, 3]))
   traced = jax.jit(lambda inputs: interop.run_node(node, tensors, inputs)["Y"])(
@@ -231,6 +232,8 @@ def test_what_onnx_cannot_hold_is_refused(key):
     ({"inputs": {}}, "inputs of LSTM must have X, got none"),
     ({"inputs": {"initial_h": "h"}}, "inputs .* must have X, got initial_h"),
     ({"inputs": {"X": ""}}, "inputs of LSTM must have a name for X, got ''"),
+    ({"inputs": {"X": 3}}, "inputs of LSTM must have a name for X, got 3$"),
+    ({"inputs": ["X"]}, "inputs of LSTM must be a mapping, got list$"),
     ({"outputs": {}}, "outputs of LSTM must have one of Y, Y_h, Y_c, got none"),
     ({"outputs": {"Y": ""}}, "outputs of LSTM must have a name for Y, got ''"),
     ({"inputs": {"X": "W"}}, "X must not have the name of W, got 'W'"),

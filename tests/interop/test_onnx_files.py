@@ -1,4 +1,4 @@
-"""Files of ONNX that are refused, and by which message."""
+"""Files of ONNX: which are refused, and by which message."""
 
 import os
 import sys

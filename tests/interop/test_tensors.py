@@ -1,4 +1,4 @@
-"""The dtypes of arrays from and for other libraries."""
+"""Dtypes, byte order and memory of arrays from and for other libraries."""
 
 from types import SimpleNamespace
 

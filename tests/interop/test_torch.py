@@ -34,6 +34,7 @@ DIRECTIONS = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 def test_outputs_and_every_gradient_are_those_of_torch(
   kind, both, dtype, tolerance, key
 ):
+  """Gradients of the weights and inputs; the state before them is zero."""
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   torch.manual_seed(0)
   module = make(torch, kind, bidirectional=both, dtype=getattr(torch, dtype))

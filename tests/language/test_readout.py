@@ -30,7 +30,7 @@ value_and_gradient_of_twin = jax.jit(jax.value_and_grad(twin, (0, 1, 2)))
 
 @pytest.fixture(params=[1, 3 * B * V, 5 * B * V, 10**9])
 def chunks(request, monkeypatch):
-  """Chunks of 1, of 2 (3 does not divide 14), of 5, 5 and 4, or of all."""
+  """In one group: chunks of 1, 2 (3 does not divide 14), 5, 5 and 4, or all."""
   monkeypatch.setattr(readout, "MAX_LOGITS", request.param)
 
 

@@ -49,7 +49,7 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
   The part of a path before the cell is the layer, such as forward_lstm in
   "bi/forward_lstm/lstm_cell/kernel". In a Bidirectional, the name of the
   forward layer always begins with "forward_"; the backward layer may be one
-  that the user made, with any name.
+  that the user made, with any name that does not begin so.
   """
   for path in weights:
     if not isinstance(path, str):

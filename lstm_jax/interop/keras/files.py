@@ -56,8 +56,8 @@ def load(
 ) -> dict[str, Layer]:
   """Return the recurrent layers of a .keras file, by name.
 
-  Layers inside a wrapper, such as TimeDistributed, or inside a model of a
-  user's own class are left out.
+  Layers inside a wrapper, such as TimeDistributed, or inside a nested model or
+  layer of a user's own class are left out.
 
   Args:
     path: of the file, which Keras 3 wrote.

@@ -91,8 +91,8 @@ def from_keras(
     activation: the layer's, "tanh", "relu", "sigmoid", "hard_sigmoid" (that of
       Keras 3) or an `Activation`, such as `make_hard_sigmoid(0.2)` for that of
       Keras 2.
-    recurrent_activation: the same for the gates; ignored for a SimpleRNN, which
-      has none.
+    recurrent_activation: the same for the gates; checked, but not used, for a
+      SimpleRNN, which has none.
     reset_after: that of a GRU, needed only with use_bias=False: otherwise the
       bias, [2, 3H] or [3H], determines it. Ignored for other layers.
 

@@ -21,10 +21,15 @@ def checked_names(
     default: those that a node has if given is None.
 
   Raises:
-    ValueError: a key of given is not known, a name is empty, or X or all
-      outputs are missing.
+    ValueError: given is no mapping, a key of it is not known, a name is empty
+      or no str, or X or all outputs are missing.
   """
-  names = {key: key for key in default} if given is None else dict(given)
+  if given is None:
+    given = {key: key for key in default}
+  if not isinstance(given, Mapping):
+    found = type(given).__name__
+    raise ValueError(f"{kind} of {op_type} must be a mapping, got {found}")
+  names = dict(given)
   unknown = [key for key in names if key not in known]
   if unknown:
     raise ValueError(
@@ -36,7 +41,7 @@ def checked_names(
     got = ", ".join(names) or "none"
     raise ValueError(f"{kind} of {op_type} must have {needed}, got {got}")
   for key, name in names.items():
-    if not name:
+    if not name or not isinstance(name, str):
       raise ValueError(
         f"{kind} of {op_type} must have a name for {key}, got {name!r}"
       )

@@ -107,6 +107,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
   form = operator(cell)
   cell = base_cell(cell)
   check_params(cell.project, params)
+  check_weights(parts_of(cell), params)
   arrays: Any = type(params)(*map(np.asarray, params))
   for field, array in zip(arrays._fields, arrays, strict=True):
     if array.dtype not in (np.float32, np.float64):
@@ -118,7 +119,6 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
         f"params.{field} must be {arrays[0].dtype}, as params."
         f"{arrays._fields[0]}, got {array.dtype}"
       )
-  check_weights(parts_of(cell), params)
 
   def reordered(x: np.ndarray) -> np.ndarray:
     """Return [..., G·H] in ONNX's order for our array [..., gates·H]."""

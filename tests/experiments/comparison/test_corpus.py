@@ -28,7 +28,7 @@ def test_the_text_of_each_split_is_described(comparison):
   assert (of_train["words_in_train"], of_train["words_in_val"]) == (1, 0.5)
   assert (of_val["words_in_train"], of_val["words_in_val"]) == (4 / 13, 1)
   assert (of_train["rhymes"], of_val["rhymes"]) == (0, 2 / 3)
-  assert of_shuffled["rhymes"] < 2 / 3  # in any other order
+  assert of_shuffled["rhymes"] < 2 / 3  # in a random order
   assert of_shuffled["line_length"] == of_val["line_length"]
   assert of_train["line_length"] == 7
 

@@ -47,7 +47,7 @@ def test_the_flags_are_the_fields_and_protocol_may_be_repeated():
 
 
 @pytest.mark.exhaustive
-def test_every_protocol_is_measured_and_recorded(run, options, console):
+def test_each_default_protocol_is_measured_and_recorded(run, options, console):
   record = evaluate.run(options, console)
   assert json.loads((run / run_dir.EVALUATION).read_text()) == record
   trained = load(run)

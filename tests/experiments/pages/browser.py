@@ -201,10 +201,14 @@ def chromium():
     )
     try:
       port = next(
-        line.rstrip(".\n").rsplit(" ", 1)[1]
-        for line in driver.stdout
-        if "successfully on port" in line
+        (
+          line.rstrip(".\n").rsplit(" ", 1)[1]
+          for line in driver.stdout
+          if "successfully on port" in line
+        ),
+        None,
       )
+      assert port, "chromedriver has ended before it printed its port"
       browser = Browser(f"http://127.0.0.1:{port}")
       try:
         yield browser

@@ -13,11 +13,12 @@ from lstm_jax import lstm
 from lstm_jax.language import CharTokenizer
 
 
-def test_an_excerpt_is_empty_only_if_the_text_is_blank():
+def test_a_short_text_has_an_excerpt_and_blanks_before_it_do_not_count():
   words = "word " * 30
   assert excerpt(f"{words}\n") == excerpt(f"{words}\n\n \n") == words.rstrip()
   assert excerpt(f"a title\n\n{words}\n") == words.rstrip()
   assert excerpt(" \n") == ""
+  assert excerpt("\n" * 3 * EXCERPT + "end") == "end"
 
 
 def test_an_excerpt_has_whole_lines_or_else_words():

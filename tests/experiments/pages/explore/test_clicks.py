@@ -164,7 +164,8 @@ def test_keys_move_and_choose_and_every_control_has_a_name(
   opened.press("i")
   unnamed = opened.run(
     """
-    return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
+    const controls = "select, button, input, textarea, canvas, [tabindex]";
+    return [...document.querySelectorAll(controls)]
       .filter((e) => !e.ariaLabel && !e.closest("label, #swap")
         && !e.closest("#pins button:first-child")
         && !e.hasAttribute("aria-labelledby") && e !== textCanvas)

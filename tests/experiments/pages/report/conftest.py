@@ -15,7 +15,7 @@ from tests.experiments.pages.explored import HOSTILE
 
 @pytest.fixture(scope="session")
 def directories(trained_runs, tmp_path_factory):
-  """Return run directories, with markup in a sample, a flag and a name."""
+  """Return run directories, with markup in a sample, config.json, a name."""
   base = tmp_path_factory.mktemp("report")
   names = {"lstm": "lstm", "rnn": f"<b>{'long' * 20}<b>"}
   for name, config in trained_runs.items():
