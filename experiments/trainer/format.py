@@ -94,7 +94,7 @@ def format_operations(count: int) -> str:
 
 
 def format_milliseconds(ms: float) -> str:
-  """Return milliseconds as a whole number, or two digits of them below 10."""
+  """Return whole milliseconds, or below 10 at most two digits of them."""
   return f"{ms:.0f}" if ms >= 9.95 else f"{ms:.2g}"
 
 

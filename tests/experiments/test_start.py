@@ -174,7 +174,7 @@ def test_ctrl_c_during_the_imports_is_an_error_of_one_line(
 
 
 @pytest.mark.exhaustive
-def test_an_error_of_any_kind_is_a_line_and_its_status():
+def test_errors_of_other_kinds_are_a_line_and_their_status():
   """A lack of host memory is not reported as an error of a device."""
   code = """
 import os, jax

@@ -40,7 +40,7 @@ from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSES
 from tests.experiments.trainer.resuming import outcome
 
-EVERY = 20  # training steps between two checkpoints
+EVERY = 20  # training steps between two checkpoints, at most
 
 
 def make_config(directory, name):

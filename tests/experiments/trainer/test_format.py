@@ -55,7 +55,7 @@ def test_a_tiny_or_huge_loss_keeps_its_first_digits():
 @pytest.mark.parametrize(
   ("ms", "shown"), [(0.634, "0.63"), (4, "4"), (9.96, "10"), (1234.5, "1234")]
 )
-def test_a_time_below_10_ms_has_two_digits(ms, shown):
+def test_a_time_below_10_ms_has_at_most_two_digits(ms, shown):
   assert format_milliseconds(ms) == shown
 
 

@@ -239,6 +239,7 @@ PROCESSES = 40
     st.tuples(command_lines(), LINES, st.binary(max_size=99)),
     min_size=PROCESSES,
     max_size=PROCESSES,
+    unique_by=repr,  # else the only example has one input 40 times
   )
 )
 def test_any_flagfile_ends_with_a_status_and_an_error_leaves_no_directory(
