@@ -42,7 +42,7 @@ if CACHE not in os.environ and WRITABLE:
   cache = ROOT / ".pytest_cache" / "programs"
   cache.mkdir(parents=True, exist_ok=True)
   with suppress(FileNotFoundError):  # another run of the tests may empty it too
-    entries = [*cache.iterdir()]
+    entries = [entry for entry in cache.iterdir() if entry.is_file()]
     if sum(entry.stat().st_size for entry in entries) > FULL:
       for entry in entries:
         entry.unlink(missing_ok=True)

@@ -47,8 +47,9 @@ class Fork:
   Args:
     module: its name.
     arguments: those of the command line.
-    variables: the whole environment. Those that JAX reads when it is imported
-      have no effect here: the server has imported it before.
+    variables: the whole environment. Those that Python reads when it starts,
+      such as PYTHONUNBUFFERED, or JAX when it is imported, have no effect here:
+      the server has done both before.
   """
 
   def __init__(

@@ -8,9 +8,10 @@ from pathlib import Path
 class Disk:
   """What each file and directory held at its last `fsync`, by inode.
 
-  For a file, that is its contents; for a directory, the names in it. All of
-  them are kept open: most file systems, though not that of /dev/shm, give the
-  inode of a file that is gone to the next one.
+  For a file, that is its contents; for a directory, the names in it. A name is
+  lost if what it names had no `fsync`; a real disk may keep an empty file. All
+  of them are kept open: most file systems, though not that of /dev/shm, give
+  the inode of a file that is gone to the next one.
   """
 
   def __init__(self, monkeypatch):

@@ -25,8 +25,8 @@ def start(module, *arguments, devices=1):
 def finish(*processes, timeout=150):
   """Wait for processes; return (status, output, errors) of each.
 
-  None is left behind, even if one does not end within `timeout` seconds, which
-  raises subprocess.TimeoutExpired.
+  They are awaited in turn, each for `timeout` seconds at most: if one does not
+  end, subprocess.TimeoutExpired is raised. None is left behind.
   """
   try:
     outputs = [process.communicate(timeout=timeout) for process in processes]

@@ -13,9 +13,10 @@ from tests import conftest
 
 @pytest.fixture
 def conftest_copy(tmp_path, monkeypatch):
-  """Yield the path of a copy of conftest.py; the variables it sets are unset.
+  """Yield the path of a copy of conftest.py.
 
-  What it writes is beside the copy.
+  The two variables in which it names directories of a checkout are unset. The
+  parent of the copy's directory stands for the checkout: it writes there.
   """
   monkeypatch.setattr(sys, "pycache_prefix", sys.pycache_prefix)
   for name in (conftest.CACHE, "PYTHONPYCACHEPREFIX"):

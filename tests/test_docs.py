@@ -47,7 +47,7 @@ def run(code, names):
 
 
 def sections(page):
-  """Return the text before the first heading, and that below each heading."""
+  """Return the text before the first section, and that of each, by heading."""
   first, *rest = re.split(r"^## ", (DOCS / page).read_text("utf-8"), flags=re.M)
   return first, dict(part.split("\n", 1) for part in rest)
 
@@ -135,6 +135,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
 
 
 def test_the_readme_links_every_page():
+  """All but those in folders of `docs`."""
   linked = {target.partition("#")[0] for target in links("README.md")}
   pages = {page.relative_to(ROOT).as_posix() for page in DOCS.glob("*.md")}
   assert pages - linked == set()

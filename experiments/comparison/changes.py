@@ -82,7 +82,7 @@ def check_changes(configs: Mapping[str, TrainConfig]) -> None:
     effect = replace(trained, **{name: default[name] for name in idle})
     other, also_idle = effects.setdefault(effect, (change, idle))
     if other != change:
-      records = to_record(trained), to_record(configs[other])
+      records = to_record(trained), to_record(_without_job(configs[other]))
       reasons = dict.fromkeys(  # each once; two flags may have the same
         reason
         for name, reason in (also_idle | idle).items()

@@ -164,8 +164,10 @@ def check_regular(path: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-  """Raise ValueError if a file's path is a directory, or is in no directory."""
+  """Raise ValueError if a file's path is a directory, in none, or a loop."""
   if not path.parent.is_dir():
     raise ValueError(f"{path} cannot be written: no such directory")
   if path.is_dir():
     raise ValueError(f"{path} cannot be written: it is a directory")
+  if real_path(path).is_symlink():
+    raise ValueError(f"{path} cannot be written: it is a loop of links")

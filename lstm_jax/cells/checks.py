@@ -76,6 +76,16 @@ def check_floats(state: Any) -> None:
       raise ValueError(f"state{name} must be floats, got {leaf.dtype}")
 
 
+def as_number(name: str, value: Any) -> float:
+  """Return a value as a float; raise ValueError unless it is a number."""
+  try:
+    return float(value)
+  except jax.errors.JAXTypeError:  # of a tracer
+    raise
+  except (TypeError, ValueError, OverflowError):
+    raise ValueError(f"{name} must be a number, got {value!r}") from None
+
+
 def check_rows(what: str, state: Any) -> None:
   """Raise ValueError unless every array of a state has the batch axes of h.
 

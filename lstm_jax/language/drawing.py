@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import as_number, check_count
 
 TINY = float(np.finfo(np.float32).tiny)  # XLA may treat smaller numbers as 0
 HUGE = 1 / TINY  # XLA may treat the reciprocal of a larger temperature as 0
@@ -47,13 +47,6 @@ class DrawingRules(NamedTuple):
   suppress_tokens: Sequence[int] = ()
 
 
-def _number(name: str, value: Any) -> float:
-  try:
-    return float(value)
-  except (TypeError, ValueError):
-    raise ValueError(f"{name} must be a number, got {value!r}") from None
-
-
 def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
   """Check rules; return them as Python values, for a static argument of `jit`.
 
@@ -61,9 +54,9 @@ def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
     ValueError: a rule is out of range, or all tokens are suppressed.
   """
   temperature, top_k, top_p, min_p, suppress_tokens = rules
-  temperature = _number("temperature", temperature)
-  top_p = None if top_p is None else _number("top_p", top_p)
-  min_p = None if min_p is None else _number("min_p", min_p)
+  temperature = as_number("temperature", temperature)
+  top_p = None if top_p is None else as_number("top_p", top_p)
+  min_p = None if min_p is None else as_number("min_p", min_p)
   if not 0 <= temperature <= HUGE:
     raise ValueError(
       f"temperature must be in [0, {HUGE:.1e}], got {temperature}"

@@ -208,7 +208,8 @@ def _language_model(
       if in_loop and tokens.shape[0] == 1:
         num_tokens = max(num_tokens, TABLE_ROWS)
     if reads_table(config.cell, len(embedding), num_tokens):
-      check_shape("params.layers[0].w_x", lowest.w_x, embedding.shape[1], "n")
+      w_x = getattr(lowest, "w_x", None)
+      check_shape("params.layers[0].w_x", w_x, embedding.shape[1], "n")
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       # The table's dtype may be wider than w_x's: sums are float32 or wider.

@@ -25,12 +25,11 @@ first probability of token 1 below is δ / V: only 0 has been counted.
 """
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import as_number, check_count
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.tokens import as_tokens
 
@@ -76,7 +75,8 @@ def ngram_predictions(
   check_tokens(tokens, vocabulary_size)
   order = check_count("order", order, 0)
   vocabulary_size = int(vocabulary_size)  # an int8 may overflow
-  if not (isinstance(discount, Real) and 0 < discount < 1):
+  discount = as_number("discount", discount)
+  if not 0 < discount < 1:
     raise ValueError(f"discount must be in (0, 1), got {discount}")
   pieces = [
     as_tokens(piece, vocabulary_size, f"training[{i}]")

@@ -73,9 +73,6 @@ class TextStream:
     # An endless iterator: `_extend` takes one piece for each waiting token, so
     # that `popleft` always finds one.
     self._decoded = tokenizer.each_piece(iter(self._waiting.popleft, None))
-    self._key_spec = jax.eval_shape(
-      lambda: jax.random.key_data(jax.random.key(0))
-    )
 
     def first(params):
       token = jnp.zeros((1, 1), jnp.int32)
@@ -121,8 +118,9 @@ class TextStream:
     known = min(len(self._params.bias), self._tokenizer.size)
     check_prompt(tokens, known)
     # The key is not used: nothing is drawn.
-    no_key = np.zeros(self._key_spec.shape, self._key_spec.dtype)
-    for _ in self._extend(no_key, np.asarray(tokens, np.int32)):
+    spec = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    no_key = np.zeros(spec.shape, spec.dtype)
+    for _ in self._extend(_kind(), no_key, np.asarray(tokens, np.int32)):
       pass
 
   def write(self, key: jax.Array, length: int) -> Iterator[str]:
@@ -147,21 +145,28 @@ class TextStream:
     check_key(key)
     data = np.asarray(jax.random.key_data(key))
     # Not `np.full`: however long the text, these take the memory of one.
-    return self._extend(data, np.broadcast_to(np.int32(DRAWN), length))
+    given = np.broadcast_to(np.int32(DRAWN), length)
+    return self._extend(_kind(), data, given)
 
-  def _extend(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
+  def _extend(
+    self, kind: str, key: np.ndarray, given: np.ndarray
+  ) -> Iterator[str]:
     """Read or draw tokens, and yield the text that each part of them adds.
 
     Arrays as long as `given` are NumPy's: JAX would compile for each length.
+
+    Args:
+      kind: of the key; JAX's default may be another one in the iteration.
+      key: its data.
+      given: tokens, or DRAWN for each that is to be drawn, [N].
     """
-    config: Any = jax.config
     for start in range(0, len(given), PART):
       part = slice(start, start + PART)
       count = len(given[part])
       padding = PART - count
       carry, tokens = _advance(self._model)(
         self._static,
-        config.jax_default_prng_impl,
+        kind,
         self._numbers,
         self._params,
         self._carry,
@@ -179,6 +184,12 @@ class TextStream:
       self._pieces += pieces
       self._carry = carry
       yield "".join(pieces)
+
+
+def _kind() -> str:
+  """Return JAX's default kind of key."""
+  config: Any = jax.config
+  return config.jax_default_prng_impl
 
 
 @partial(per_model, num_static=2)

@@ -250,7 +250,9 @@ def dropout_factors(
   Raises:
     ValueError: they are one number, such as a rate, or of another shape.
   """
-  if jnp.ndim(factors) == 0:
+  shape = axes_text((step_shape[0], *h.shape))
+  factors = as_array(f"state_dropout must broadcast to {shape}", factors)
+  if not factors.ndim:
     raise ValueError(
       "state_dropout must be an array of factors, such as regularize.factors "
       "returns, got one number; a rate is not a factor"
@@ -271,12 +273,14 @@ def with_time_axis(
     step_shape: the shape [T, ...].
 
   Raises:
-    ValueError: x does not broadcast to that shape.
+    ValueError: x is complex, or does not broadcast to that shape.
   """
   shape = step_shape[0], *field.shape
   if x is not None:  # which the next check names
     x = as_array(f"{name} must broadcast to {axes_text(shape)}", x)
   check_broadcasts(name, x, shape)
+  if jnp.iscomplexobj(x):
+    raise ValueError(f"{name} must be real, got {x.dtype}")
   padded = (1,) * (len(shape) - x.ndim) + x.shape
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))
 

@@ -108,8 +108,10 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
 
 def has_w_h(params: Params) -> bool:
   """Return whether a cell's params have recurrent weights w_h in a matrix."""
-  # A cell's own w_h may be a tree, such as `LowRank`.
-  return getattr(getattr(params, "w_h", None), "ndim", 0) >= 2
+  w_h = getattr(params, "w_h", None)
+  # It may be a list of lists, or in a cell of one's own a tree of arrays.
+  ndim = np.ndim(w_h) if isinstance(w_h, list) else getattr(w_h, "ndim", 0)
+  return ndim >= 2
 
 
 def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:

@@ -96,9 +96,9 @@ def unroll_stack(
   """
   check_options("unroll_stack", options)
   _check_params(params)
+  regularize.check_rate("dropout", dropout)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
-  regularize.check_rate("dropout", dropout)
   time_major = options.pop("time_major", True)
   if not time_major:
     xs, options["mask"], options["reset"] = exchange_axes(

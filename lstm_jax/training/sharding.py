@@ -149,7 +149,7 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     return next((own[end] for end in ends if end in own), replicated)
 
   opt_state = jax.tree.map_with_path(of_moment, state.opt_state)
-  carry = jax.tree.map(lambda _: batch, state.carry)
+  carry = jax.tree.map(lambda c: batch if c.ndim else replicated, state.carry)
   return TrainState._make((replicated, params, average, opt_state, carry))
 
 

@@ -86,6 +86,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("sample", f"--run={loop}"): "there is no run in ",
     ("report", f"{loop}"): "there is no run in ",
     ("evaluate", f"--run={loop}"): "there is no run in ",
+    ("export", "--run=a", f"--out={loop}"): "written: it is a loop of links",
     (
       "export",
       "--run=a",

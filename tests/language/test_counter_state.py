@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lstm_jax import Autodiff, rnn
@@ -15,7 +16,13 @@ from lstm_jax.language import (
   sample,
 )
 from lstm_jax.language.search import beam_search, continuation_nats
-from lstm_jax.training import zero_carry
+from lstm_jax.training import (
+  init_state,
+  make_mesh,
+  place,
+  state_shardings,
+  zero_carry,
+)
 from tests.draws import worst
 
 V, B, LENGTH = 4, 3, 5
@@ -80,6 +87,13 @@ def test_some_rows_of_it_cannot_be_reset(key):
     model.training_loss(
       model.init(key), model.initial_state((B,)), tokens, tokens, key
     )
+
+
+def test_on_a_mesh_each_device_has_the_number(key):
+  state = init_state(MODEL, optax.sgd(0.1), MODEL.init(key), B)
+  shardings = state_shardings(make_mesh({"data": 1}), state)
+  assert worst(place(state, shardings).carry, state.carry) == 0
+  assert shardings.carry[0].steps.is_fully_replicated
 
 
 def test_a_zero_state_of_another_batch_has_the_number_still():

@@ -101,7 +101,7 @@ def test_the_normal_form_changes_spaces_as_its_docstring_says():
 
 
 def test_nearly_every_line_of_the_poems_is_in_normal_form():
-  """All but the thirteen lines of prose with two spaces after a full stop."""
+  """All but thirteen lines with two spaces, most of them after a full stop."""
   text = read_text(POEMS)
   before, after = text.split("\n"), normalize(text).split("\n")
   same = [a == b for a, b in zip(before, after, strict=True)]

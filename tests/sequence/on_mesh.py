@@ -2,8 +2,9 @@
 
   python -m tests.sequence.on_mesh OUT CELL ...
 
-Compares gradients on a mesh of two simulated devices, over which the batch is
-divided, with those of one device. Writes what it finds to the file OUT in JSON.
+Compares gradients, and some outputs, on a mesh of two simulated devices with
+those of one device. The mesh divides the batch, or in `divided_steps` the time
+steps. Writes what it finds to the file OUT in JSON.
 """
 
 import itertools
@@ -64,7 +65,10 @@ def draw(cell, key):
 
 
 def sequence_loss(cell, adjoint):
-  """Return a loss of an unroll of floats, one of tokens, and two steps."""
+  """Return a loss of an unroll of floats, one of tokens, and two steps.
+
+  For a cell that takes no tokens, these are one-hot rows.
+  """
 
   def loss(params, batch):
     xs, tokens, lengths, reset, cotangents = batch

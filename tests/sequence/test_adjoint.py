@@ -60,8 +60,8 @@ def test_shared_options_are_those_of_unroll():
   parameters = inspect.signature(unroll).parameters
   for name, annotation in names.items():
     assert parameters[name].annotation == annotation
-  # `unroll_both` and `unroll_stack` take these for each direction or layer, or
-  # not at all.
+  # `unroll_both` and `unroll_stack` have parameters of their own for these, or
+  # do not take them.
   own = {"cell", "params", "state", "xs", "reverse", "zoneout", "state_dropout"}
   assert set(names) == set(parameters) - own
   for function in (unroll_both, unroll_stack):  # take the names as **options

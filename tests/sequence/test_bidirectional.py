@@ -159,6 +159,8 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
     message = rf"^dropout must be a number in \[0, 1\), got {rate}$"
     with pytest.raises(ValueError, match=message):
       unroll_stack(lstm, params[:1], states[:1], xs, dropout=rate, key=key)
+  with pytest.raises(ValueError, match=r"^dropout must be a number in \[0"):
+    unroll_stack(lstm, params, states, xs, dropout=np.array([0.1, 0.2]))
 
 
 @pytest.mark.exhaustive
@@ -177,7 +179,7 @@ def test_batch_major_stacks_exchange_axes(key):
   assert worst(found, (last, hs.swapaxes(0, 1))) == 0
 
 
-def test_both_directions_take_the_options_of_unroll_but_reverse(key):
+def test_both_directions_refuse_reverse_and_an_unknown_option(key):
   for name in ("reverse", "masks"):
     message = rf"^unroll_both\(\) got an unexpected keyword argument '{name}'$"
     with pytest.raises(TypeError, match=message):

@@ -95,9 +95,10 @@ def test_only_matrices_are_cast_to_the_compute_dtype(key):
 def test_weights_of_two_dtypes_have_gradients_of_the_same_dtypes(
   cell, adjoint, wide, key
 ):
-  """Also with chunks, which add float64 cotangents to sums in float32.
+  """Also with chunks, which add cotangents of one dtype to sums of another.
 
-  One weight is float64, and so are the cotangents.
+  One weight is float64. If it is w_x, cotangents of b in float64 are added to a
+  sum in float32; if it is b, its cotangents in float32 to a sum in float64.
   """
   exact = arguments(cell, key, steps=4)
   params, *args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)

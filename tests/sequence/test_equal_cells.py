@@ -1,6 +1,6 @@
 """Cells of different types are different, although they compare as equal.
 
-A NamedTuple with methods may be a cell; two with the same fields are equal.
+A NamedTuple with methods may be a cell; two with equal values are equal.
 """
 
 from typing import NamedTuple

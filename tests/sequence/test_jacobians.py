@@ -71,7 +71,7 @@ def test_a_jacobian_equals_that_of_autodiff(cell, nesting, options, platform):
 
 @pytest.mark.parametrize("cell", [lstm, gru])
 def test_the_rows_of_a_jacobian_share_the_gates(cell, key):
-  """A copy of the gates for each row would need 10 times as much memory."""
+  """A copy of the gates for each row would need 17 times as much or more."""
   params = cell.init(key, 8, 32)
   state = cell.initial_state(params, (1,))
   xs = jax.random.normal(key, (200, 1, 8))

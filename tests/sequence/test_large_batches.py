@@ -221,7 +221,7 @@ def test_more_than_8192_rows_are_chunks_of_1024_or_more(
   assert chunks == expected
 
 
-def test_a_chunk_is_never_the_whole_sequence():
+def test_an_even_chunk_above_the_default_is_below_t():
   """In a linear recurrence, fewer rows than 2,048 can go by chunks."""
   xs = jax.ShapeDtypeStruct((100, 16, D), jnp.float32)
   params = min_gru.init(jax.random.key(0), D, H)
@@ -244,7 +244,7 @@ def test_chunks_round_no_state_or_cotangent_to_bfloat16(
   name, chunk, key, monkeypatch
 ):
   """With bfloat16 weights; roundings of 2⁻⁹ would add up over 200 steps."""
-  cell, steps = TABLE[name].cell, 199  # a prime: the last chunk is shorter
+  cell, steps = TABLE[name].cell, 199  # with C = 7, the last chunk is shorter
   params = cell.init(key, D, H, jnp.float32)
   if KEPT_LONG[name]:
     params = params._replace(b=KEPT_LONG[name](params.b))

@@ -44,7 +44,7 @@ def traced_value_and_gradient(cell, args, key, **options):
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
 
 
-def test_three_cells_are_linear_and_remain_so_when_wrapped():
+def test_three_cells_are_linear_and_one_remains_so_when_wrapped():
   assert LINEAR == ["min_gru", "min_lstm", "lru"]
   for name in ("masked", "resettable", "zoneout", "state_dropout"):
     wrap = getattr(wrappers, name)

@@ -276,6 +276,11 @@ def test_error_messages_name_what_does_not_fit(key):
   for rate in (0.1, np.float64(0.1), jnp.float64(0.1)):
     with pytest.raises(ValueError, match=message):
       run(state_dropout=rate)
+  message = r"^state_dropout must broadcast to \[5, 3, 6\], got str: "
+  with pytest.raises(ValueError, match=message):
+    run(state_dropout="0.1")
+  with pytest.raises(ValueError, match=r"^zoneout\.h must be real, got com"):
+    run(zoneout=lstm.LSTMState(0.3j, 0.2))
 
 
 def test_the_lengths_of_an_empty_batch_may_be_an_empty_list(key):

@@ -178,7 +178,7 @@ def test_chunks_stay_within_their_bound(name, residuals):
   assert compiled.memory_analysis().temp_size_in_bytes < 4 * bound
 
 
-def test_each_adjoint_reserves_less_than_autodiff_by_its_factor():
+def test_explicit_adjoints_reserve_less_than_autodiff_by_their_factors():
   """At most 60 %, 35 % and 10 % of what autodiff of the scan reserves."""
   sizes = {"steps": 1024, "batch": 32, "hidden": 512}
   autodiff = temporaries(adjoint=Autodiff(), **sizes)

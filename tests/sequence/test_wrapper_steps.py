@@ -1,4 +1,4 @@
-"""One step of a cell with masks, resets, zoneout or dropout."""
+"""Steps of a cell with masks, resets, zoneout or dropout, some in `unroll`."""
 
 from functools import cache, partial
 from types import SimpleNamespace

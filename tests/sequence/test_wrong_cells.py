@@ -172,7 +172,7 @@ def test_a_step_with_a_gradient_of_its_own_needs_no_parts_of_a_backward(key):
   assert worst(found, expected) == 0
 
 
-def test_a_cell_without_names_of_a_backward_has_every_option(key):
+def test_a_cell_without_names_of_a_backward_has_every_feature(key):
   class Forward:
     """A cell without the names recur_backward and parameter_gradients."""
 

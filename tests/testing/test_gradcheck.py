@@ -92,7 +92,7 @@ def test_no_coordinate_is_drawn_twice(key):
   assert all(t.explicit_central.relative > 1e-3 for t in report.tensors)
 
 
-def test_a_function_whose_code_has_changed_is_checked_anew(key):
+def test_a_function_whose_variable_has_changed_is_checked_anew(key):
   factor = 1.0
 
   def f(x):

@@ -51,7 +51,7 @@ def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_a_norm_that_overflows_changes_nothing_but_the_step(clip_norm, key):
+def test_a_norm_that_overflows_changes_nothing_but_counts(clip_norm, key):
   # The gradient is finite, but the squares in its norm overflow in float32.
   def training_loss(*args):
     objective, rest = MODEL.training_loss(*args)

@@ -218,7 +218,7 @@ def test_an_array_in_chunks_larger_than_itself_is_not_unpacked(tmp_path):
 @pytest.mark.parametrize(
   "place", ["8/_CHECKPOINT_METADATA", "7/params/manifest.ocdbt"]
 )
-def test_a_pipe_or_device_in_a_checkpoint_is_not_read(tmp_path, place):
+def test_a_device_in_a_checkpoint_is_not_read(tmp_path, place):
   writer, x = CheckpointWriter(tmp_path), np.ones(2)
   for step in (7, 8):
     writer.save(step, {"a": x}, {})

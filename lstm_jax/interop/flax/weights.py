@@ -216,10 +216,8 @@ def to_nnx(params: Params, module: Any) -> None:
   if _check_kind(params) is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
   params = copied_arrays(params)
-  if cell is gru:
-    check_shape("params.b_n", params.b_n, *params.w_h.shape[:-1])
-    if params.b_n.any():
-      raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
+  if cell is gru and params.b_n.any():
+    raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
   weights: list[tuple[Any, jax.Array]] = []
   for field, parts in zip(("w_x", "w_h", "b"), variables, strict=True):
     leaf, like = getattr(params, field), _values(parts)[0]
@@ -228,6 +226,8 @@ def to_nnx(params: Params, module: Any) -> None:
       shapes = f"{shape}, got {leaf.shape}"
       raise ValueError(f"{field} of this {name} must be {shapes}")
     weights += zip(parts, jnp.split(leaf, len(parts), axis=-1), strict=True)
+  if cell is gru:
+    check_shape("params.b_n", params.b_n, *params.w_h.shape[:-1])
   for part, value in weights:
     part[...] = value.astype(part[...].dtype)
 

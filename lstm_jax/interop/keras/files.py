@@ -24,6 +24,7 @@ from lstm_jax.interop.keras.hdf5 import (
   cell_arrays,
   check_name,
   import_h5py,
+  is_standard,
   layer_groups,
   opened,
   readable,
@@ -106,15 +107,17 @@ def load_weights(
   """Return the recurrent layers of a .weights.h5 file, by group.
 
   The file has neither the layers' settings nor their order. Layers with
-  different settings are read by several calls, each with its `names`. An RNN of
-  a cell and a layer of a user's own class are left out, and so are layers
-  inside a wrapper, such as TimeDistributed, or inside a layer or model of a
-  user's own class.
+  different settings are read by several calls, each with its `names`. Layers
+  inside a wrapper, such as TimeDistributed, are left out.
+
+  An RNN of a cell, or a layer of a user's own class, is read only if `names`
+  has its group, and as the LSTM, GRU or SimpleRNN that has arrays of its
+  shapes. Inside a Bidirectional, nothing tells it from a layer of Keras.
 
   Args:
     path: of the file, which Keras 3 wrote.
-    names: of the groups to read, such as "lstm_1"; None for all, sorted, with
-      lstm_2 before lstm_10.
+    names: of the groups to read, such as "lstm_1"; None for all of Keras' own
+      classes, sorted, with lstm_2 before lstm_10.
     activation: as in `from_keras`, for every layer that is read.
     recurrent_activation: the same.
     reset_after: the same.
@@ -134,7 +137,8 @@ def load_weights(
           f"or Functional model, got {', '.join(file) or 'nothing'}"
         )
       groups = dict(layer_groups(file, "", "layers"))
-    for name in _chosen(path, groups, names):
+    standard = {name: groups[name] for name in groups if is_standard(name)}
+    for name in _chosen(path, standard if names is None else groups, names):
       with prefixed(f"layer {name}"):
         cells = [cell_arrays(file, cell, size) for cell in groups[name]]
         result[name] = from_keras(

@@ -31,8 +31,6 @@ DAMAGE = (  # what h5py raises for a damaged file
   TypeError,
 )
 SIDES = "forward_layer", "backward_layer"  # of a Bidirectional
-# Keras names a layer's group after its class. Arrays do not tell an RNN of a
-# user's own cell from a SimpleRNN.
 STEMS = "lstm", "gru", "simple_rnn", "bidirectional"
 RATIO = 1032  # the most by which zlib compresses: an array of equal numbers
 
@@ -109,8 +107,6 @@ def layer_groups(
     inner = f"{path}/{name}"
     if f"{inner}/layers" in file:
       yield from layer_groups(file, f"{prefix}{name}/", f"{inner}/layers", seen)
-    if _numbered(name)[0] not in STEMS:
-      continue
     cells = [f"{inner}/{side}/cell" for side in SIDES]
     if _is_cell(file, f"{inner}/cell"):
       yield f"{prefix}{name}", [f"{inner}/cell"]
@@ -130,6 +126,15 @@ def _is_cell(file: Any, path: str) -> bool:
     return bool(_member(file, f"{path}/vars/1", "Dataset").ndim == 2)
   except ValueError:
     return True
+
+
+def is_standard(group: str) -> bool:
+  """Return whether a layer's group has the name of a recurrent class of Keras.
+
+  Keras names it after the class of the layer. An RNN of a cell, or a layer of a
+  user's own class, may have the arrays of a SimpleRNN and other equations.
+  """
+  return _numbered(group.rpartition("/")[2])[0] in STEMS
 
 
 def _numbered(name: str) -> tuple[str, int]:

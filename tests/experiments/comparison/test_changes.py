@@ -61,6 +61,7 @@ def test_a_value_of_a_flag_that_is_idle_makes_no_change(tmp_path):
   with pytest.raises(ValueError, match=r"has no effect: .* adamw only"):
     check("weight_decay=0.1", optimizer="sgd", weight_decay=0.0)
   short = {"seq_len": 1, "tar_coef": 1.0, "short_seq_prob": 0.1}
+  short |= {"run": "a", "overwrite": True}  # these are no part of the reason
   with pytest.raises(ValueError, match=r"no effect: --seq_len is 1$"):
     check("tar_coef=0,short_seq_prob=0", **short)
   check("cell=lstm,weight_drop=0", "cell=lstm", "weight_decay=0")
