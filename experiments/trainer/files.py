@@ -164,7 +164,7 @@ def check_regular(path: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-  """Raise ValueError if a file's path is a directory, in none, or a loop."""
+  """Raise ValueError if a path is a directory, lies in none, or is a loop."""
   if not path.parent.is_dir():
     raise ValueError(f"{path} cannot be written: no such directory")
   if path.is_dir():
