@@ -41,7 +41,7 @@ WRITABLE = os.access(ROOT, os.W_OK)  # a checkout may be read-only
 if CACHE not in os.environ and WRITABLE:
   cache = ROOT / ".pytest_cache" / "programs"
   cache.mkdir(parents=True, exist_ok=True)
-  with suppress(FileNotFoundError):  # another run of the tests may empty it too
+  with suppress(OSError):  # another run of the tests may empty it, too
     entries = [entry for entry in cache.iterdir() if entry.is_file()]
     if sum(entry.stat().st_size for entry in entries) > FULL:
       for entry in entries:

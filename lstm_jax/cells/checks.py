@@ -79,6 +79,8 @@ def check_floats(state: Any) -> None:
 def as_number(name: str, value: Any) -> float:
   """Return a value as a float; raise ValueError unless it is a number."""
   try:
+    if isinstance(value, str | bytes):
+      raise TypeError  # `float` would read them
     return float(value)
   except jax.errors.JAXTypeError:  # of a tracer
     raise

@@ -108,10 +108,8 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
 
 def has_w_h(params: Params) -> bool:
   """Return whether a cell's params have recurrent weights w_h in a matrix."""
-  w_h = getattr(params, "w_h", None)
-  # It may be a list of lists, or in a cell of one's own a tree of arrays.
-  ndim = np.ndim(w_h) if isinstance(w_h, list) else getattr(w_h, "ndim", 0)
-  return ndim >= 2
+  # In a cell of one's own, it may be a tree of arrays, such as `LowRank`.
+  return getattr(getattr(params, "w_h", None), "ndim", 0) >= 2
 
 
 def zoneout(key: jax.Array, state: StateT, steps: int, rates: StateT) -> StateT:

@@ -74,6 +74,9 @@ def test_layers_are_named_if_there_are_none_or_they_do_not_fit(key):
     params._replace(layers=params.layers[0]), f"{message}, got LSTMParams"
   )
   model, narrow = language_model(CONFIG, V), lstm.init(key, E - 1, H)
+  tokens = jnp.zeros((V, 1), int)
+  with pytest.raises(ValueError, match=r"layers\[0\]\.w_x must be \[4, n"):
+    model.loss(params._replace(layers=(None,)), None, tokens, tokens)
   # For 9 tokens, a table W_e W_x has the inputs; for 1, rows of W_e.
   for tokens in (jnp.zeros((V, 1), int), jnp.zeros((1, 1), int)):
     with pytest.raises(ValueError, match=r"w_x|xs must be"):

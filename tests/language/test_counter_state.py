@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from lstm_jax import Autodiff, rnn
 from lstm_jax.language import (
@@ -89,11 +90,11 @@ def test_some_rows_of_it_cannot_be_reset(key):
     )
 
 
-def test_on_a_mesh_each_device_has_the_number(key):
+def test_on_a_mesh_the_number_is_not_split(key):
   state = init_state(MODEL, optax.sgd(0.1), MODEL.init(key), B)
   shardings = state_shardings(make_mesh({"data": 1}), state)
   assert worst(place(state, shardings).carry, state.carry) == 0
-  assert shardings.carry[0].steps.is_fully_replicated
+  assert shardings.carry[0].steps.spec == PartitionSpec()
 
 
 def test_a_zero_state_of_another_batch_has_the_number_still():

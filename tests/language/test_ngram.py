@@ -112,7 +112,7 @@ def test_a_text_that_repeats_is_learned():
     (TEXT[:1], [], {}, r"at least 2 tokens, \[N\], got 1"),
     (TEXT, [], {"order": -1}, "^order must be an integer ≥ 0, got -1$"),
     (TEXT, [], {"discount": 1.0}, r"^discount must be in \(0, 1\), got 1.0$"),
-    (TEXT, [], {"discount": "a"}, "^discount must be a number, got 'a'$"),
+    (TEXT, [], {"discount": "0.5"}, "^discount must be a number, got '0.5'$"),
     (
       TEXT,
       [np.array([0, V])],

@@ -108,7 +108,8 @@ def load_weights(
 
   The file has neither the layers' settings nor their order. Layers with
   different settings are read by several calls, each with its `names`. Layers
-  inside a wrapper, such as TimeDistributed, are left out.
+  inside a wrapper, such as TimeDistributed, are left out, and so are those
+  inside a layer or model of a user's own class, unless in its group `layers`.
 
   An RNN of a cell, or a layer of a user's own class, is read only if `names`
   has its group, and as the LSTM, GRU or SimpleRNN that has arrays of its
