@@ -4,8 +4,8 @@
 
 A part is a set of cases of one kind (`benchmarks/parts.py` lists all but gpu).
 Before a case is timed, every library must compute the same outputs, losses and
-gradients from the same weights (for `original`, min-char-rnn in JAX and NumPy,
-a test checks this); then all are timed in turns, in one process. PyTorch uses a
+gradients from the same weights (for `original`, an LSTM in JAX and NumPy, a
+test checks this); then all are timed in turns, in one process. PyTorch uses a
 GPU if JAX has one, except in the part `memory`. In the part `model`, a training
 step is timed on one device and, for the JAX libraries, also with the batch
 split over CPU devices, as many as the greatest common divisor of the number of

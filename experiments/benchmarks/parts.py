@@ -172,7 +172,7 @@ def launches_part(sizes: Row) -> Results:
 
 
 def original_part(rounds: int, num_steps: int = 64) -> Results:
-  """Time the training step of Karpathy's min-char-rnn, in JAX and in NumPy.
+  """Time the training step of an LSTM like min-char-rnn, in JAX and in NumPy.
 
   One JAX program makes one training step per call, another makes `num_steps`.
 

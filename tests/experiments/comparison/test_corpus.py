@@ -40,8 +40,7 @@ def test_a_split_that_begins_within_a_line_is_described_from_the_next(
   with open(comparison.data.corpus, "w", encoding="utf-8") as file:
     file.write(text)
   fraction = 209.5 / len(text)  # the last 210 characters
-  config = replace(comparison, val_fraction=fraction, context=20)
-  corpus = read_corpus(replace(config, gradient_steps=20))
+  corpus = read_corpus(replace(comparison, val_fraction=fraction))
   val = corpus.tokenizer.decode(corpus.val)
   assert val.startswith("t\n")  # of "sat"
   assert corpus.known_words[1] == {"the", "cat", "sat", "in", "hats"}

@@ -20,7 +20,10 @@ LOSSES = 1.60, 1.58, 1.66, 1.61, 1.62, 1.63, 2.30, 1.59
 
 @pytest.fixture
 def record():
-  """Return what a comparison of eight cells with three seeds has measured."""
+  """Return what a comparison of eight cells has measured.
+
+  A run has losses of three seeds; two are enough for the words and the context.
+  """
   losses = dict(zip(CELLS, LOSSES, strict=True))
 
   def run(cell, budget, loss):

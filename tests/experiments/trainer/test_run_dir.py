@@ -92,10 +92,13 @@ def test_a_previous_run_that_cannot_be_deleted_keeps_its_config(
   assert not previous.exists()
 
 
-def test_a_run_whose_checkpoints_are_a_link_is_replaced_twice(
+def test_a_link_in_a_previous_run_is_deleted_and_not_followed(
   successor, tmp_path
 ):
-  """What the link leads to is kept: it may be shared."""
+  """In place of its checkpoints, and then of a file: what it leads to is kept.
+
+  That may be shared.
+  """
   elsewhere = tmp_path / "elsewhere"
   (successor / "previous" / "checkpoints").rename(elsewhere)
   (successor / "previous" / "checkpoints").symlink_to(elsewhere)
