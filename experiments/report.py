@@ -10,7 +10,6 @@ of its own. The page is the file that --output names, or else report.html: in
 the run directory if one is given, in the current directory if several are.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from experiments.pages.packing import Page, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import check_is_no_corpus
-from experiments.trainer.files import check_output, check_regular
+from experiments.trainer.files import check_output, check_regular, real_path
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from lstm_jax.language.options import option
@@ -56,7 +55,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
     raise ValueError("expected run directories: report RUN [RUN ...]")
   if "" in runs:  # as a path, it would be the current directory
     raise ValueError("RUN must be a run directory, got ''")
-  resolved = [os.path.realpath(directory) for directory in directories]
+  resolved = [real_path(directory) for directory in directories]
   for directory, real in zip(directories, resolved, strict=True):
     if resolved.count(real) > 1:
       raise ValueError(f"{directory} is given twice")

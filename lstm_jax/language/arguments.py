@@ -8,7 +8,7 @@ from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_shape, types_text
 from lstm_jax.cells.precision import as_array, as_arrays
 from lstm_jax.language.params import LanguageParams, ModelConfig
-from lstm_jax.sequence.stack import check_layers
+from lstm_jax.sequence.stack import check_some_layers
 
 
 def as_params(
@@ -41,9 +41,7 @@ def as_params(
     found = type(params.readout).__name__
     raise ValueError(f"params.readout must be None, as it is tied, got {found}")
   check_shape("params.bias", params.bias, vocabulary_size)
-  check_layers(params.layers, "params.layers")
-  if not params.layers:
-    raise ValueError("params.layers must have at least one layer, got none")
+  check_some_layers(params.layers, "params.layers")
   return as_arrays(params)
 
 

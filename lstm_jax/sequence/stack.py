@@ -95,7 +95,7 @@ def unroll_stack(
       implementation="mosaic_gpu".
   """
   check_options("unroll_stack", options)
-  _check_params(params)
+  check_some_layers(params, "params")
   regularize.check_rate("dropout", dropout)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
@@ -209,7 +209,7 @@ def initial_stack_state(
       cell per layer; a cell is not one that `unroll` takes; params are of
       another cell; or batch_shape is not iterable.
   """
-  _check_params(params)
+  check_some_layers(params, "params")
 
   def zero_state(layer_cell, weights):
     if isinstance(weights, Directions):
@@ -233,11 +233,11 @@ def check_layers(layers: Any, name: str = "layers") -> None:
     )
 
 
-def _check_params(params: Any) -> None:
-  """Raise ValueError unless params are those of at least one layer."""
-  check_layers(params, "params")
-  if not params:
-    raise ValueError("params must have at least one layer, got none")
+def check_some_layers(layers: Any, name: str) -> None:
+  """Raise ValueError unless there are layers, as `check_layers` wants them."""
+  check_layers(layers, name)
+  if not layers:
+    raise ValueError(f"{name} must have at least one layer, got none")
 
 
 def _sizes(

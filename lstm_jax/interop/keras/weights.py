@@ -166,9 +166,7 @@ def to_keras(
     )
   check_fit(params)
   params = copied_arrays(params)
-  dtypes = {name: str(x.dtype) for name, x in params._asdict().items()}
-  if len(set(dtypes.values())) > 1:
-    raise ValueError(f"params must have one dtype, got {dtypes}")
+  _check_one_dtype("params", params._asdict())
   w_x, w_h, b = (np.array(leaf) for leaf in params[:3])
   if isinstance(params, gru.GRUParams):
     b_n = np.array(params.b_n)
@@ -181,6 +179,12 @@ def to_keras(
   if isinstance(params, gru.GRUParams):
     check_no_bias("b_n", np.asarray(params.b_n))
   return [w_x, w_h]
+
+
+def _check_one_dtype(what: str, arrays: Mapping[str, Array]) -> None:
+  dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+  if len(set(dtypes.values())) > 1:
+    raise ValueError(f"{what} must have one dtype, got {dtypes}")
 
 
 def _check_one_size(forward: int, backward: int) -> None:
@@ -227,9 +231,7 @@ def _from_direction(
       f"got {recurrent.shape}"
     )
 
-  dtypes = {name: str(array.dtype) for name, array in arrays.items()}
-  if len(set(dtypes.values())) > 1:
-    raise ValueError(f"{side}arrays must have one dtype, got {dtypes}")
+  _check_one_dtype(f"{side}arrays", arrays)
 
   def check(name: str, *shape: int | str) -> Array:
     return check_shape(f"{side}{name}", arrays[name], *shape)

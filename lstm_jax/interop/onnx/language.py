@@ -36,7 +36,7 @@ from lstm_jax.interop.onnx.nodes import to_onnx
 from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET, import_onnx
 from lstm_jax.interop.onnx.weights import operator
 from lstm_jax.language import LanguageParams, Tokenizer
-from lstm_jax.sequence.stack import check_layers
+from lstm_jax.sequence.stack import check_some_layers
 
 ModelProto = Any  # an onnx.ModelProto
 
@@ -61,7 +61,7 @@ def language_model_to_onnx(
   Raises:
     ValueError: ONNX has no operator for the cell, or lacks its activations;
       params are of another cell or dtype, or do not fit each other; or the
-      tokenizer is none, or does not have V symbols.
+      tokenizer has another type, or does not have V symbols.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
@@ -205,9 +205,7 @@ def _check_params(cell: Cell, params: LanguageParams) -> None:
         f"params{name} must be {dtype}, as params.bias, got {leaf.dtype}"
       )
   size = params.embedding.shape[1]
-  check_layers(params.layers, "params.layers")
-  if not params.layers:
-    raise ValueError("params.layers must have at least one layer, got none")
+  check_some_layers(params.layers, "params.layers")
   for k, layer in enumerate(params.layers):
     check_params(cell.project, layer)
     check_shape(f"params.layers[{k}].w_x", layer.w_x, size, "any")
