@@ -224,7 +224,7 @@ def _pop_params(
     hidden: H.
     bias: whether the module has biases; all of its layers do, or none.
   """
-  own = [name for name in arrays if name.endswith(suffix)]  # for an error
+  own = [name for name in arrays if suffix in name]  # for an error
 
   def pop(name: str, *shape: int | str) -> Array:
     x = arrays.pop(f"{name}{suffix}", None)
