@@ -89,10 +89,10 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 
   Raises:
     ValueError: a change is malformed, has no effect, changes the corpus or its
-      tokens, equals another change, or can have no directory of its own; --run
-      is not given or is a run, holds another recipe's or corpus's results, or
-      with --overwrite, those of changes that are not given; the corpus is a
-      pipe; the corpus, or the weights of --init_from or --teacher, change
+      tokens, equals another, or can have no directory of its own; --run is not
+      given, is a run, is refused by `check_path`, holds another recipe's or
+      corpus's results, or with --overwrite, those of changes not given; the
+      corpus is a pipe; it or the weights of --init_from or --teacher change
       meanwhile or are not those of the results; another process begins all
       again; or as in `train.run`: for the corpus, the flags and those weights,
       before the first run; for a run's directory and the memory, at that run.

@@ -75,9 +75,10 @@ def run(config: ExploreConfig, console: Console) -> Page:
   Raises:
     ValueError: the run is not usable; the path of the page is that of another
       file of a run directory, of the text, of the run's corpus or of a
-      directory, or its directory does not exist; or the text cannot be read,
-      has fewer than two tokens or a character that the model does not know, or
-      makes its states overflow.
+      directory, or its directory does not exist; without --output, the run's
+      explore.html is no regular file; or the text cannot be read, has fewer
+      than two tokens or a character that the model does not know, or makes its
+      states overflow.
     OSError: the page cannot be written.
   """
   directory = Path(config.run)

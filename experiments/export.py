@@ -20,7 +20,8 @@ or writes a page for people:
              holds the model in 8-bit weights. The model writes text while one
              watches, and scores and continues what one types (docs/write.md).
              The program also prints what 8 bits cost: the change of the loss on
-             the development split, or else on the validation split
+             the first 20,000 tokens of the development split, or else of the
+             validation split
 """
 
 from pathlib import Path
@@ -65,12 +66,12 @@ def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the format is not one of FORMATS; `out` is a directory or the
-      run's corpus, or is in a run directory or in a directory that does not
-      exist; the run has no usable checkpoint; the format does not support the
-      run's cell; the package onnx is not installed; or, for a page, the model
-      is too large, its 8-bit weights raise the loss too much, or the run's
-      corpus cannot be read.
+    ValueError: the format is not one of FORMATS; `out` is a directory, a loop
+      of links or the run's corpus, or is in a run directory or in a directory
+      that does not exist; the run has no usable checkpoint; the format does not
+      support the run's cell; the package onnx is not installed; or, for a page,
+      the model is too large, its 8-bit weights raise the loss too much, or the
+      run's corpus cannot be read or has changed.
     OSError: the file cannot be written.
   """
   if format not in FORMATS:

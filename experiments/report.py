@@ -44,10 +44,11 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
 
   Raises:
     ValueError: no run is given, or one is '' or is given twice; a directory
-      holds no run or a damaged one; the page's path is that of a directory, or
-      its directory does not exist; the page would be a file of a run directory
-      other than its report.html, or takes the place of a run's corpus; or
-      without --output, the run's report.html is no regular file.
+      holds no run or a damaged one; the page's path is that of a directory or
+      of a loop of links, or its directory does not exist; the page would be a
+      file of a run directory other than its report.html, or takes the place of
+      a run's corpus; or without --output, the run's report.html is no regular
+      file.
     OSError: a file of a run cannot be read, or the page cannot be written.
   """
   directories = [Path(name) for name in runs]

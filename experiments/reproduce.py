@@ -75,7 +75,8 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   Raises:
     ValueError: as `plan`, `plan_teachers` and `train.run`; or a directory holds
       another run, or one whose result.json lacks the seconds of training; or
-      --run is itself a run, or its reproduction.json is a link.
+      --run is itself a run, or its reproduction.json is a link, a pipe or a
+      device.
     Diverged: as in `train.run`.
   """
   jobs = plan(row, config)

@@ -10,10 +10,9 @@ refuses --init_from, --teacher, --patience, --asgd_patience, --nonfinite, --mesh
 and --implementation. The seeds count up from --seed. If batches are random
 (--random_offsets, --short_seq_prob), all members have those of --seed. If not,
 each member equals the run that `experiments.train` makes with its seed and
-learning rate, up to rounding. A test split (--test_fraction) is left out of
-the training, and not evaluated. The tables show each member's best validation
-loss, and the mean and the standard deviation over the seeds at each learning
-rate; result.json holds every evaluation.
+learning rate, up to rounding. A test split (--test_fraction) is neither trained
+on nor evaluated. The tables show each member's best validation loss, and mean
+and standard deviation at each learning rate; result.json has every evaluation.
 
 The checkpoints hold the state of all members, so that a sweep can be resumed
 like a run, and the weights of the best member, for `experiments.sample` and the
@@ -278,7 +277,8 @@ def rate_table(members: list[Member]) -> Table:
   table = number_table("learning rate", "seeds", "mean of the best", "std")
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]
-    deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
+    with np.errstate(invalid="ignore"):  # of infinite losses
+      deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
     mean = format_nats(float(np.mean(best)))
     table.add_row(f"{rate}", f"{len(best)}", mean, deviation)
   return table

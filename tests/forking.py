@@ -118,10 +118,11 @@ def status_of(program: Callable[[], object]) -> int:
   try:
     program()
   except SystemExit as end:
-    status = end.code or 0
-    if isinstance(status, int):
-      return status
-    print(status, file=sys.stderr)
+    if end.code is None:
+      return 0
+    if isinstance(end.code, int):
+      return end.code
+    print(end.code, file=sys.stderr)
     return 1
   except BaseException:
     sys.excepthook(*sys.exc_info())

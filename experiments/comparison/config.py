@@ -109,7 +109,7 @@ class CompareConfig:
   recall_learning_rate: tuple[float, ...] = option(
     (1e-3, 3e-3, 1e-2, 3e-2),
     "Peak learning rate in the recall task. Repeat the flag to try several: "
-    "the best for each cell and delay is reported.",
+    "the best for each cell, kind of initial biases and delay is reported.",
     bounds="(0, inf)",
   )
 

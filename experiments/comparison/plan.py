@@ -78,7 +78,7 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
 
   Raises:
     ValueError: a teacher is not a directory seedN under the name of a row, or
-      N is not a seed.
+      N is not a seed; or as `plan`, for the path.
   """
   jobs: list[Job] = []
   for name in config.distillation.teacher:
@@ -153,7 +153,8 @@ def parse(default: Any, arguments: list[str]) -> Any:
 
   Raises:
     absl.flags.Error: a flag is unknown, or its value is not of its kind or is
-      outside of absl's bounds; or an argument is not a flag.
+      outside of absl's bounds; an argument is not a flag; or there is no such
+      recipe.
     ValueError: a value within absl's bounds is out of its range.
   """
   values = flags.FlagValues()

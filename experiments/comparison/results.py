@@ -45,7 +45,7 @@ def open_results(
   Raises:
     ValueError: the directory holds a run, or a record that may not be replaced,
       or one of the other files without a record; or it is not a directory, or
-      another process writes there, or a file is a link.
+      another process writes there, or a file is a link, a pipe or a device.
     OSError: the directory cannot be written.
   """
   with _made(directory), lock(directory):
@@ -102,7 +102,13 @@ def naming_damaged(path: Path) -> Iterator[None]:
     yield
   except KeyError as error:
     raise ValueError(f"{path} is damaged: it lacks {error}") from None
-  except (IndexError, TypeError, AttributeError, ValueError) as error:
+  except (
+    IndexError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,  # an integer above the range of float
+  ) as error:
     reason = str(error) if isinstance(error, ValueError) else repr(error)
     raise ValueError(f"{path} is damaged: {reason}") from None
 
@@ -142,6 +148,7 @@ def read_record(
   Raises:
     ValueError: there is no such file, or it is not a JSON object with these
       entries.
+    OSError: the file cannot be read.
   """
   if not path.is_file():
     raise ValueError(f"{missing} in {path.parent}: no {path.name}")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.recall import SYMBOLS, longest
+from experiments.analysis.text_stats import TextStats
 from experiments.comparison.results import check_length
 from experiments.trainer.files import check_numbers
 from experiments.trainer.format import counted
@@ -55,7 +56,7 @@ def check_entries(record: Record) -> None:
       check_numbers("step and val_loss", [row["step"], *row["val_loss"]])
     for row in run["samples"] or ():
       check_numbers("step", [row["step"]])
-      for name in ("words_in_train", "words_in_val"):
+      for name in TextStats._fields:
         check_length(name, row[name], num_seeds)
         check_numbers(name, [x for x in row[name] if x is not None])
   for row in record["context"]:
@@ -66,8 +67,15 @@ def check_entries(record: Record) -> None:
     for name, norms in row["norms"].items():
       check_length(f"norms of {name}", norms, num_norms)
       check_numbers(f"norms of {name}", [x for x in norms if x is not None])
+  delays: dict[tuple[str, str], list[int]] = {}
   for row in record["recall"]:
     check_length("accuracy", row["accuracy"], num_seeds)
+    delays.setdefault(_recall_kind(row), []).append(row["delay"])
+  for (cell, bias), found in delays.items():
+    if found != config["delay"]:
+      raise ValueError(
+        f"the delays of {cell}, {bias}, must be {config['delay']}, got {found}"
+      )
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -144,15 +152,8 @@ def _context(record: Record) -> str:
 
 def _recall(record: Record) -> str:
   rows = []
-  kinds = dict.fromkeys(
-    (row["cell"], row["forget_bias"]) for row in record["recall"]
-  )
-  for cell, bias in kinds:
-    own = [
-      row
-      for row in record["recall"]
-      if (row["cell"], row["forget_bias"]) == (cell, bias)
-    ]
+  for cell, bias in dict.fromkeys(map(_recall_kind, record["recall"])):
+    own = [row for row in record["recall"] if _recall_kind(row) == (cell, bias)]
     means = {row["delay"]: float(np.mean(row["accuracy"])) for row in own}
     size, parameters = own[0]["hidden_size"], own[0]["num_parameters"]
     rows.append(
@@ -166,6 +167,10 @@ def _recall(record: Record) -> str:
   delays = [str(delay) for delay in record["config"]["delay"]]
   header = ["cell", "initial biases", *delays, "above 0.9 up to delay"]
   return markdown(header, rows)
+
+
+def _recall_kind(row: Record) -> tuple[str, str]:
+  return row["cell"], row["forget_bias"]
 
 
 def _gradient_flow(record: Record) -> str:

@@ -1,5 +1,6 @@
 "use strict";
 // What the buttons, the form and the keys of the first half of writer.html do.
+// units.js has the buttons and menus of the units.
 
 function listenToControls(writing) {
   const toggle = () => writing.running ? writing.pause() : writing.write();

@@ -43,7 +43,7 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
     trained: the model, which `check_model` has passed.
     text: a split of the corpus, on which the cost is measured and the units are
       scored.
-    source: where the text is from, for the page's heading.
+    source: where the text is from, for the page's line about the cost.
 
   Raises:
     ValueError: the text has fewer than two tokens, or rounding costs too much.
@@ -137,10 +137,11 @@ def score_units(
 def excerpt(text: str) -> str:
   """Return at most EXCERPT characters from near the beginning of a text.
 
-  Blanks at its beginning do not count. They start after the first line break of
-  the text's first 2 EXCERPT characters, or else at the beginning. If more text
-  follows, they are cut at the last line break in their second half, or else at
-  the last space there, or else after EXCERPT characters.
+  Blanks at the text's beginning do not count. The excerpt starts after the
+  first line break of the text's first 2 EXCERPT characters, or else at the
+  beginning. If more text follows, it is cut at the last line break in its
+  second half, or else at the last space there, or else after EXCERPT
+  characters.
   """
   text = text.strip()  # so that something follows each line break
   breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]

@@ -4,6 +4,7 @@ An evaluation measures the loss by one or more protocols, such as "stateful" or
 "dynamic": `experiments.evaluate` describes them.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,7 +118,7 @@ def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   """Return the record, with the file's results of other protocols added.
 
   The file is ignored if its results are of another text or part, other weights
-  or another device.
+  or another device, or are no record that can be written again.
   """
   try:
     earlier = read_json(path)
@@ -126,7 +127,8 @@ def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     merged = earlier | record
     for name in FIGURES:
       merged[name] = earlier[name] | record[name]
+    json.dumps(merged, allow_nan=False)
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
-    # There is no file, or no earlier record in it.
+    # There is no file, or no earlier record in it, or it holds a NaN.
     return record
   return merged

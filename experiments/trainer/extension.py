@@ -41,10 +41,10 @@ def extends(
   """Return whether changed flags extend a run.
 
   More epochs do; so does another patience, unless the run has made its last
-  epoch. The new patience counts the evaluations so far. Fewer epochs, or a
-  smaller patience other than 0, do not extend an unfinished run, but make it
-  another run. If the new values do not fit a finished run, `check_extension`
-  raises an error.
+  epoch. The new patience counts the evaluations so far. Fewer epochs do not
+  extend a run, nor does a smaller patience other than 0 extend an unfinished
+  one: that is another run. If the result is true and the new values still do
+  not fit a finished run, `check_extension` raises an error.
 
   Args:
     record: config.json of the run.

@@ -20,14 +20,17 @@ def ensure_directory(directory: Path, advice: str = "") -> None:
   """Create a directory and its parents, where they do not exist.
 
   Raises:
-    ValueError: it is a file, or a link that leads to no directory; the message
-      ends with the advice.
+    ValueError: it or a parent is a file, or a link that leads to no directory;
+      the message ends with the advice.
     OSError: it cannot be created.
   """
   try:
     make_directory(directory)
-  except FileExistsError:
-    raise ValueError(f"{directory} is not a directory{advice}") from None
+  except (FileExistsError, NotADirectoryError):
+    wrong = directory
+    while wrong.is_dir() or not os.path.lexists(wrong):
+      wrong = wrong.parent
+    raise ValueError(f"{wrong} is not a directory{advice}") from None
 
 
 def real_path(path: Path) -> Path:

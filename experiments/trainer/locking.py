@@ -32,7 +32,7 @@ def lock(directory: Path) -> Iterator[None]:
   that a crash leaves behind locks nothing.
 
   Raises:
-    ValueError: another process holds it; or its file is a link.
+    ValueError: it is held already; or its file is a link, a pipe or a device.
     OSError: it cannot be locked, as in a file system without locks.
   """
   path = directory / LOCK

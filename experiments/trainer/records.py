@@ -141,8 +141,10 @@ def to_name(name: str, value: Any) -> str:
     if same(found, value):
       return known
   if name != "cell":
-    names = ", ".join(NAMED[name])
-    raise ValueError(f"{name} must be one of {names}, got {value!r}")
+    dtypes = " or ".join(
+      str(dtype and jnp.dtype(dtype)) for dtype in NAMED[name].values()
+    )
+    raise ValueError(f"{name} must be {dtypes}, got {value!r}")
   if isinstance(value, ModuleType):
     return value.__name__
   raise ValueError(f"cell must be a module to have a name, got {value!r}")
@@ -159,7 +161,7 @@ def replace(config: Config, **values: Any) -> Config:
   """Return a copy with other values of flags, those of nested configs too.
 
   Raises:
-    TypeError: a name is not a flag.
+    TypeError: a name is neither a flag nor a plain field of `config`.
     ValueError: a value is out of its range.
   """
   changes, rest = {}, dict(values)

@@ -65,7 +65,8 @@ def check_not_extended(
   """Raise ValueError if a run began with fewer epochs than `config` has.
 
   An extended run need not end as one that had all epochs from the start: most
-  schedules had other learning rates (`extension`).
+  schedules had other learning rates (`extension`). With --overwrite, which
+  replaces the run, nothing is checked.
 
   Args:
     directory: may hold a run.

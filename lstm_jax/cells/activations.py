@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.cells.checks import as_number
+
 
 def sigmoid(a: jax.Array) -> jax.Array:
   """Return σ(a) = 1 / (1 + e⁻ᵃ)."""
@@ -134,6 +136,12 @@ def check_activations(**values: object) -> None:
     if not isinstance(value.parameters, tuple):  # an Activation is hashed
       found = type(value.parameters).__name__
       raise ValueError(f"{name}.parameters must be a tuple, got {found}")
+    try:
+      hash(value.parameters)
+    except TypeError:
+      raise ValueError(
+        f"{name}.parameters must be Python floats, got {value.parameters}"
+      ) from None
 
 
 def make_hard_sigmoid(slope: float) -> Activation:
@@ -147,8 +155,8 @@ def make_hard_sigmoid(slope: float) -> Activation:
     ValueError: the slope is not a positive number.
   """
   is_number = isinstance(slope, Real) and not isinstance(slope, bool)
-  if not (is_number and 0 < slope < math.inf):
+  value = as_number("slope", slope) if is_number else 0.0
+  if not 0 < value < math.inf:
     raise ValueError(f"slope must be a number in (0, inf), got {slope!r}")
-  slope = float(slope)
-  name = f"hard_sigmoid({slope:g})"
-  return Activation(name, hard_sigmoid, dhard_sigmoid, (slope,))
+  name = f"hard_sigmoid({value:g})"
+  return Activation(name, hard_sigmoid, dhard_sigmoid, (value,))

@@ -195,7 +195,8 @@ def recur_backward(
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
   c = residuals.c
   _, tanh_c_next = next_c(gates, c, activations)
-  # h_wrt_c is ∂h'/∂c': a name that begins with d would be a term to plant.
+  # h_wrt_c is ∂h'/∂c', which has its term in `local_gradients`: `testing.plant`
+  # would take a name that begins with d for another.
   local_grads, h_wrt_c = local_gradients(gates, c, tanh_c_next, activations)
   _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state

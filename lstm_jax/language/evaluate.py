@@ -28,7 +28,9 @@ from lstm_jax.language.programs import per_model
 from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
 
-CHUNK = 1000  # time steps in one call, unless they have more than MAX_LOGITS
+# Tokens in one call, at most, unless one time step or segment has more. The
+# cold protocol has only the limit of MAX_LOGITS.
+CHUNK = 1000
 # Logits of one call of the cold or stateful protocol, at most: 32,768 tokens at
 # V 64, 209 at V 10,000, unless one window of cold_nats has more. With more of
 # them, the loss of a word model took three times as long, and 80 MB instead of

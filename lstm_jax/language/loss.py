@@ -85,7 +85,7 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
     Without `jax_enable_x64`, JAX first wraps NumPy's int64 to 32 bits.
 
   Raises:
-    ValueError: logits are not floats, or V is 0; the shape of targets is not
+    ValueError: logits are not floats [..., V], or V is 0; targets' shape is not
       logits.shape[:-1], or logits.shape for distributions; or targets are
       neither integers nor floats.
   """

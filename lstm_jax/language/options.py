@@ -109,9 +109,9 @@ def _leaves(kind: Any) -> set[Any]:
 
 def _is_number(value: Any, kind: type) -> bool:
   """Return whether a field of type `kind` may hold a value."""
-  return isinstance(value, NUMBERS[kind]) and (
-    kind is bool or not isinstance(value, bool)  # to Python, True is an int
-  )
+  # To Python, True is an int, and so is a time of NumPy.
+  others = np.timedelta64 if kind is bool else (bool, np.timedelta64)
+  return isinstance(value, NUMBERS[kind]) and not isinstance(value, others)
 
 
 def in_bounds(value: float, bounds: str) -> bool:

@@ -1,5 +1,6 @@
 """Check that arrays hold tokens of a vocabulary."""
 
+import operator
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -46,11 +47,14 @@ def each_in_range(tokens: Iterable[int], vocabulary_size: int) -> Iterator[int]:
   """Yield the same tokens, each as soon as it has been checked.
 
   Raises:
-    ValueError: a token is not in [0, V).
+    ValueError: a token is not an integer in [0, V).
   """
   for token in tokens:
-    # As an index, −1 would be the last token.
-    if not 0 <= token < vocabulary_size:
+    try:
+      known = 0 <= operator.index(token) < vocabulary_size  # not −1, the last
+    except TypeError:
+      known = False
+    if not known:
       raise ValueError(
         f"tokens must be integers in [0, {vocabulary_size}), got {token}"
       )

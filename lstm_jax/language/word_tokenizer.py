@@ -137,8 +137,9 @@ class WordTokenizer(NamedTuple):
     """Return the text of tokens [N], with spaces.
 
     `decode(encode(text))` is `normalize(text)`, except for unknown words and
-    the spaces beside them. The text of the first k tokens is the beginning of
-    the text of all tokens.
+    the spaces beside them, or beside a quotation mark after an unknown line
+    break. The text of the first k tokens is the beginning of the text of all
+    tokens.
     """
     return "".join(self.pieces(tokens))
 

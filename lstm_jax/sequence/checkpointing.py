@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.checks import check_rows
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
@@ -116,7 +117,11 @@ def _scan_filled(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) for a symbolic T: masked steps fill the last chunk."""
+  """Return (state, hs) for a symbolic T: masked steps fill the last chunk.
+
+  Raises:
+    ValueError: an array of the state lacks the batch axes, which a mask needs.
+  """
   steps = xs.shape[0]
   missing = ((steps - 1) // chunk + 1) * chunk - steps
   if not (isinstance(missing, int) and missing == 0):
@@ -125,6 +130,7 @@ def _scan_filled(
       zeros = jnp.zeros((missing, *x.shape[1:]), x.dtype)
       return jnp.concatenate([x, zeros])
 
+    check_rows("a chunk with a symbolic T", state)
     real = jnp.ones((steps, *state.h.shape[:-1]), bool)  # the mask
     cell = masked(cell)
     xs, *extras = jax.tree.map(filled, (xs, real, *extras))

@@ -79,6 +79,7 @@ def state_cotangents(
     ValueError: cell is not a cell, is wrapped, is not hashable or has no
       backward; xs has no time step, or does not fit the state or the weights;
       params are of another cell; or d_last does not fit the state.
+    NotImplementedError: the cell's backward raises it.
   """
   check_leaves(d_last=d_last)
   xs, d_last = as_inputs(xs), jax.tree.map(jnp.asarray, d_last)

@@ -20,10 +20,10 @@ A *term* is what a backward assigns to a variable whose name begins with d
 is that of the input gate). If a name is assigned several times, each assignment
 is a term: `du#1`, `du#2`. An assignment that only gives a variable another
 name, such as `da = x`, is not a term. A backward consists of the functions of
-`ROOTS` and those that they call: every name there that begins with d is taken
-for a gradient, except in a tuple within a tuple. (So a cell with a `forward` of
-its own must not begin a name there with d: that variable would be scaled too,
-and change the outputs.)
+`ROOTS` and those of the same module that they call by name: every name there
+that begins with d is taken for a gradient, except in a tuple within a tuple.
+(So a cell with a `forward` of its own must not begin a name there with d: that
+variable would be scaled too, and change the outputs.)
 """
 
 import ast

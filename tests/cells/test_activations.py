@@ -15,6 +15,7 @@ from lstm_jax.cells import RELU, SIGMOID, TANH, make_hard_sigmoid
 from lstm_jax.cells.activations import Activation, relu, softplus
 from tests.contract import EXHAUSTIVE
 from tests.draws import arguments, largest, weighed, worst
+from tests.patterns import exact
 
 HARD = make_hard_sigmoid(0.2)
 
@@ -118,10 +119,15 @@ def test_higher_derivatives_at_zero_pre_activations_equal_those_of_a_loop(
   assert worst(found, expected) < 1e-12 * max(size, 1)
 
 
-@pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2", True])
+@pytest.mark.parametrize(
+  "slope",
+  [0, -0.2, math.inf, math.nan, "0.2", True, Fraction(1, 10**400)],
+  ids=str,
+)
 def test_a_slope_that_is_no_finite_positive_number_is_refused(slope):
   with pytest.raises(
-    ValueError, match=rf"must be a number in \(0, inf\), got {slope!r}"
+    ValueError,
+    match=rf"must be a number in \(0, inf\), got {exact(repr(slope))}",
   ):
     make_hard_sigmoid(slope)
 
@@ -130,6 +136,13 @@ def test_parameters_in_a_list_are_refused():
   """JAX and the cache of made cells hash an activation."""
   scaled = Activation("scaled", lambda a, s: a * s, lambda y, s: s, [0.2])
   with pytest.raises(ValueError, match=r"parameters must be a tuple, got list"):
+    rnn.with_activation(scaled)
+
+
+def test_parameters_that_are_arrays_are_refused():
+  array = (jnp.float32(0.2),)
+  scaled = Activation("scaled", lambda a, s: a * s, lambda y, s: s, array)
+  with pytest.raises(ValueError, match=r"\.parameters must be Python floats"):
     rnn.with_activation(scaled)
 
 

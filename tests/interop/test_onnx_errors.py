@@ -217,9 +217,9 @@ def test_what_onnx_cannot_hold_is_refused(key):
   with pytest.raises(ValueError, match=r"W of both .* got float32 \(12, 3\)"):
     interop.to_onnx(lstm, both._replace(backward=lstm.init(key, 3, 3)))
   with pytest.raises(
-    ValueError, match=r"inputs of LSTM must be among X, .* got Z"
+    ValueError, match=r"inputs of LSTM must be among X, .* got Z, 1$"
   ):
-    interop.to_onnx(lstm, params, inputs={"X": "X", "Z": "z"})
+    interop.to_onnx(lstm, params, inputs={"X": "X", "Z": "z", 1: "one"})
   with pytest.raises(
     ValueError, match="outputs of GRU must be among Y, Y_h, got"
   ):

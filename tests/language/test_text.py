@@ -41,7 +41,7 @@ def test_tokens_that_are_not_of_the_vocabulary_have_no_text(tokenizer):
       tokenizer.decode(tokens)
   with pytest.raises(ValueError, match=r"^tokens must be \[N\], got \(1, 2\)$"):
     tokenizer.decode(np.array([[0, 1]]))
-  for token in (-1, tokenizer.size):
+  for token in (-1, tokenizer.size, 0.5, "t"):
     added = tokenizer.each_piece(iter([0, token]))
     assert next(added) == tokenizer.decode([0])
     with pytest.raises(ValueError, match=rf"^tokens must be .*, got {token}$"):

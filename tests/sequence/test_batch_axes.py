@@ -1,4 +1,4 @@
-"""`grad` of `vmap` equals JAX's own gradient, whichever array is mapped."""
+"""`grad` of `vmap` equals JAX's own gradient, for several mapped arrays."""
 
 from functools import cache, partial
 

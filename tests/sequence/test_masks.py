@@ -63,7 +63,7 @@ def test_masks_lengths_and_resets_equal_a_loop_over_steps(cell, key):
 
 
 @REPRESENTATIVE_CELLS
-def test_all_features_together_equal_a_loop_over_steps(cell, key):
+def test_all_features_but_reverse_equal_a_loop_over_steps(cell, key):
   params, state, xs = arguments(cell, key)
   options = FEATURES["all"](cell) | {"reverse": False}
   mask = MASK & (np.arange(T)[:, None] < LENGTHS)

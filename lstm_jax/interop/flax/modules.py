@@ -27,20 +27,21 @@ Anything else runs in Flax's own RNN, unchanged.
 
 `implementation` is that of `unroll`: "mosaic_gpu" for one GPU kernel for all
 time steps. In place of the condition on dtypes above, weights, carry and the
-cell's `dtype` must then each be float32 or bfloat16. `dtype` is only that of
-the operands of products; sums, gates and c are computed in float32. So the
-results with bfloat16 differ from Flax's: they are closer to those with float32.
-For example:
+dtype that the cell computes in must then each be float32 or bfloat16. The last
+is only that of the operands of products; sums, gates and c are computed in
+float32. So the results with bfloat16 differ from Flax's: they are closer to
+those with float32. For example:
 
   LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
 
 With "mosaic_gpu", any other call is an error: Flax's own RNN is not used.
 
-Where `unroll` is used, three things differ from Flax. Given `seq_lengths`,
-padded outputs are 0, where Flax applies the cell to the padding; and the final
+Where `unroll` is used, four things differ from Flax. Given `seq_lengths`,
+padded outputs are 0, where Flax applies the cell to the padding; the final
 carry of a sequence of length 0 is its initial carry, where Flax returns the
-carry after all the padding. Forward mode (`jax.jvp`, `jax.jacfwd`) raises a
-TypeError.
+carry after all the padding; and with several batch axes, the final carry has
+the shape of the initial one, where that of Flax has another, or Flax raises an
+error. Forward mode (`jax.jvp`, `jax.jacfwd`) raises a TypeError.
 """
 
 import inspect
@@ -125,10 +126,12 @@ class LinenRNN(linen.RNN):
         carry = flax_cell.initialize_carry(key, xs.shape[1:])
       if "params" not in flax_cell.variables:
         flax_cell(carry, xs[0])  # creates the weights
-      _, params = from_linen(flax_cell.variables["params"])
-      call = Call(cell, params, carry, xs, seq_lengths, flax_cell.dtype)
-      if _is_ours(self, call):
-        return _run(self, call, options)
+      weights = flax_cell.variables["params"]
+      if _are_floats(weights):
+        _, params = from_linen(weights)
+        call = Call(cell, params, carry, xs, seq_lengths, flax_cell.dtype)
+        if _is_ours(self, call):
+          return _run(self, call, options)
     _check_flax_may_run(self)
     return LINEN_CALL(
       self,
@@ -216,6 +219,12 @@ def _time_first(inputs: Any, options: Options) -> jax.Array | None:
     return None
   xs = xs if options.time_major else jnp.moveaxis(xs, -2, 0)
   return xs if len(xs) else None
+
+
+def _are_floats(weights: Any) -> bool:
+  """Return whether `from_linen` takes the weights; Flax takes complex ones."""
+  leaves = jax.tree.leaves(weights)
+  return all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
 
 
 def _is_ours(module: Any, call: Call) -> bool:

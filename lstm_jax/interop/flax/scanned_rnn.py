@@ -42,6 +42,7 @@ from flax import linen
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.caching import cached
 from lstm_jax.cells.cell import Cell, cell_name, zero_state
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.lstm import LSTMState
 from lstm_jax.interop.flax.weights import from_linen
 from lstm_jax.sequence._unroll import unroll
@@ -128,9 +129,13 @@ def scanned(cell: Cell) -> Any:
       Args:
         batch_size: B, or the sizes of several batch axes.
         hidden_size: H.
+
+      Raises:
+        ValueError: a size is not a count.
       """
       if isinstance(batch_size, int | np.integer):
         batch_size = (int(batch_size),)
+      hidden_size = check_count("hidden_size", hidden_size)
       return _carry(zero_state(cell, batch_size, hidden_size))
 
   return ScannedRNN

@@ -219,7 +219,11 @@ def _values(data: Any) -> np.ndarray:
   if _text(data, "dtype") != "bfloat16":
     return x
   # Stored as two bytes without a type (kind V), or as floats of another dtype.
-  return x.view(jnp.bfloat16) if x.dtype.kind == "V" else x.astype(jnp.bfloat16)
+  if x.dtype == "V2":
+    return x.view(jnp.bfloat16)
+  if x.dtype.kind != "f":
+    raise ValueError(f"{data.name} must hold bfloat16, got {x.dtype}")
+  return x.astype(jnp.bfloat16)
 
 
 def _text(member: Any, name: str) -> str | None:

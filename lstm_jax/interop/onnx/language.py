@@ -39,6 +39,7 @@ from lstm_jax.language import LanguageParams, Tokenizer
 from lstm_jax.sequence.stack import check_some_layers
 
 ModelProto = Any  # an onnx.ModelProto
+MAX_BYTES = 2**31 - 2**26  # the rest is for the graph and the vocabulary
 
 
 def language_model_to_onnx(
@@ -60,14 +61,21 @@ def language_model_to_onnx(
 
   Raises:
     ValueError: ONNX has no operator for the cell, or lacks its activations;
-      params are of another cell or dtype, or do not fit each other; or the
-      tokenizer has another type, or does not have V symbols.
+      params are of another cell or dtype, do not fit each other, or have
+      more than MAX_BYTES; or the tokenizer has another type, or does not have V
+      symbols.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
   operator(cell)  # or raises an error that lists the known cells
   params = jax.tree.map(np.asarray, params)
   _check_params(cell, params)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  if size > MAX_BYTES:
+    raise ValueError(
+      f"params must have at most {MAX_BYTES:,} bytes, since an ONNX file has "
+      f"less than 2 GiB, got {size:,} bytes"
+    )
   try:
     own_version = version("lstm-jax")
   except PackageNotFoundError:  # a clone on Python's path, not installed

@@ -34,7 +34,7 @@ def checked_names(
   if unknown:
     raise ValueError(
       f"{kind} of {op_type} must be among {', '.join(known)}, "
-      f"got {', '.join(unknown)}"
+      f"got {', '.join(map(str, unknown))}"
     )
   if not names or (kind == "inputs" and "X" not in names):
     needed = "X" if kind == "inputs" else f"one of {', '.join(known)}"

@@ -47,6 +47,7 @@ def test_a_kept_comparison_is_whole(directory):
       ("samples", 0, "words_in_val"),
       "words_in_val must have 2 values, got 1$",
     ),
+    ("runs", ("samples", 0, "rhymes"), "rhymes must have 2 values, got 1$"),
     ("context", ("val_loss",), "val_loss must have 2 values, got 1"),
     ("context", ("val_loss", 0), "val_loss must have 3 values, got 2"),
     ("gradient_flow", ("norms", "h"), "norms of h must have 11 values, got 10"),
@@ -64,6 +65,15 @@ def test_a_list_that_lost_a_value_is_damaged(part, values, message, tmp_path):
   with pytest.raises(
     ValueError, match=f"{exact(path)} is damaged: .*{message}"
   ):
+    compare_cells.load(tmp_path)
+
+
+def test_a_lost_delay_is_damaged(tmp_path):
+  record = example()
+  del record["recall"][1]
+  compare_cells.save(record, tmp_path)
+  message = r"the delays of \w+, \w+, must be \[1, 5\], got \[1\]$"
+  with pytest.raises(ValueError, match=f"is damaged: {message}"):
     compare_cells.load(tmp_path)
 
 

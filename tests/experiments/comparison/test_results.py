@@ -9,6 +9,7 @@ from experiments.comparison.results import (
   print_held,
   read_record,
 )
+from experiments.trainer.files import ensure_directory
 from experiments.trainer.locking import LOCK
 from tests.patterns import exact
 
@@ -74,6 +75,15 @@ def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
   assert path.read_text() == "kept"
 
 
+def test_a_parent_that_is_a_file_or_leads_nowhere_is_named(tmp_path):
+  path, link = tmp_path / "out", tmp_path / "link"
+  path.touch()
+  link.symlink_to(tmp_path / "nowhere")
+  for wrong in (path, link):
+    with pytest.raises(ValueError, match=f"^{exact(wrong)} is not a directory"):
+      ensure_directory(wrong / "a" / "b")
+
+
 @pytest.mark.parametrize("name", ["config.json", "samples.txt", "figure.png"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_directory_or_another_file_is_not_written_over(
@@ -130,6 +140,7 @@ def test_a_damaged_record_is_an_error_that_names_it(
   "check",
   [
     *(lambda: {}["config"], lambda: [][0], lambda: None + 1),
+    lambda: float(10**400),
     lambda: check_length("norms", [1.0], 2),
   ],
 )

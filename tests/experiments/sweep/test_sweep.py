@@ -124,6 +124,14 @@ def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
   assert ["0.1000001", "1", "1.9000"] in rows
 
 
+def test_an_infinite_loss_has_no_deviation(console):
+  members = [Member(seed, 0.1, [(1, math.inf)]) for seed in (0, 1)]
+  console.print(sweep.rate_table(members))
+  assert ["0.1", "2", "inf", "nan"] in [
+    line.split() for line in console.file.getvalue().splitlines()
+  ]
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [

@@ -1,5 +1,6 @@
 """The table of an evaluation, and the results of several in one file."""
 
+import json
 import math
 
 import pytest
@@ -83,6 +84,14 @@ def test_the_results_of_another_text_model_or_device_are_not_kept(
 ):
   path = tmp_path / "evaluation.json"
   write_json(path, results("cold", 3.0) | {name: 2})
+  record = results("stateful", 2.0)
+  assert merge_earlier(path, record) == record
+
+
+def test_a_record_with_a_nan_is_not_kept(tmp_path):
+  path = tmp_path / "evaluation.json"
+  earlier = results("cold", 3.0) | {"nats": {"cold": math.nan}}
+  path.write_text(json.dumps(earlier))
   record = results("stateful", 2.0)
   assert merge_earlier(path, record) == record
 

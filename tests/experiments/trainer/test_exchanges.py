@@ -21,7 +21,7 @@ def two_processes(monkeypatch, gathered):
 
   Args:
     gathered: `process_allgather`: takes this process's value; returns those of
-      both. None where nothing is gathered.
+      all. None where nothing is gathered.
   """
   utils = multihost.multihost_utils
   monkeypatch.setattr(jax, "process_count", lambda: 2)

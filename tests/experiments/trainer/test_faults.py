@@ -1,4 +1,4 @@
-"""Runs that are killed, or whose directory cannot be written."""
+"""Runs that are killed, cannot write their directory, or lack memory."""
 
 import json
 import re

@@ -39,7 +39,7 @@ def server():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-  """An empty cache directory, and a current directory without texts."""
+  """A cache directory not made yet, and a current directory without texts."""
   monkeypatch.setenv("LSTM_JAX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setenv("no_proxy", "*")
   (tmp_path / "cwd").mkdir()

@@ -106,7 +106,7 @@ def test_a_vertical_logarithmic_axis_leaves_out_what_is_not_positive(opened):
   assert opened.run("return scale.yTicks.includes(0.001)")
 
 
-def test_smoothing_averages_the_training_loss_alone(opened, directories):
+def test_smoothing_averages_no_loss_but_that_of_training(opened, directories):
   before = lines(opened)
   choose(opened, "smoothing", "0.5")
   after = lines(opened)
