@@ -149,7 +149,7 @@ def main() -> int:
     )
   if old and timed.isdisjoint(chosen):
     raise ValueError(
-      f"{path} has times of --part={','.join(sorted(timed))}, not of "
+      f"{path} has times of --part={' and '.join(sorted(timed))}, not of "
       f"{', '.join(chosen)}"
     )
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}

@@ -229,7 +229,7 @@ class Reading {
     // as for a comma after a space.
     const added = (token) => {
       const piece = pieceOf(token).slice(partial ? typed.length : 0);
-      // Reads as this token only once a word follows.
+      // With an indentation, it reads as this token only once a word follows.
       if (piece.startsWith("\n")) return piece;
       return [piece, " " + piece].find((more) => {
         const items = tokens.encode(end + more);

@@ -75,7 +75,8 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
 
   Raises:
     ValueError: as above; params have no w_x, or a list in place of an array; or
-      a step or its backward fails, or returns other shapes than it must.
+      a step (see `_check_forward`) or its backward fails, or returns other
+      shapes than it must.
   """
   if not hasattr(params, "w_x"):
     raise ValueError(
@@ -151,6 +152,9 @@ def _wrong(params: Any) -> str:
 
 def _check_forward(forward: Callable, params: Any) -> None:
   """Raise ValueError if a step fails, or gives other gates or another state.
+
+  A step fails if it raises TypeError, ValueError, IndexError or AttributeError.
+  Another exception, such as KeyError, is raised as it is.
 
   Args:
     forward: (params) -> (x, state, next state, project's result, gates,

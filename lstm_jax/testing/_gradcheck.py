@@ -19,8 +19,9 @@ The relative error of two numbers a and b is
 with rms the root mean square of the tensor's gradient by autodiff and RMS that
 of all tensors together. A coordinate that happens to be near zero is thus
 measured against the size of its neighbours, and a tensor whose gradient
-vanishes against that of the others. So neither raises a false alarm, but an
-error of 1 % in a term still shows as about 1e-2 where that term matters.
+vanishes against that of the others. So neither raises a false alarm (unless all
+gradients vanish: rounding of the differences then does not pass), but an error
+of 1 % in a term still shows as about 1e-2 where that term matters.
 
   >>> import jax, jax.numpy as jnp
   >>> report = gradcheck(jnp.sin, jnp.sin, jnp.ones(3), jax.random.key(0))

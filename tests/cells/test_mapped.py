@@ -1,4 +1,4 @@
-"""`vmap` over rows that share their weights, for sequences and steps."""
+"""`vmap` over rows, for sequences and steps; most tests share the weights."""
 
 import re
 from functools import cache, partial

@@ -47,10 +47,8 @@ def test_classes_of_one_name_in_snake_case_are_numbered_together(tmp_path, key):
   with h5py.File(content, "a") as file:
     file["layers/lstm_1/vars"].attrs["name"] = "b"
   write(path, config, content.getvalue())
-  with pytest.raises(
-    ValueError,
-    match=r"^layer a: layers/lstm_1 must hold this layer, but holds b$",
-  ):
+  message = "^layer a: layers/lstm_1 must hold this layer, but holds b$"
+  with pytest.raises(ValueError, match=message):
     interop.load(path)
 
 
@@ -240,6 +238,7 @@ def test_a_file_that_keras_3_did_not_write_is_named(group, found, tmp_path):
 def test_layers_of_other_classes_are_left_out(tmp_path, key):
   arrays = interop.to_keras(draw(key, "LSTM"))
   path = tmp_path / "model.weights.h5"
+  # `int` does not read a number of 5,000 digits.
   names = "time_distributed/layer", "own/lstm", "rnn", f"gru_{9:05000}", "lstm"
   path.write_bytes(hdf5({f"layers/{name}/cell": arrays for name in names}))
   assert list(interop.load_weights(path)) == ["lstm"]

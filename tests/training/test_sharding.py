@@ -69,7 +69,7 @@ def test_text_that_is_no_mesh_is_refused(text, message):
     parse_mesh(text)
 
 
-def test_a_mesh_takes_every_device():
+def test_a_mesh_of_too_many_devices_or_another_axis_is_refused():
   assert dict(make_mesh({"data": 1}).shape) == {"data": 1, "model": 1}
   message = "^a mesh of data 4 × model 2 needs 8 devices, got 1$"
   with pytest.raises(ValueError, match=message):

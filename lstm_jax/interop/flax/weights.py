@@ -208,7 +208,7 @@ def to_nnx(params: Params, module: Any) -> None:
 
   Raises:
     ValueError: the module is of another kind or size, or computes something
-      else, as in `from_nnx`; or params.b_n is not 0.
+      else or has no weights, as in `from_nnx`; or params.b_n is not 0.
       The module is then unchanged.
   """
   cell, variables = _variables(module)

@@ -103,8 +103,9 @@ def from_keras(
   Raises:
     ValueError: weights is neither a list nor a mapping; an array is missing,
       has a shape or dtype that does not fit the others, or holds no floats; a
-      name is not that of such an array; reset_after is needed but not given,
-      or contradicts the bias; or there is no such activation.
+      name is not that of such an array; the reset_after of a GRU is needed but
+      not given, is no bool, or contradicts the bias; or there is no such
+      activation.
 
   Do not pass gradients of a GRU with reset_after=True: for r and z, both rows
   of its bias have equal gradients, which are also the gradient of our b, but
