@@ -83,17 +83,25 @@ class Docstrings(griffe.Extension):
       obj.docstring.value = fenced(obj.docstring.value)
 
   def on_class(self, *, cls, **kwargs):
-    """List a NamedTuple's fields, with the comments that end their lines."""
+    """List a NamedTuple's fields, with the comments that end their lines.
+
+    A docstring that lists them itself is given their types.
+    """
     if not any(str(base).endswith("NamedTuple") for base in cls.bases):
       return
+    listed = cls.docstring and "\nAttributes:\n" in cls.docstring.value
     fields = []
     for name, member in [*cls.members.items()]:
       if not member.is_attribute or "property" in member.labels:
         continue
+      field = f"  {name} ({member.annotation}):"
       comment = member.source.partition("#")[2].strip().replace("\n", " ")
-      fields.append(f"  {name} ({member.annotation}): {comment}")
+      fields.append(f"{field} {comment}")
+      if listed:
+        text = cls.docstring.value
+        cls.docstring.value = text.replace(f"\n  {name}:", f"\n{field}", 1)
       del cls.members[name]
-    if cls.docstring and fields:
+    if cls.docstring and fields and not listed:
       cls.docstring.value += "\n\nAttributes:\n" + "\n".join(fields)
 
 

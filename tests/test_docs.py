@@ -37,7 +37,7 @@ def code_blocks(text):
 
 
 def run(code, names):
-  """Run a block as a reader does: in float32, with JAX's own settings."""
+  """Run a block as a reader does: in float32, with JAX's own promotions."""
   with (
     jax.enable_x64(False),
     jax.numpy_rank_promotion("allow"),

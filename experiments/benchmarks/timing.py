@@ -26,8 +26,8 @@ def compare(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
   """Make each peer, and time all in turns.
 
-  A maker proves that its peer computes the same (of `original`, a test does;
-  `products alone` computes less).
+  A maker proves that its peer computes the same (of `original`, a test does; of
+  the networks of `policies.peer.race`, `race`; `products alone` computes less).
 
   Args:
     makers: of the peers; the first is ours.

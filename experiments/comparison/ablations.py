@@ -114,7 +114,6 @@ def read_ablations(
       f"{path} is damaged, or of another version: it lacks {error}"
     ) from None
   except (
-    OSError,
     ValueError,
     TypeError,
     AttributeError,

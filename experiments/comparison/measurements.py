@@ -59,7 +59,7 @@ def describe_cells(
   seconds = seconds_per_step(models, corpus.batches, config, keys)
   width = max(map(len, models))
   for name, cell in models.items():
-    losses: dict[float, float] = {}  # of each rate that was tried
+    losses: dict[float, float] = {}  # of the rates that did not diverge
     learning_rate: float | None = config.learning_rate[0]
     chosen = f"learning rate {learning_rate} (the only one given)"
     if trial:

@@ -38,7 +38,7 @@ def define_flags(
       flag = flag_values[leaf.name]
       flag.parser = copy.copy(flag.parser)  # flags of equal bounds share it
       bounds = leaf.bounds
-      if leaf.kind is int and not leaf.repeated:
+      if leaf.kind is int:
         bounds = bounds.replace("inf)", f"{LARGEST}]")
       flag.parser.syntactic_help = f"in {bounds}"
     if leaf.choices:  # absl breaks a long line of help only at spaces
@@ -132,11 +132,11 @@ def _define(leaf: Leaf, flag_values: flags.FlagValues) -> flags.FlagHolder:
     return define(name, value, text, **options)
   low = float(leaf.bounds[1:].split(",")[0]) if leaf.bounds else None
   low = int(low) if leaf.kind is int and low is not None else low
-  if leaf.repeated:
-    define = flags.DEFINE_multi_float
-    define = flags.DEFINE_multi_integer if leaf.kind is int else define
-    return define(name, value, text, low, **options)
   if leaf.kind is int:
-    return flags.DEFINE_integer(name, value, text, low, LARGEST, **options)
+    define = flags.DEFINE_integer
+    define = flags.DEFINE_multi_integer if leaf.repeated else define
+    return define(name, value, text, low, LARGEST, **options)
+  if leaf.repeated:
+    return flags.DEFINE_multi_float(name, value, text, low, **options)
   flag = flags.DEFINE_float(name, value, text, low, **options)
   return finite(flag, flag_values)

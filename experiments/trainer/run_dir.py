@@ -182,12 +182,11 @@ def _other_version(directory: Path) -> str | None:
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any; its CONFIG last."""
   previous = directory / PREVIOUS
-  if previous.is_symlink() or not previous.is_dir():
-    return
-  with suppress(OSError):  # then CONFIG stays, and a later call tries again
-    for name in CONTENTS:
-      _delete(previous / name)
-    shutil.rmtree(previous)
+  if not previous.is_symlink() and previous.is_dir():
+    with suppress(OSError):  # then CONFIG stays, and a later call tries again
+      for name in CONTENTS:
+        _delete(previous / name)
+      shutil.rmtree(previous)
 
 
 def check_is_run_or_empty(directory: Path) -> None:
@@ -243,8 +242,7 @@ def _is_leftover(name: str) -> bool:
 def set_aside(directory: Path) -> None:
   """Move a run into `previous`; a successor with a best checkpoint deletes it.
 
-  If `previous` holds a run already, one of the two is deleted: that in
-  `directory` if it has no best checkpoint, or else that in `previous`.
+  A run in `previous` is deleted; or this one, if it has no best checkpoint.
   """
   previous = directory / PREVIOUS
   complete = (previous / CONFIG).exists()
@@ -254,6 +252,8 @@ def set_aside(directory: Path) -> None:
     return
   if complete:
     delete_previous(directory)
+    if (previous / CONFIG).exists():  # two runs would be mixed
+      raise OSError(f"{previous} cannot be deleted")
   previous.mkdir(exist_ok=True)
   for name in CONTENTS:
     if name == CONFIG:

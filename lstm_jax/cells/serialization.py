@@ -6,23 +6,22 @@ without its module. It does not change when the class moves to another module,
 so that exported functions stay readable.
 """
 
+from contextlib import suppress
 from typing import TypeVar
 
 from jax import export
 
 T = TypeVar("T", bound=tuple)
 
-_names: set[str] = set()
-
 
 def serializable(namedtuple: type[T]) -> type[T]:
   """Return a NamedTuple class, after giving it its name for `jax.export`.
 
-  If the name was given to another class before, as when a module is reloaded,
-  the new class gets no name, and `jax.export` refuses to serialize it.
+  If the name was given to another class before, as when a module is reloaded or
+  the library is imported anew, the new class gets no name, and `jax.export`
+  refuses to serialize it.
   """
   name = f"lstm_jax.{namedtuple.__name__}"
-  if name not in _names:
-    _names.add(name)
+  with suppress(ValueError):  # the name is taken
     export.register_namedtuple_serialization(namedtuple, serialized_name=name)
   return namedtuple

@@ -224,6 +224,11 @@ def _check_backward(backward: Callable, params: Any) -> None:
     raise ValueError(f"{error}; its backward fails: {failure}") from failure
   state, d_state, gradients, x, dx = shapes
   _check_type(error, "recur_backward must return a state", state, d_state)
+  if _shapes(d_state) != _shapes(state):
+    raise ValueError(
+      f"{error}; recur_backward must return cotangents of the state's shapes, "
+      f"{_named(state)}, got {_named(d_state)}"
+    )
   what = "parameter_gradients must return gradients"
   _check_type(error, what, params, gradients)
   if _shapes(gradients) != _shapes(params):

@@ -56,6 +56,12 @@ def own_cell(old, new):
       f"to have the same shape, got ({4 * H},) and ({D},).",
     ),
     (
+      "return DiagonalLSTMState(dh, dc), da",
+      "return DiagonalLSTMState(da, dc), da",
+      f"{WRONG}recur_backward must return cotangents of the state's shapes, "
+      f"h [{H}], c [{H}], got h [{4 * H}], c [{H}]",
+    ),
+    (
       "dx = da @ params.w_x.T",
       "dx = da",
       f"{WRONG}parameter_gradients must return dx of x's shape, [{D}], "

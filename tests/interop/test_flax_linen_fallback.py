@@ -78,6 +78,16 @@ def test_another_linen_cell_runs_in_flax(name, key, monkeypatch):
   assert not calls
 
 
+def test_complex_weights_run_in_flax(key):
+  cell, xs = linen.SimpleCell(H, param_dtype=jnp.complex128), inputs(key)
+  theirs, ours = (kind(cell) for kind in (linen.RNN, LinenRNN))
+  variables = theirs.init(key, xs)
+  found = ours.apply(variables, xs)
+  assert found.dtype == theirs.apply(variables, xs).dtype
+  assert jnp.iscomplexobj(found)
+  assert jnp.array_equal(found, theirs.apply(variables, xs))
+
+
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "fields",

@@ -198,6 +198,23 @@ def test_an_attribute_that_is_no_text_is_refused(
     interop.load(path)
 
 
+@pytest.mark.parametrize("stored", ["V4", "complex64", "int16"])
+def test_what_cannot_be_bfloat16_is_refused(stored, tmp_path, key):
+  name = "layers/lstm/cell/vars/1"
+  content = io.BytesIO(
+    hdf5({"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))})
+  )
+  with h5py.File(content, "a") as file:
+    del file[name]
+    file[name] = np.zeros((H, 4 * H), stored)
+    file[name].attrs["dtype"] = "bfloat16"
+  path = tmp_path / "model.keras"
+  write(path, model(configured("LSTM", "a")), content.getvalue())
+  message = rf"/{name} must hold bfloat16, got (\|V4|{stored})$"
+  with pytest.raises(ValueError, match=f"^layer a: {message}"):
+    interop.load(path)
+
+
 def test_an_attribute_of_fixed_length_is_read(tmp_path, key):
   params = draw(key, "LSTM")
   content = io.BytesIO(hdf5({"layers/lstm/cell": interop.to_keras(params)}))

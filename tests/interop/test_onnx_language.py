@@ -244,6 +244,13 @@ def test_a_model_that_onnx_cannot_hold_is_refused(key):
   refused("layers must have at least one layer", params._replace(layers=()))
   refused("layers must be a list or tuple", params._replace(layers=None))
   refused("tokenizer must be a Tokenizer or None, got str", params, lstm, "x")
+  many = 10**8  # symbols; one number stands for all, without memory
+  large = params._replace(
+    embedding=np.broadcast_to(np.float32(0), (many, E)),
+    readout=np.broadcast_to(np.float32(0), (H, many)),
+    bias=np.broadcast_to(np.float32(0), (many,)),
+  )
+  refused(r"at most [\d,]+ bytes, .* 2 GiB, got 4,800,", large)
   for field, shape, given in (
     ("bias", r"\[any\]", params.bias[:, None]),
     ("bias", r"\[any\]", params.bias[0]),

@@ -17,7 +17,7 @@ class Unsupported(Exception):
 class Peer(NamedTuple):
   """A program to time; where results must equal ours, its maker checks them.
 
-  Those of `original` are checked by a test.
+  Those of `original` are checked by a test, those of `policies.peer` by `race`.
   """
 
   run: Callable[[], Any]  # returns when the result is ready

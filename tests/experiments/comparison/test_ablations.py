@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import ablate
+from experiments.comparison import ablations
 from experiments.comparison.ablations import (
   Ablations,
   check_all_named,
@@ -129,7 +130,7 @@ def test_a_row_is_not_added_to_results_that_were_begun_again(
 def test_a_signal_in_a_measurement_stops_the_runs_after_it(
   config, console, monkeypatch
 ):
-  """The row is kept, and the program prints the command that resumes it."""
+  """The row is kept, and `run` returns the signal."""
 
   def measure(*given):
     signal.raise_signal(signal.SIGTERM)
@@ -143,3 +144,14 @@ def test_a_signal_in_a_measurement_stops_the_runs_after_it(
   rows, stopped_by = ablate.run(config, ["seed=5"], console)
   assert stopped_by == signal.SIGTERM
   assert rows == read_record(config)["rows"] == [{"change": "base"} | ROW]
+
+
+def test_overwrite_drops_no_record_that_cannot_be_read(tmp_path, monkeypatch):
+  def unreadable(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(ablations, "read_json", unreadable)
+  path = tmp_path / "ablations.json"
+  path.touch()
+  with pytest.raises(PermissionError):
+    check_all_named(path, {}, "", ["seed=1"])

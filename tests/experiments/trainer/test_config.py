@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
+from experiments.comparison.config import CompareConfig
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.flags import (
   config_from_flags,
@@ -177,6 +178,15 @@ def outside(bounds, low, high):
   if high < LARGEST:  # `:g` writes a larger one as no integer
     values.append(high if bounds.endswith(")") else high + 1)
   return values
+
+
+def test_integers_that_are_too_large_are_refused_also_if_repeated(flag_values):
+  define_flags(CompareConfig(), flag_values)
+  for name in ("delay", "num_steps"):
+    message = rf"^flag --{name}={LARGEST + 1}: .* {LARGEST}\]"
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
+      flag_values(["compare_cells", f"--{name}={LARGEST + 1}"])
+    flag_values[name].unparse()
 
 
 @pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])

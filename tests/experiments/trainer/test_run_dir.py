@@ -39,6 +39,20 @@ def test_a_previous_run_is_replaced_as_a_whole(successor):
   assert (previous / "samples.txt").read_text() == "newer"
 
 
+def test_a_run_is_not_mixed_with_a_previous_one_that_cannot_be_deleted(
+  successor, monkeypatch
+):
+  def rmtree(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(run_dir.shutil, "rmtree", rmtree)
+  previous = successor / "previous"
+  before = {path.name for path in successor.iterdir()}
+  with pytest.raises(OSError, match=f"^{exact(previous)} cannot be deleted$"):
+    set_aside(successor)
+  assert {path.name for path in successor.iterdir()} == before
+
+
 def test_a_run_is_moved_with_every_file_that_it_may_have(tmp_path):
   named = set(re.findall(r"^([\w.]+)/?  ", run_dir.__doc__, re.MULTILINE))
   named -= {"previous", "lock"}
