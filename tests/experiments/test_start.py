@@ -125,7 +125,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("compare_cells", "--replot", f"--out={tmp_path}"): "there is no compari",
     ("compare_cells", "--corpus=nowhere.txt"): "nowhere.txt cannot be",
     ("compare_cells", f"--out={full}"): "holds results already: --overwrite ",
-    ("compare_cells", "--delay=0"): "0 is not in [1, inf)",
+    ("compare_cells", "--delay=0"): "0 is not in [1, 2147483647]",
     ("policy", "--replot", f"--out={tmp_path}"): "there are no policies in ",
     ("policy", f"--out={full}"): "full holds results already: --overwrite rep",
     ("policy", "--num_envs=6"): "num_envs must be a multiple of num_miniba",
