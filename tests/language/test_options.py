@@ -66,7 +66,7 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"size": 8.5}, "^size must be of type int, got 8.5$"),
     ({"size": "8"}, "^size must be of type int, got '8'$"),
     ({"size": True}, "^size must be of type int, got True$"),
-    ({"size": np.timedelta64(8)}, "^size must be of type int, got np"),
+    ({"size": np.timedelta64(8, "s")}, "^size must be of type int, got np"),
     ({"rate": np.timedelta64(1, "s")}, "^rate must be of type float, got np"),
     ({"rate": "0.5"}, "^rate must be of type float, got '0.5'$"),
     ({"plain": 1.0}, "^plain must be of type int, got 1.0$"),
