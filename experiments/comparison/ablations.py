@@ -92,6 +92,7 @@ def read_ablations(
   Raises:
     ValueError: the file is damaged, is a link, or is of another recipe or
       corpus.
+    OSError: it cannot be read.
   """
   check_regular(path)
   if not path.exists():

@@ -26,11 +26,11 @@ def ensure_directory(directory: Path, advice: str = "") -> None:
   """
   try:
     make_directory(directory)
-  except (FileExistsError, NotADirectoryError):
-    wrong = directory
-    while wrong.is_dir() or not os.path.lexists(wrong):
-      wrong = wrong.parent
-    raise ValueError(f"{wrong} is not a directory{advice}") from None
+  except OSError:
+    for path in (directory, *directory.parents):
+      if os.path.lexists(path) and not path.is_dir():
+        raise ValueError(f"{path} is not a directory{advice}") from None
+    raise
 
 
 def real_path(path: Path) -> Path:

@@ -31,8 +31,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.checks import as_number
-
 
 def sigmoid(a: jax.Array) -> jax.Array:
   """Return σ(a) = 1 / (1 + e⁻ᵃ)."""
@@ -140,7 +138,8 @@ def check_activations(**values: object) -> None:
       hash(value.parameters)
     except TypeError:
       raise ValueError(
-        f"{name}.parameters must be Python floats, got {value.parameters}"
+        f"{name}.parameters must be hashable, such as Python floats, got "
+        f"{value.parameters}"
       ) from None
 
 
@@ -155,7 +154,10 @@ def make_hard_sigmoid(slope: float) -> Activation:
     ValueError: the slope is not a positive number.
   """
   is_number = isinstance(slope, Real) and not isinstance(slope, bool)
-  value = as_number("slope", slope) if is_number else 0.0
+  try:
+    value = float(slope) if is_number else 0.0
+  except OverflowError:
+    value = math.inf
   if not 0 < value < math.inf:
     raise ValueError(f"slope must be a number in (0, inf), got {slope!r}")
   name = f"hard_sigmoid({value:g})"

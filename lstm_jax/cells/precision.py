@@ -20,7 +20,7 @@ def check_float(name: str, dtype: Any) -> None:
     # JAX has no longdouble and no swapped bytes; NumPy takes None as float64.
     valid = dtype is not None and found.isnative and found.itemsize <= 8
     valid = valid and jnp.issubdtype(found, jnp.floating)
-  except (TypeError, SyntaxError):  # NumPy parses "(2,"
+  except (TypeError, ValueError, SyntaxError):  # NumPy parses "(2,"
     valid = False
   if not valid:
     got = getattr(dtype, "__name__", repr(dtype))

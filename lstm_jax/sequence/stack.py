@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, cell_name, output_size
-from lstm_jax.cells.checks import check_count, is_integer
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.weight_checks import check_params
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
@@ -249,7 +249,7 @@ def _sizes(
   counts: dict[str, int] = {}
   if num_layers is not None:
     counts["num_layers"] = check_count("num_layers", num_layers)
-  sizes = np.asarray(hidden_sizes, object)  # also lists of different lengths
+  sizes = np.asarray(hidden_sizes)
   if sizes.ndim:
     counts["hidden_sizes"] = len(sizes)
   if not _is_cell(cell):
@@ -265,7 +265,7 @@ def _sizes(
   (layers,) = set(counts.values())
   if layers < 1:
     raise ValueError(f"a stack needs at least one layer, got {layers}")
-  if sizes.ndim > 1 or not all(map(is_integer, sizes.flat)):
+  if sizes.ndim > 1 or sizes.dtype.kind not in "iu":
     raise ValueError(
       f"hidden_sizes must be an integer, or one per layer, got {hidden_sizes!r}"
     )

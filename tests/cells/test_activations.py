@@ -121,7 +121,7 @@ def test_higher_derivatives_at_zero_pre_activations_equal_those_of_a_loop(
 
 @pytest.mark.parametrize(
   "slope",
-  [0, -0.2, math.inf, math.nan, "0.2", True, Fraction(1, 10**400)],
+  [0, -0.2, math.inf, math.nan, "0.2", True, Fraction(1, 10**400), 10**400],
   ids=str,
 )
 def test_a_slope_that_is_no_finite_positive_number_is_refused(slope):
@@ -142,7 +142,7 @@ def test_parameters_in_a_list_are_refused():
 def test_parameters_that_are_arrays_are_refused():
   array = (jnp.float32(0.2),)
   scaled = Activation("scaled", lambda a, s: a * s, lambda y, s: s, array)
-  with pytest.raises(ValueError, match=r"\.parameters must be Python floats"):
+  with pytest.raises(ValueError, match=r"\.parameters must be hashable, such"):
     rnn.with_activation(scaled)
 
 

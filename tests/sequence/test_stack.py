@@ -231,8 +231,8 @@ def test_one_hidden_size_is_that_of_every_layer(key):
   ):
     init_stack(lstm, key, D, (H, 0))
   for wrong, num_layers in (
-    *(((6, 5.7), 2), ((True, 6), 2), ("65", 2)),
-    *(([[6, 5]], None), ([6, (5, 7)], None)),
+    *(((6, 5.7), 2), ((True, True), 2), ("65", 2)),
+    *(([[6, 5]], None), ([[6], [5]], None)),
   ):
     message = (
       f"hidden_sizes must be an integer, or one per layer, got {wrong!r}"

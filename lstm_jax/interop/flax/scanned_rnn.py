@@ -131,7 +131,7 @@ def scanned(cell: Cell) -> Any:
         hidden_size: H.
 
       Raises:
-        ValueError: a size is not a count.
+        ValueError: hidden_size is not an integer ≥ 1.
       """
       if isinstance(batch_size, int | np.integer):
         batch_size = (int(batch_size),)

@@ -76,10 +76,11 @@ def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
 
 
 def test_a_parent_that_is_a_file_or_leads_nowhere_is_named(tmp_path):
-  path, link = tmp_path / "out", tmp_path / "link"
+  path, link, loop = (tmp_path / name for name in ("out", "link", "loop"))
   path.touch()
   link.symlink_to(tmp_path / "nowhere")
-  for wrong in (path, link):
+  loop.symlink_to(loop)
+  for wrong in (path, link, loop):
     with pytest.raises(ValueError, match=f"^{exact(wrong)} is not a directory"):
       ensure_directory(wrong / "a" / "b")
 
