@@ -23,7 +23,8 @@ from experiments.trainer.config import CELLS
 from experiments.trainer.own_cell import import_cell, init_shapes
 from lstm_jax import unroll
 from lstm_jax.cells.affine import affine
-from lstm_jax.cells.cell import Cell, output_size, zero_state
+from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.properties import output_size, zero_state
 from lstm_jax.sequence import resettable
 
 FEED_FORWARD = "feed_forward"

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 
 from experiments.trainer.files import read_json
 from lstm_jax import unroll
-from lstm_jax.cells.cell import Cell, CellModule, cell_name
+from lstm_jax.cells.cell import Cell, CellModule
 from lstm_jax.cells.made import MadeCell
 from lstm_jax.cells.platform import traced_for
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.cells.weight_checks import PARTS
 
 FUNCTIONS = "init", *PARTS, "forward", "backward", "step"

@@ -42,9 +42,10 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.caching import one_at_a_time
-from lstm_jax.cells.cell import Cell, State, zeros_like_traced
+from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.checks import check_count, check_shape
 from lstm_jax.cells.precision import cast_matrices
+from lstm_jax.cells.properties import zeros_like_traced
 from lstm_jax.language import loss as losses
 from lstm_jax.language.arguments import as_params, as_token_array
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params

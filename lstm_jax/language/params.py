@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import lstm
-from lstm_jax.cells.cell import Cell, Params, output_size
+from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.cells.precision import accumulation_dtype, check_float
+from lstm_jax.cells.properties import output_size
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence.arguments import check_cell

@@ -10,7 +10,7 @@ import numpy as np
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.caching import check_hashable
-from lstm_jax.cells.cell import Cell, Params, State, cell_name
+from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.checks import (
   axes_text,
   check_broadcasts,
@@ -21,6 +21,7 @@ from lstm_jax.cells.checks import (
   time_major_hint,
 )
 from lstm_jax.cells.precision import as_array, as_arrays
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.sequence.wrappers import Wrapped
 

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.cell import Cell, Params, State, cell_name
+from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.mosaic_gpu.limits import Plan
 from lstm_jax.sequence.linear import states_before
 from lstm_jax.sequence.primal import ScanOptions, cast_operands

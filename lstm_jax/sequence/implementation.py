@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import gru, lstm, rnn
-from lstm_jax.cells.cell import Cell, Params, State, cell_name
+from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import default_device, platform
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.adjoint import Adjoint, Explicit
 

@@ -25,8 +25,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State, cell_name, output_size
+from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.properties import cell_name, output_size
 from lstm_jax.cells.weight_checks import check_params
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll

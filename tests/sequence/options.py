@@ -5,7 +5,7 @@ from functools import cache
 import jax
 import numpy as np
 
-from lstm_jax.cells.cell import output_size
+from lstm_jax.cells.properties import output_size
 from lstm_jax.sequence import regularize
 from tests.draws import B, T, shapes
 

@@ -41,9 +41,10 @@ from flax import linen
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.caching import cached
-from lstm_jax.cells.cell import Cell, cell_name, zero_state
+from lstm_jax.cells.cell import Cell
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.properties import cell_name, zero_state
 from lstm_jax.interop.flax.weights import from_linen
 from lstm_jax.sequence._unroll import unroll
 from lstm_jax.sequence.arguments import check_steps

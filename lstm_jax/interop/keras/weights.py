@@ -53,8 +53,9 @@ from lstm_jax.cells import (
   make_hard_sigmoid,
   rnn,
 )
-from lstm_jax.cells.cell import Cell, Params, cell_name
+from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.cells.checks import check_shape
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.interop.keras.directions import NAMES, SIDES, by_direction
 from lstm_jax.interop.tensors import (
   Array,

@@ -29,8 +29,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lstm_jax.cells.cell import Cell, Params, cell_name
+from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.cells.checks import check_shape
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.cells.weight_checks import check_params
 from lstm_jax.interop.onnx.nodes import to_onnx
 from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET, import_onnx

@@ -43,7 +43,8 @@ from lstm_jax.cells import (
   peephole_lstm,
   rnn,
 )
-from lstm_jax.cells.cell import Cell, Params, cell_name
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.properties import cell_name
 from lstm_jax.cells.weight_checks import check_params, check_weights, parts_of
 from lstm_jax.interop.onnx.activations import base_cell
 from lstm_jax.interop.tensors import Array
