@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.checks import check_inputs, check_leaves
+from lstm_jax.cells.checks import check_inputs, check_leaves, check_like
 from lstm_jax.cells.mapped import over_batch
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import as_array, as_arrays, cast_like, upcast
@@ -179,7 +179,7 @@ def one_step(
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
-    check_leaves(params=params, state=state)
+    check_leaves(params=params, state=state, extras=extras)
     params = as_arrays(params)
     if state is None:
       batch_shape = x.shape if is_token(x) else x.shape[:-1]
@@ -203,9 +203,23 @@ def one_step(
     return after, StepResiduals(params, x, state.h, gates, residuals, extras)
 
   def backward(saved: StepResiduals, d_state: StateT) -> tuple:
-    """Return the cotangents (d_params, d_state, dx), and None per extra."""
+    """Return the cotangents (d_params, d_state, dx), and None per extra.
+
+    Args:
+      saved: what `forward` returned beside the state.
+      d_state: the cotangent of the state after the step, of its shapes.
+
+    Raises:
+      ValueError: the cell has no backward, or d_state does not fit.
+    """
+    check_leaves(d_state=d_state)
+    d_state, batch = as_arrays(d_state), saved.h.shape[:-1]
+    state = jax.eval_shape(lambda: initial_state(saved.params, batch))
+    check_like("d_state", d_state, state)
+    return pull_back(saved, d_state)
+
+  def pull_back(saved, d_state):  # `backward` without its checks of d_state
     params, x, h, gates, residuals, extras = saved
-    d_state = as_arrays(d_state)
     if recur_backward is None or parameter_gradients is None:
       raise ValueError(
         "this cell has no backward: differentiate forward(params, state, x)[0]"
@@ -222,7 +236,7 @@ def one_step(
   def explicit(params, state, x, *extras):
     return advance(params, state, x, *extras)[0]
 
-  explicit.defvjp(advance, backward)
+  explicit.defvjp(advance, pull_back)
 
   def run(params, state, x, extras):  # (state, no outputs) for `over_batch`
     sharding = batch_sharding((params, extras), state, x)

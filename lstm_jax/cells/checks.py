@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.precision import as_array
 
 
 def check_inputs(
@@ -34,13 +35,7 @@ def check_inputs(
   batch = h.shape[:-1] if hasattr(h, "shape") else ()
   initial = jax.eval_shape(lambda: initial_state(params, batch))
   check_zero_state(initial)
-  check_same_type("state", state, initial)
-  check_arrays("state", state)
-  for field, leaf, like in zip(state._fields, state, initial, strict=True):
-    if leaf.shape != like.shape:
-      shape = axes_text(like.shape)
-      raise ValueError(f"state.{field} must be {shape}, got {leaf.shape}")
-  check_floats(state)
+  check_like("state", state, initial)
   size = params.w_x.shape[0]
   if jnp.issubdtype(x.dtype, jnp.complexfloating):
     raise ValueError(f"{name} must be real, got {x.dtype}")
@@ -68,12 +63,29 @@ def check_zero_state(state: Any) -> None:
     )
 
 
-def check_floats(state: Any) -> None:
+def check_like(name: str, state: Any, like: Any) -> None:
+  """Raise ValueError unless a state has another's type and shapes, in floats.
+
+  Args:
+    name: of the state, or of its cotangent, in the error message.
+    state: of a cell.
+    like: a state of the same cell, or only its shapes.
+  """
+  check_same_type(name, state, like)
+  check_arrays(name, state)
+  for field, leaf, other in zip(state._fields, state, like, strict=True):
+    if leaf.shape != other.shape:
+      shape = axes_text(other.shape)
+      raise ValueError(f"{name}.{field} must be {shape}, got {leaf.shape}")
+  check_floats(name, state)
+
+
+def check_floats(name: str, state: Any) -> None:
   """Raise ValueError unless every array of a state holds floats."""
   for path, leaf in jax.tree.leaves_with_path(state):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      name = jax.tree_util.keystr(path)
-      raise ValueError(f"state{name} must be floats, got {leaf.dtype}")
+      field = jax.tree_util.keystr(path)
+      raise ValueError(f"{name}{field} must be floats, got {leaf.dtype}")
 
 
 def as_number(name: str, value: Any) -> float:
@@ -151,17 +163,25 @@ def _is_value(x: Any) -> bool:
   return hasattr(x, "dtype") or isinstance(x, float | int)
 
 
-def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
-  """Raise ValueError unless an array broadcasts to a shape."""
+def broadcastable(name: str, x: Any, shape: tuple[int, ...]) -> jax.Array:
+  """Return x as a JAX array, real, that broadcasts to a shape.
+
+  Raises:
+    ValueError: x is no such array.
+  """
   expected = f"{name} must broadcast to {axes_text(shape)}"
   if x is None:
     raise ValueError(f"{expected}, got None")
-  found = jnp.shape(x)
+  x = as_array(expected, x)
+  found = x.shape
   padded = (1,) * (len(shape) - len(found)) + found
   if len(padded) > len(shape) or any(
     n not in (1, m) for n, m in zip(padded, shape, strict=True)
   ):
     raise ValueError(f"{expected}, got {found}")
+  if jnp.iscomplexobj(x):
+    raise ValueError(f"{name} must be real, got {x.dtype}")
+  return x
 
 
 def is_integer(value: Any) -> bool:

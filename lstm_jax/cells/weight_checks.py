@@ -186,7 +186,7 @@ def _check_batch_axes(states: Callable, params: Any) -> None:
     params: the weights.
   """
   without, batched = _eval_shape(states, params)
-  check_floats(without)
+  check_floats("state", without)
   structure: Any = jax.tree.structure(without)
   same = structure == jax.tree.structure(batched)
 

@@ -13,7 +13,7 @@ from lstm_jax.cells.caching import check_hashable
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.checks import (
   axes_text,
-  check_broadcasts,
+  broadcastable,
   check_inputs,
   check_leaves,
   check_same_type,
@@ -277,11 +277,7 @@ def with_time_axis(
     ValueError: x is complex, or does not broadcast to that shape.
   """
   shape = step_shape[0], *field.shape
-  if x is not None:  # which the next check names
-    x = as_array(f"{name} must broadcast to {axes_text(shape)}", x)
-  check_broadcasts(name, x, shape)
-  if jnp.iscomplexobj(x):
-    raise ValueError(f"{name} must be real, got {x.dtype}")
+  x = broadcastable(name, x, shape)
   padded = (1,) * (len(shape) - x.ndim) + x.shape
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))
 

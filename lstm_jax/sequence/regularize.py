@@ -157,7 +157,7 @@ def _floats(name: str, x: Any) -> jax.Array:
 def check_rate(name: str, rate: float) -> None:
   """Raise ValueError unless a rate is a number in [0, 1)."""
   number = hasattr(rate, "dtype") or isinstance(rate, Real)
-  if not number or np.ndim(rate) or not 0 <= rate < 1:
+  if not number or np.iscomplexobj(rate) or np.ndim(rate) or not 0 <= rate < 1:
     raise ValueError(f"{name} must be a number in [0, 1), got {rate}")
 
 

@@ -51,11 +51,8 @@ from lstm_jax.cells.cell import (
   StateT,
   one_step,
 )
-from lstm_jax.cells.checks import (
-  check_broadcasts,
-  check_rows,
-  check_same_type,
-)
+from lstm_jax.cells.checks import broadcastable, check_rows, check_same_type
+from lstm_jax.cells.precision import as_array
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.cells.weight_checks import parts_of
 
@@ -148,7 +145,7 @@ def zoneout(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   def recur(params, state, ax, share, *extras):
     check_same_type("zoneout", share, state)
     for name, k, s in zip(state._fields, share, state, strict=True):
-      check_broadcasts(f"zoneout.{name}", k, s.shape)
+      broadcastable(f"zoneout.{name}", k, s.shape)
     after, gates, residuals = cell.recur(params, state, ax, *extras)
     mixed = jax.tree.map(
       lambda k, s, new: _cast(k, s) * s + (1 - _cast(k, s)) * new,
@@ -180,7 +177,7 @@ def state_dropout(cell: Cell[ParamsT, StateT]) -> Cell[ParamsT, StateT]:
   cell = _made_to_save_h(cell)
 
   def recur(params, state, ax, factor, *extras):
-    check_broadcasts("state_dropout", factor, state.h.shape)
+    factor = broadcastable("state_dropout", factor, state.h.shape)
     start = state._replace(h=_cast(factor, state.h) * state.h)
     return cell.recur(params, start, ax, *extras)
 
@@ -269,12 +266,12 @@ def _wrapped(
 def _check_flag(name: str, flag: Any, state: State) -> None:
   """Raise ValueError unless a flag is bool, with the shape of the batch."""
   batch = state.h.shape[:-1]
-  expected = f"{name} must be bool {list(batch)}, got"
-  if flag is None:  # `asarray` would not name the argument
-    raise ValueError(f"{expected} None")
-  flag = jnp.asarray(flag)
+  expected = f"{name} must be bool {list(batch)}"
+  if flag is None:
+    raise ValueError(f"{expected}, got None")
+  flag = as_array(expected, flag)
   if flag.dtype != bool or flag.shape != batch:
-    raise ValueError(f"{expected} {flag.dtype} {flag.shape}")
+    raise ValueError(f"{expected}, got {flag.dtype} {flag.shape}")
   check_rows(f"a {name}", state)
 
 

@@ -1,5 +1,7 @@
 """Dropout, DropConnect and zoneout: what is drawn, and with which rate."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,8 +115,9 @@ def test_zoneout_in_expectation_is_the_mean_over_draws_of_one_step(key):
 def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
   assert (draw(key, RATE) == draw(key, RATE)).all()
   assert not (draw(key, RATE) == draw(jax.random.key(1), RATE)).all()
-  for rate in (-0.1, 1.0, float("nan"), None, "0.1"):
-    message = rf"^a rate must be a number in \[0, 1\), got {rate}$"
+  for rate in (-0.1, 1.0, float("nan"), None, "0.1", np.complex64(0.5)):
+    message = r"^a rate must be a number in \[0, 1\), got "
+    message += re.escape(str(rate)) + "$"
     with pytest.raises(ValueError, match=message):
       draw(key, rate)
 

@@ -170,6 +170,20 @@ def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
       np.ones((T, B, H)),
       r"^state_dropout must broadcast to \[3, 6\], got \(5, 3, 6\)",
     ),
+    (
+      "state_dropout",
+      [[1.0], [1.0, 2.0]],
+      r"^state_dropout must broadcast to \[3, 6\], got list: ",
+    ),
+    (
+      "state_dropout",
+      np.ones((B, H), complex),
+      "^state_dropout must be real, got complex128",
+    ),
+    *(
+      (wrap, "text", r"^extras\[0\] must be an array, got str$")
+      for wrap in ("masked", "resettable", "zoneout", "state_dropout")
+    ),
   ],
 )
 def test_a_wrapped_step_names_an_argument_that_does_not_fit(
