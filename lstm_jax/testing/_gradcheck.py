@@ -32,7 +32,6 @@ of 1 % in a term still shows as about 1e-2 where that term matters.
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import jax
@@ -40,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import as_number, check_count
 from lstm_jax.cells.precision import as_array
 from lstm_jax.testing.report import Error, Report, TensorReport
 
@@ -85,7 +84,8 @@ def gradcheck(
   if max_coordinates is not None:
     check_count("max_coordinates", max_coordinates, 0)
   check_count("num_directions", num_directions, 0)
-  if not (isinstance(epsilon, Real) and 0 < epsilon < math.inf):
+  epsilon = as_number("epsilon", epsilon)
+  if not 0 < epsilon < math.inf:
     raise ValueError(f"epsilon must be a finite number above 0, got {epsilon}")
   x = jax.tree.map(lambda leaf: as_array("x must hold arrays", leaf), x)
   tensors = _slices(x)

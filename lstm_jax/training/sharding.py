@@ -117,7 +117,7 @@ def check_mesh(
       f"batch_size must be a multiple of the mesh's {num_devices} devices, "
       f"got {batch_size}"
     )
-  if hidden_size % num_splits:
+  if check_count("hidden_size", hidden_size) % num_splits:
     raise ValueError(
       "hidden_size must be a multiple of the mesh's axis model, "
       f"{num_splits}, got {hidden_size}"

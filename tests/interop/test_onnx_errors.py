@@ -156,6 +156,7 @@ def test_inputs_that_do_not_fit_are_refused(key):
   refused(r"initial_c \('initial_c'\) is missing, got X, in", initial_c=None)
   refused(r"X \('X'\) must be an array of numbers, got str", X="ones")
   refused(r"initial_h .* an array of numbers, got list", initial_h=[None])
+  refused(r"lens'\) must be .*, got list", sequence_lens=[1, 2**70, 3])
   expected = "inputs must be among X, sequence_lens, initial_h, initial_c, got"
   refused(f"{expected} 'intial_h'", intial_h=state)  # a misspelt name
   refused(f"{expected} 'W'", W=np.zeros((1, 24, D), np.float32))
@@ -187,6 +188,8 @@ def test_constant_lengths_are_checked_under_jit_and_traced_ones_are_not(key):
     {"X": xs, "L": np.array([1, 2, 3])}
   )
   assert worst(traced, run(np.array([1, 2, 3]))) == 0
+  in_list = jax.jit(lambda n: run([1, n, 3]))(2)
+  assert worst(in_list, traced) == 0
 
 
 def test_what_onnx_cannot_hold_is_refused(key):

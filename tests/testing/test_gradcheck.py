@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -141,10 +142,19 @@ def test_numbers_of_comparisons_are_counts(name, value, key):
     gradcheck(jnp.sin, jnp.sin, jnp.ones(3), key, **{name: value})
 
 
-@pytest.mark.parametrize("epsilon", [0, -1e-3, math.nan, math.inf, None, "1"])
+@pytest.mark.parametrize("epsilon", [0.0, -1e-3, math.nan, math.inf, None, "1"])
 def test_the_step_of_the_differences_is_a_number_above_zero(epsilon, key):
-  with pytest.raises(ValueError, match=f"^epsilon must .* 0, got {epsilon}$"):
+  message = f"^epsilon must be a .*number.*, got {epsilon!r}$"
+  with pytest.raises(ValueError, match=message):
     gradcheck(jnp.sin, jnp.sin, jnp.ones(3), key, epsilon=epsilon)
+
+
+def test_the_step_may_be_any_number(key):
+  reports = [
+    gradcheck(jnp.sin, jnp.sin, jnp.ones(3), key, epsilon=epsilon)
+    for epsilon in (0.25, Fraction(1, 4), jnp.float32(0.25))
+  ]
+  assert reports == reports[:1] * 3
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,10 @@ def test_the_mesh_must_divide_the_batch_and_the_hidden_size():
     check_mesh(sizes, 12, 6)
   with pytest.raises(ValueError, match=r"batch_size must be .* ≥ 1, got 0"):
     check_mesh(sizes, 0, 6)
+  for size in (0, None):
+    message = rf"^hidden_size must be an integer ≥ 1, got {size}$"
+    with pytest.raises(ValueError, match=message):
+      check_mesh(sizes, 16, size)
   message = r"hidden_size must be .* axis model, 2, got 5"
   with pytest.raises(ValueError, match=message):
     check_mesh(sizes, 16, 5)

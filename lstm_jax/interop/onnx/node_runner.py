@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.cells.precision import as_array
 from lstm_jax.interop.onnx.attributes import (
   OUTPUTS,
   WEIGHTS,
@@ -88,7 +89,8 @@ def run_node(
       )
     steps = xs.shape[0 if layer.time_major else 1]
     given = inputs[attributes.names["sequence_lens"]]
-    if not isinstance(given, jax.core.Tracer):
+    leaves = jax.tree.leaves(given)  # more than one in a list
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
       outside = [n for n in np.asarray(given).tolist() if not 0 <= n <= steps]
       if outside:
         raise ValueError(
@@ -185,10 +187,4 @@ def _value(
     raise ValueError(
       f"{key} ({name!r}) is missing, got {', '.join(sorted(inputs)) or 'none'}"
     )
-  try:
-    return jnp.asarray(inputs[name])
-  except (TypeError, ValueError):  # such as None
-    kind = type(inputs[name]).__name__
-    raise ValueError(
-      f"{key} ({name!r}) must be an array of numbers, got {kind}"
-    ) from None
+  return as_array(f"{key} ({name!r}) must be an array of numbers", inputs[name])
