@@ -3,8 +3,8 @@
   python -m experiments.evaluate --run=DIRECTORY
 
 prints the mean loss on the run's development split, if it has one, or else on
-its test split, or else on its validation split, by three protocols, and by two
-more if they are named (`lstm_jax.language.evaluate`,
+its test split, or else on its validation split, by the first three of these
+protocols, or by those that --protocol names (`lstm_jax.language.evaluate`,
 `experiments.analysis.mixing`):
 
   cold            windows of 256 tokens, each read from the zero state
@@ -215,7 +215,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
 
 
 def _recorded(corpus: str) -> str:
-  """Return the record's entry for --corpus; a pipe's text is not kept."""
+  """Return the record's entry for --corpus; unlike training, copy no pipe."""
   return corpus if is_piped(corpus) else recorded_corpus(corpus)
 
 
@@ -241,9 +241,7 @@ def _print_heading(
   tokenizer, text = members[0].tokenizer, excerpt.text
   if tokenizer.unknown_tokens:
     unknown = np.isin(tokens[1:], tokenizer.unknown_tokens).mean()
-    anew, cached = (
-      spelling_nats(cached) / (len(text) - 1) for cached in (False, True)
-    )
+    anew, cached = (spelling_nats(c) / (len(text) - 1) for c in (False, True))
     console.print(
       f"words   {len(tokens):,}, {unknown:.2%} of them unknown, whose spelling "
       f"costs {cached:.4f} nats per character,\n"

@@ -11,7 +11,7 @@ sigmoid, the derivative is that of the flat side, 0.
 
 ReLU and softplus are written with `where`, not taken from `jax.nn`: in a scan
 that is differentiated twice, JAX 0.10 takes a wrong derivative of those two at
-a = 0, which weights of zeros give.
+a = 0, as it is with weights of zeros.
 
 An `Activation` is an activation with its derivative, for the functions that
 make a cell, such as `rnn.with_activation`.
@@ -125,7 +125,7 @@ STANDARD = Activations()
 
 
 def check_activations(**values: object) -> None:
-  """Raise ValueError unless each value is an `Activation`."""
+  """Raise ValueError unless each is an `Activation` that can be hashed."""
   for name, value in values.items():
     if not isinstance(value, Activation):
       raise ValueError(

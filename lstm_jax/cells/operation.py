@@ -73,8 +73,9 @@ def call(operation: Operation, run: Callable, *inputs: Any, **params: Any):
     inputs: its inputs.
     params: further parameters of the operation. Its rule gets these and three
       more: `run`, with the precision and the platform of this call; the tree
-      of the inputs, `structure`; and the program, `call_jaxpr`. If one is named
-      `plain`, JAX differentiates and transposes that function, not the program.
+      of the inputs, `structure`; and `run` as a program, `call_jaxpr`. If one
+      is named `plain`, JAX differentiates and transposes that function, not the
+      program.
   """
   config: Any = jax.config
   if config.jax_disable_jit:

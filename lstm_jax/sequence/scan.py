@@ -33,8 +33,9 @@ mask, hs is an array of its own beside the outputs of `unroll`, which are 0 at
 masked steps; without a mask, hs is those outputs. Inputs of the scan (xs,
 masks, factors) are not counted. The largest array exists only once: at every
 step, the gates (or local gradients) overwrite axₜ, and later daₜ overwrites
-them. The three linear recurrences (min_gru, min_lstm, lru) have no such loop,
-and allocate new arrays instead.
+them (not in sequences of a few steps, nor where several gradients share the
+forward: `in_place`). The three linear recurrences (min_gru, min_lstm, lru) have
+no such loop, and allocate new arrays instead.
 
 The backward allocates more, again times T·B·H: 1 for a copy of hs, shifted by
 one step (P/H in projected_lstm); P/H for dh' in projected_lstm; 3 for the
@@ -68,7 +69,7 @@ from lstm_jax.sequence.primal import (
 )
 
 # With more rows T·B, x W_x of all rows does not fit into a CPU's cache: a chunk
-# of time steps at a time was faster with H 128 to 512 (`chunk_size`).
+# of time steps at a time was faster with H 128 to 512 (`sequence.chunks`).
 MANY_ROWS = 8192
 
 
@@ -123,10 +124,10 @@ def num_rows(state: State, xs: jax.Array) -> int | None:
 
 
 def projects_first(state: State, xs: jax.Array) -> bool:
-  """Return whether outputs alone are faster if x W_x comes before the loop.
+  """Return whether x W_x should come before the loop if nothing is saved.
 
-  They are so on a CPU, with jax 0.12 or later, vector inputs and few rows. With
-  more than MANY_ROWS rows, x W_x would be the program's largest array. With
+  Outputs without gradients are then faster on a CPU, with jax 0.12 or later,
+  vector inputs and few rows (more than MANY_ROWS exceed the cache). With
   tokens, to read a row of W_x at each step is faster than to read all rows
   first. In jax 0.10, XLA fuses a GRU's time step to one loop that is not
   vectorized if it also reads x W_x from an array of all steps: with H 128 it

@@ -106,7 +106,7 @@ def unroll_stack(
       xs, options.get("mask"), options.get("reset")
     )
   xs = as_inputs(xs)
-  # Masked inputs must not be added to outputs. (xs without T is refused below.)
+  # Masked inputs must not be added to outputs. (`unroll` refuses xs without T.)
   if skip and xs.ndim > 1 and not is_token(xs):
     mask, lengths = options.get("mask"), options.get("lengths")
     mask = combined_mask(mask, lengths, xs.shape[:-1])
@@ -216,7 +216,7 @@ def initial_stack_state(
     if isinstance(weights, Directions):
       return Directions(*(zero_state(layer_cell, w) for w in weights))
     check_cell(layer_cell)
-    check_params(layer_cell.project, weights)  # of the type that it declares
+    check_params(layer_cell.project, weights)  # of the type it annotates
     return layer_cell.initial_state(weights, batch_shape)
 
   return tuple(map(zero_state, _cells(cell, len(params)), params))

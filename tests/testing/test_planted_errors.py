@@ -16,7 +16,7 @@ DIFFERENCES = {"relu_rnn": {"epsilon": 1e-6}}  # a step that crosses no kink
 
 
 def check(cell, key, **options):
-  """Check an unrolled cell; three steps make every term of a backward count."""
+  """Check a cell unrolled for three steps, between which d_state passes."""
   params, state, xs = arguments(cell, key, steps=3)
   x = {"params": params, "state": state, "xs": xs}
 

@@ -18,8 +18,8 @@ TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 @pytest.fixture
 def small(comparison):
   """A comparison of an RNN with the LSTM, without recall."""
-  cells = {"cells": ("rnn", "lstm"), "recall_steps": 0, "num_steps": 2}
-  return replace(comparison, num_seeds=1, trial_steps=2, **cells)
+  options = {"cells": ("rnn", "lstm"), "recall_steps": 0, "num_steps": 2}
+  return replace(comparison, num_seeds=1, trial_steps=2, **options)
 
 
 @pytest.mark.exhaustive

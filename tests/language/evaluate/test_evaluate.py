@@ -147,9 +147,7 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
     assert worst(cold_nats(MODEL, params, TOKENS, 8), expected) < 1e-12
 
 
-def test_one_pass_reads_as_many_logits_at_once_as_cold_windows(
-  params, monkeypatch
-):
+def test_one_pass_too_reads_at_most_max_logits_at_once(params, monkeypatch):
   expected = stateful_nats(MODEL, params, TOKENS)
   monkeypatch.setattr(evaluate, "MAX_LOGITS", 5 * V)
   evaluate._nats(MODEL).clear_cache()
@@ -202,7 +200,7 @@ def test_nats_per_character_include_the_spelling_of_unknown_words():
   assert nats_per_character(fewer, text, 30.0) == (30 + spelt) / 15
   # The first token is not predicted, so it is not spelled out either.
   assert nats_per_character(fewer, "is a rose", 30.0) == 30 / 8
-  twice = text + " is"  # with a cache, the second "is" is cheaper
+  twice = text + " is"  # with a cache, the second "is" is a fifth cheaper
   costs = spelling_nats(fewer.rare, ["is", "is"], cached=True)
   assert nats_per_character(fewer, twice, 30.0) == (30 + 2 * spelt) / 18
   cached = nats_per_character(fewer, twice, 30.0, cached=True)

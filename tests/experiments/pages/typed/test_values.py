@@ -29,6 +29,7 @@ from tests.experiments.pages.typed.typing_texts import (
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
+# The vocabulary of the poems lacks §.
 TYPED = "Shall I compare§ thee\nto a lovely day" + " more lovely" * 7
 
 
@@ -174,7 +175,7 @@ def planted(name):
     if runs and result and result[1] != "0":  # 1.01 times 0 is no error
       before, after = line[: result.start(1)], line[result.end(1) :]
       wrong = f"{before}1.01 * ({result[1]}){after}"
-      # Without the first line, "use strict".
+      # Without its first line, which makes the code strict: the script is.
       code = "\n".join([*lines[1:number], wrong, *lines[number + 1 :]])
       variants.append((line.strip(), code))
   return variants
@@ -190,7 +191,8 @@ def test_an_error_planted_in_a_backward_changes_the_gradient(
   code = "".join(f"{{{code}\nWRONG.push(BACKWARD);}}\n" for _, code in variants)
   end = page.rindex("</body>")
   (tmp_path / "page.html").write_text(
-    f"{page[:end]}<script>const WRONG = [];\n{code}</script>{page[end:]}"
+    f"{page[:end]}<script>'use strict'; const WRONG = [];\n"
+    f"{code}</script>{page[end:]}"
   )
   chromium.open(tmp_path / "page.html")
   type_text(chromium, TYPED.replace("§", ""))
