@@ -29,9 +29,7 @@ def as_params(
       the bias is no array of the model's shape; a tied readout is not None; or
       the layers are not in a list or tuple, or there are none.
   """
-  if not isinstance(params, LanguageParams):
-    types = types_text(LanguageParams, type(params))
-    raise ValueError(f"params must be {types}")
+  _check_type(params)
   sizes = vocabulary_size, config.embedding_size
   check_shape("params.embedding", params.embedding, *sizes)
   if not config.tied:
@@ -43,6 +41,22 @@ def as_params(
   check_shape("params.bias", params.bias, vocabulary_size)
   check_some_layers(params.layers, "params.layers")
   return as_arrays(params)
+
+
+def vocabulary_size_of(params: Any) -> int:
+  """Return V, the number of tokens that weights of a language model are for.
+
+  Raises:
+    ValueError: params are not `LanguageParams`, or the bias is no array [V].
+  """
+  _check_type(params)
+  return check_shape("params.bias", params.bias, "V").shape[0]
+
+
+def _check_type(params: Any) -> None:
+  if not isinstance(params, LanguageParams):
+    types = types_text(LanguageParams, type(params))
+    raise ValueError(f"params must be {types}")
 
 
 def as_token_array(tokens: Any) -> jax.Array:

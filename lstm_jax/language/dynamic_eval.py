@@ -13,16 +13,18 @@ Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
 neural sequence models: the rule "RMS + RMS global prior".
 """
 
+import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import as_number, check_count
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.language.arguments import vocabulary_size_of
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.evaluate import (
   CHUNK,
@@ -79,8 +81,8 @@ def dynamic_nats(
 
   Raises:
     ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
-      the segment is not an integer ≥ 1, the rate negative or the decay not in
-      [0, 1].
+      the segment is not an integer ≥ 1, the rate negative or not finite, the
+      decay not in [0, 1], or scale that of other weights.
     Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
   nats = _scan(model, params, tokens, scale, config, full=False)
@@ -107,22 +109,24 @@ def dynamic_log_probs(
 
 def _scan(model, params, tokens, scale, config, full):
   """Return nats [N − 1], or the distributions [N − 1, V] if `full`."""
-  check_tokens(tokens, len(params.bias))
+  check_tokens(tokens, vocabulary_size_of(params))
   tokens = np.asarray(tokens, np.int32)
-  rate, decay = config.rate, config.decay
+  rate = as_number("rate", config.rate)
+  decay = as_number("decay", config.decay)
   size = check_count("segment", config.segment)
-  if not rate >= 0 or not 0 <= decay <= 1:
+  if not 0 <= rate < math.inf or not 0 <= decay <= 1:
     raise ValueError(
-      f"rate must be ≥ 0 and decay in [0, 1], got {rate} and {decay}"
+      f"rate must be in [0, inf) and decay in [0, 1], got {rate} and {decay}"
     )
+  if _shapes(scale) != _shapes(params):
+    raise ValueError("scale must be from gradient_scale of the same weights")
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
-  numbers = float(rate), float(decay)
   carry, parts, losses = (upcast(params), model.initial_state((1,))), [], []
   # A power of 2 for a short text, so that many lengths share a few programs.
   count = min(next_power_of_2(len(segments)), max(1, CHUNK // size))
   for group in group_windows(segments, count):
     carry, (nats, log_probs) = _scan_segments(model)(
-      full, params, scale, numbers, carry, group
+      full, params, scale, (rate, decay), carry, group
     )
     losses.append(np.asarray(nats).ravel())
     if full:
@@ -140,6 +144,10 @@ def _scan(model, params, tokens, scale, config, full):
   return np.concatenate(parts)[: len(tokens) - 1] if full else result
 
 
+def _shapes(params: Any) -> Any:
+  return jax.tree.map(np.shape, params)
+
+
 def gradient_scale(
   model: LanguageModel, params: LanguageParams, epoch: Batches
 ) -> LanguageParams:
@@ -155,7 +163,8 @@ def gradient_scale(
   Raises:
     ValueError: tokens are not all integers in [0, V).
   """
-  check_range("tokens", epoch.tokens, len(params.bias))
+  vocabulary_size = vocabulary_size_of(params)
+  check_range("tokens", epoch.tokens, vocabulary_size)
   state = model.initial_state(epoch.tokens.shape[1:])
   squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)
@@ -163,7 +172,7 @@ def gradient_scale(
   # length would need a compiled program of its own. With more logits than one
   # chunk of the readout may have, the loss is that of `model.loss`, which does
   # not store them all: it takes no padding.
-  logits = int(lengths.max()) * epoch.tokens.shape[1] * len(params.bias)
+  logits = int(lengths.max()) * epoch.tokens.shape[1] * vocabulary_size
   padded = logits <= MAX_LOGITS
   rest = lengths.max() - lengths[-1] if padded else 0
   filled = np.pad(epoch.tokens, [(0, rest), (0, 0)])

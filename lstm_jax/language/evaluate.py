@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from lstm_jax.cells.checks import check_count
+from lstm_jax.language.arguments import vocabulary_size_of
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
@@ -98,7 +99,7 @@ def batch_log_probs(
     ValueError: tokens are not all integers in [0, V); raised when the first
       batch is asked for.
   """
-  check_range("tokens", batches.tokens, len(params.bias))
+  check_range("tokens", batches.tokens, vocabulary_size_of(params))
   state = model.initial_state(batches.tokens.shape[1:])
   for first, last in pairwise(batches.cuts):
     rows = batches.tokens[first : last + 1]
@@ -112,10 +113,11 @@ def _one_pass(function, model, params, tokens):
   The function, from `per_model`, is called on one chunk of the text after
   another, with the state carried from chunk to chunk.
   """
-  check_tokens(tokens, len(params.bias))
+  vocabulary_size = vocabulary_size_of(params)
+  check_tokens(tokens, vocabulary_size)
   tokens = np.asarray(tokens, np.int32)
   state, parts = model.initial_state((1,)), []
-  for chunk in cut_windows(tokens, chunk_length(len(params.bias))):
+  for chunk in cut_windows(tokens, chunk_length(vocabulary_size)):
     part, state = function(model)(params, state, chunk[:, None])
     parts.append(np.asarray(part[:, 0]))
   return np.concatenate(parts)[: len(tokens) - 1]
@@ -153,11 +155,12 @@ def cold_nats(
     ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
       W is not an integer ≥ 1.
   """
-  check_tokens(tokens, len(params.bias))
+  vocabulary_size = vocabulary_size_of(params)
+  check_tokens(tokens, vocabulary_size)
   tokens = np.asarray(tokens, np.int32)
   check_count("window", window)
   windows, losses = cut_windows(tokens, window), []
-  logits = (windows.shape[1] - 1) * len(params.bias)  # of one window
+  logits = (windows.shape[1] - 1) * vocabulary_size  # of one window
   # As few batches as MAX_LOGITS allows, nearly equal in size: little padding.
   num_batches = math.ceil(len(windows) / max(1, MAX_LOGITS // logits))
   for batch in group_windows(windows, math.ceil(len(windows) / num_batches)):

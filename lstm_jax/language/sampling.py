@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from lstm_jax.cells.checks import check_count
+from lstm_jax.language.arguments import vocabulary_size_of
 from lstm_jax.language.drawing import (
   DrawingRules,
   checked_rules,
@@ -84,11 +85,12 @@ def sample(
     ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
       a number is out of its range; or all tokens are suppressed.
   """
-  check_prompt(prompt, len(params.bias))
+  vocabulary_size = vocabulary_size_of(params)
+  check_prompt(prompt, vocabulary_size)
   check_count("length", length)
   check_count("num_samples", num_samples)
   rules = DrawingRules(temperature, top_k, top_p, min_p, suppress_tokens)
-  rules = checked_rules(rules, len(params.bias))
+  rules = checked_rules(rules, vocabulary_size)
   static, numbers = split_rules(rules)
   options = int(length), int(num_samples), static
   tokens = _sample(model)(options, numbers, params, key, filled(prompt))

@@ -33,6 +33,7 @@ import numpy as np
 from jax import lax
 
 from lstm_jax.cells.checks import check_count
+from lstm_jax.language.arguments import vocabulary_size_of
 from lstm_jax.language.drawing import (
   DrawingRules,
   checked_rules,
@@ -71,12 +72,13 @@ def continuation_nats(
     ValueError: the prompt or tokens have another shape, or are not all integers
       in [0, V).
   """
-  check_prompt(prompt, len(params.bias))
+  vocabulary_size = vocabulary_size_of(params)
+  check_prompt(prompt, vocabulary_size)
   if np.ndim(tokens) != 2 or not np.size(tokens):
     raise ValueError(
       f"tokens must be [N, n], N and n ≥ 1, got {np.shape(tokens)}"
     )
-  check_range("tokens", tokens, len(params.bias))
+  check_range("tokens", tokens, vocabulary_size)
   columns = np.asarray(tokens, np.int32).T
   nats = _continuation_nats(model)(params, filled(prompt), columns)
   return np.asarray(nats).sum(axis=0, dtype=np.float64)
@@ -145,16 +147,17 @@ def beam_search(
       length or beam_size is not an integer ≥ 1, or N V is not below 2³¹; or
       suppress_tokens are not integers in [0, V), or leave no token.
   """
-  check_prompt(prompt, len(params.bias))
+  vocabulary_size = vocabulary_size_of(params)
+  check_prompt(prompt, vocabulary_size)
   check_count("length", length)
   check_count("beam_size", beam_size)
-  if int(beam_size) * len(params.bias) >= 2**31:  # top_k's indices are int32
+  if int(beam_size) * vocabulary_size >= 2**31:  # top_k's indices are int32
     raise ValueError(
-      f"beam_size times the {len(params.bias):,} tokens of the vocabulary must "
+      f"beam_size times the {vocabulary_size:,} tokens of the vocabulary must "
       f"be below {2**31:,}, got {beam_size:,}"
     )
   rules = DrawingRules(suppress_tokens=suppress_tokens)
-  rules = checked_rules(rules, len(params.bias))
+  rules = checked_rules(rules, vocabulary_size)
   options = int(length), int(beam_size), rules.suppress_tokens
   tokens, nats, least = _beam_search(model)(options, params, filled(prompt))
   total = np.asarray(least).sum(dtype=np.float64)

@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from lstm_jax.cells.checks import check_count
+from lstm_jax.language.arguments import vocabulary_size_of
 from lstm_jax.language.drawing import (
   DrawingRules,
   check_key,
@@ -64,7 +65,7 @@ class TextStream:
     tokenizer: Tokenizer,
     rules: DrawingRules,
   ):
-    rules = checked_rules(rules, len(params.bias))
+    rules = checked_rules(rules, vocabulary_size_of(params))
     # The rules that are static in `jax.jit`, and the numbers that are traced.
     self._static, self._numbers = split_rules(rules)
     self._model, self._params, self._tokenizer = model, params, tokenizer

@@ -69,7 +69,7 @@ from lstm_jax.sequence.primal import (
 )
 
 # With more rows T·B, x W_x of all rows does not fit into a CPU's cache: a chunk
-# of time steps at a time was faster with H 128 to 512 (`sequence.chunks`).
+# of time steps at a time was faster with H 128 to 512 (`sequence.chunk_size`).
 MANY_ROWS = 8192
 
 

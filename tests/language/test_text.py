@@ -127,10 +127,10 @@ def test_paragraphs_begin_after_blank_lines(text):
 
 
 def test_many_blank_lines_are_read_in_no_time():
-  text = SPEECH * 100
+  text = SPEECH * 9_000 + "\n" * 200_000  # nothing follows the blank lines
   begun = time.monotonic()
-  first, last = middle_slice(text + "\n" * 200_000 + SPEECH * 9_000, 0.2)
-  assert time.monotonic() - begun < 5  # quadratic time is hours
+  first, last = middle_slice(text, 0.2)
+  assert time.monotonic() - begun < 5  # quadratic time is many minutes
   assert 0 < first < last
 
 

@@ -83,14 +83,14 @@ def from_onnx(node: Node, tensors: Tensors) -> Layer:
       [directions, G·H, H], B [directions, 2·G·H] and P [directions, 3·H], by
       the names that the node gives them, all in one float dtype of 16 to 64
       bits; and those of its other inputs that are constants. Tensors that the
-      node does not read are ignored.
+      node does not read are ignored, but each TensorProto must be readable.
 
   Raises:
     ValueError: the node is of another operator, or has an attribute that no
       cell here has (see the module `onnx.attributes`); one of its tensors is
       missing, holds no floats, or has a shape or a dtype that does not fit the
-      others; or tensors holds its sequence_lens, or an initial_h or initial_c
-      that is not zero.
+      others; tensors holds its sequence_lens, or an initial_h or initial_c that
+      is not zero; or a TensorProto cannot be read (`read_tensor`).
     ModuleNotFoundError: the package onnx is not installed.
   """
   attributes = read_attributes(node)

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,13 @@ from lstm_jax.language import (
   CharTokenizer,
   ModelConfig,
   WordTokenizer,
+  beam_search,
+  continuation_nats,
   dynamic_eval,
   evaluate,
   language_model,
   make_batches,
+  sample,
 )
 from lstm_jax.language.dynamic_eval import (
   Divergence,
@@ -232,16 +237,25 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
   with pytest.raises(ValueError, match=message):
     gradient_scale(MODEL, params, batches)
   for wrong, message in (
-    ({"rate": -1.0}, r"^rate must be ≥ 0 and decay in \[0, 1\], got -1.0 and "),
+    (
+      {"rate": -1.0},
+      r"^rate must be in \[0, inf\) and .*, got -1.0 and ",
+    ),
+    ({"rate": math.inf}, r"^rate must be in \[0, inf\) and .*, got inf and "),
+    ({"rate": "1e-3"}, "^rate must be a number, got '1e-3'$"),
+    ({"decay": None}, "^decay must be a number, got None$"),
     (
       {"decay": 2.0},
-      r"^rate must be ≥ 0 and decay in \[0, 1\], got .* and 2.0$",
+      r"^rate must be .* and decay in \[0, 1\], got .* and 2.0$",
     ),
     ({"segment": 0}, "^segment must be an integer ≥ 1, got 0$"),
     ({"segment": 2.0}, "^segment must be an integer ≥ 1, got 2.0$"),
   ):
     with pytest.raises(ValueError, match=message):
       dynamic_nats(MODEL, params, TOKENS, scale, CONFIG._replace(**wrong))
+  for wrong in (None, scale._replace(bias=scale.bias[:1])):
+    with pytest.raises(ValueError, match=r"^scale must be from gradient_s"):
+      dynamic_nats(MODEL, params, TOKENS, wrong, CONFIG)
   # After the first segment, which predicts the tokens 2 to 5.
   with pytest.raises(Divergence, match="at token 6 of 53: try a rate below 1e"):
     config = CONFIG._replace(rate=1e300)
@@ -249,3 +263,21 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
   with pytest.raises(Divergence, match="at token 2 of 53: even at a rate of 0"):
     broken = params._replace(bias=params.bias * jnp.nan)
     dynamic_nats(MODEL, broken, TOKENS, scale, CONFIG._replace(rate=0.0))
+
+
+def test_weights_in_a_dict_are_refused_before_they_are_read(params, scale):
+  """As a checkpoint is read without the type of its tree."""
+  weights, prompt = params._asdict(), np.array([1, 2])
+  batches = make_batches(TOKENS, 2, 5)
+  for call in (
+    lambda: cold_nats(MODEL, weights, TOKENS),
+    lambda: stateful_nats(MODEL, weights, TOKENS),
+    lambda: next(batch_log_probs(MODEL, weights, batches)),
+    lambda: dynamic_nats(MODEL, weights, TOKENS, scale, CONFIG),
+    lambda: gradient_scale(MODEL, weights, batches),
+    lambda: sample(MODEL, weights, jax.random.key(0), prompt, 1),
+    lambda: continuation_nats(MODEL, weights, prompt, prompt[None]),
+    lambda: beam_search(MODEL, weights, prompt, 1, beam_size=1),
+  ):
+    with pytest.raises(ValueError, match=r"^params must be .*Params, got dict"):
+      call()

@@ -10,7 +10,7 @@ class Row(NamedTuple):
   symbol: str
   own: float  # the probability that the model gives it
   drawn: float  # the probability with which it is drawn
-  figure: str  # the probability in digits
+  figure: str  # `drawn` as the page writes it; "–" for 0
 
 
 def listed(chromium, name):
