@@ -127,8 +127,7 @@ class Units {
 
   change() {
     this.choose();
-    // It is null before a next token is decided, and after a refused prompt.
-    if (this.writing.pending !== null) this.writing.show();
+    this.writing.show();
   }
 
   step(by) {

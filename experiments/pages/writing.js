@@ -58,6 +58,7 @@ class Writing {
   refuse(message) {
     this.pause();
     this.pending = null;
+    this.show();
     $("status").textContent = message;
     $("next").replaceChildren();
   }
@@ -158,9 +159,10 @@ class Writing {
   }
 
   // Shows what the model expects after the token at the cursor, or after the
-  // last token; if `seldom`, at most once in LIST_EVERY.
+  // last token; if `seldom`, at most once in LIST_EVERY. After a prompt that was
+  // refused, there is no text: it shows the units at the start.
   show(seldom = false) {
-    if (this.pending === null) return;  // after a prompt that was refused
+    if (this.pending === null) return this.units.showAll(-1);
     const now = performance.now();
     if (seldom && now - (this.shownAt || 0) < LIST_EVERY) return;
     this.shownAt = now;

@@ -23,7 +23,6 @@ from experiments.trainer.sweep_members import (
   Progress,
   SweepConfig,
   make_members,
-  num_members,
 )
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
@@ -118,7 +117,8 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   if not run_dir.is_sweep(history.record):
     return [history]
   config = run_dir.to_config(directory, history.record, SweepConfig())
-  count = num_members(config)
+  members = make_members(config)
+  count = len(members)
   rows: list[list[dict[str, Any]]] = [[]] * count
   newest = read_replaced(directory, lambda: _newest(directory))
   if newest:
@@ -130,7 +130,7 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
         f"checkpoint of step {newest_step} beside it is of {len(rows)}"
       )
   histories = []
-  for member, own in zip(make_members(config), rows, strict=True):
+  for member, own in zip(members, rows, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}
     name = f"seed {member.seed} at {member.learning_rate}"
     record = history.record | flags
@@ -189,8 +189,9 @@ def derive(history: RunHistory) -> Derived | None:
   """Return the sizes that follow from config.json and the corpus.
 
   Returns:
-    None where the corpus is missing or has changed since the run, or the run
-    has more than MOST_EPOCHS or MOST_LAYERS, for which this could take hours.
+    None where the corpus is missing or has changed since the run, the run has
+    more than MOST_EPOCHS or MOST_LAYERS, for which this could take hours, or a
+    size that JAX cannot have.
     A named corpus that was not downloaded is missing.
   """
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
@@ -208,7 +209,7 @@ def derive(history: RunHistory) -> Derived | None:
     each = (length for epochs, length in lengths for _ in range(epochs))
     epoch_ends = [*accumulate(each)]
     params = init_shapes(config.model.cell, model.init)
-  except ValueError:
+  except (ValueError, OverflowError):  # sizes above JAX's integers
     return None
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Derived(count, epoch_ends)

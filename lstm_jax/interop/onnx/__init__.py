@@ -1,4 +1,4 @@
-"""Layers and language models from and to ONNX (the extra `interop`).
+"""Layers from and to ONNX, and language models to it (the extra `interop`).
 
 `from_onnx` and `to_onnx` convert a node of ONNX's operators LSTM, GRU and RNN,
 `run_node` computes one by `unroll`, `load` reads the layers of a file, and

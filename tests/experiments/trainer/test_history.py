@@ -7,6 +7,7 @@ import urllib.request
 from itertools import accumulate
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments.pages.report import _results
@@ -75,6 +76,15 @@ def test_the_ends_of_epochs_leave_out_a_development_split(config, tmp_path):
   assert found.epoch_ends == [setup.num_steps // 2, setup.num_steps]
   tokens = setup.corpus.train.tokens
   assert config.batching.num_steps(tokens, seed=0) != setup.num_steps  # no gap
+
+
+def test_nothing_follows_from_a_size_above_jaxs_integers(config, tmp_path):
+  config = replace(config, hidden_size=10**12)
+  sha256 = hashlib.sha256(Path(config.data.corpus).read_bytes()).hexdigest()
+  record = to_record(config) | {"corpus_sha256": sha256}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  with jax.enable_x64(False):
+    assert derive(read_run_history(tmp_path)) is None
 
 
 def test_the_ends_of_epochs_are_those_of_the_batches_of_the_seed(

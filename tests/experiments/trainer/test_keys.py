@@ -6,7 +6,7 @@ from experiments.comparison.training import sample_keys
 from experiments.trainer.setup import make_keys, make_setup
 from tests.draws import worst
 
-WEIGHT_KEYS = 4  # that `init_params` makes of its key; it splits one again
+WEIGHT_KEYS = 4  # that `init_params` makes of its key; some are split again
 
 
 def data(*keys):

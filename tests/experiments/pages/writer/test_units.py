@@ -124,6 +124,25 @@ def test_a_unit_is_chosen_by_menus_keys_and_buttons(opened, make_page):
 
 
 @pytest.mark.exhaustive
+def test_without_a_text_the_units_of_the_start_are_shown(opened):
+  """As after a prompt that is refused."""
+
+  def picture(prompt):
+    run = "$('prompt').value = args[0]; $('again').click(); writing.pause();"
+    opened.run(run, prompt)
+    return opened.run("return $('units').toDataURL()")
+
+  start = picture("")
+  picture("Shall")
+  opened.run("while (writing.given.length) writing.advance(); writing.show();")
+  written = opened.run("return $('units').toDataURL()")
+  assert picture("§") == start != written
+  opened.run("$('following').click();")
+  other = opened.run("return $('units').toDataURL()")
+  assert other == picture("") != start
+
+
+@pytest.mark.exhaustive
 def test_the_strip_of_the_legend_has_the_colors_of_its_ends(opened):
   """The strip has every eighth of 130 colors, and so lacks the very last."""
   strip = opened.run("return getComputedStyle($('strip')).backgroundImage")
