@@ -34,33 +34,39 @@ def reverse_only(tree: Tree, message: str) -> Tree:
     message: the text of the error.
   """
   leaves, structure = jax.tree.flatten(tree)
-  return jax.tree.unflatten(
-    structure, [_identity.bind(leaf, message=message) for leaf in leaves]
-  )
+  # One operation for all arrays, as one call of the custom VJP takes them all.
+  # For ∂²L/∂w∂x by forward mode in x over reverse mode in w, reverse mode then
+  # differentiates both. An operation of x alone would be left to forward mode.
+  return jax.tree.unflatten(structure, _identity.bind(*leaves, message=message))
 
 
 def _jvp(primals, tangents, *, message):
-  (x,), (dx,) = primals, tangents
-  if isinstance(dx, ad.Zero):
-    return x, dx
-  return x, _tangent.bind(dx, message=message)
+  return list(primals), [
+    dx if isinstance(dx, ad.Zero) else _tangent.bind(dx, message=message)
+    for dx in tangents
+  ]
+
+
+def _batch(xs, dims, *, message):
+  return _identity.bind(*xs, message=message), dims
 
 
 def _raise(*_, message, **__):
   raise TypeError(message)
 
 
-def _same(x, **_):
-  return x
+def _same(*xs, **_):
+  return list(xs)
 
 
 _identity, _tangent = Primitive("reverse_only"), Primitive("reverse_only_dx")
+_identity.multiple_results = True
 _identity.def_abstract_eval(_same)
 _identity.def_impl(_same)
-mlir.register_lowering(_identity, lambda _, x, **__: [x])
-batching.defvectorized(_identity)
+mlir.register_lowering(_identity, lambda _, *xs, **__: xs)
+batching.primitive_batchers[_identity] = _batch
 ad.primitive_jvps[_identity] = _jvp
-_tangent.def_abstract_eval(_same)
+_tangent.def_abstract_eval(lambda dx, **_: dx)
 _tangent.def_impl(_raise)
 mlir.register_lowering(_tangent, _raise)
 # JAX, too, refuses to batch tangents of a custom VJP, but with another error.

@@ -86,6 +86,11 @@ def scan_in_place(
       partial(f, operands), carry, zs, xs, reverse, joins=not on_cpu
     )
 
+  # Counted here, since JAX keeps `scanned` with the program, and traced arrays
+  # that it names as well: `jax.checking_leaks` refuses them.
+  num_carried = len(jax.tree.leaves(carry))
+  index = len(jax.tree.leaves(operands)) + num_carried
+
   def scanned(*inputs):
     if scan is _scan_unrolled or not may_share:
       return overwriting(*inputs)
@@ -94,8 +99,8 @@ def scan_in_place(
       overwriting,
       *inputs,
       plain=in_this_context(plain),
-      index=len(jax.tree.leaves((operands, carry))),
-      num_carried=len(jax.tree.leaves(carry)),
+      index=index,
+      num_carried=num_carried,
     )
 
   @jax.custom_jvp

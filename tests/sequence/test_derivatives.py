@@ -95,6 +95,49 @@ def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
     FORWARD_MODES[mode](lambda x: lstm.step(params, state, x).h, xs[0])
 
 
+def derivative_of_gradient(f, gradient_in, tangent_in, args, tangents):
+  """Return the derivative of a gradient, each in one argument alone."""
+
+  def gradient(x):
+    changed = [x if k == tangent_in else arg for k, arg in enumerate(args)]
+    return jax.grad(f, gradient_in)(*changed)
+
+  return jax.jvp(gradient, (args[tangent_in],), (tangents[tangent_in],))[1]
+
+
+@pytest.mark.everyday(2)
+@pytest.mark.parametrize("adjoint", [*ADJOINTS, None], ids=str)
+def test_forward_mode_over_the_gradient_may_be_in_another_argument(
+  adjoint, key
+):
+  """No array that reverse mode differentiates is one of forward mode."""
+  args = arguments(lstm, key, batch=(2,))
+  if adjoint is None:  # one step
+    args = *args[:2], args[2][0]
+    run, expected_run = lstm.step, lambda *args: lstm.forward(*args)[0]
+  else:
+    run = partial(unroll, lstm, adjoint=adjoint)
+    expected_run = partial(unroll, lstm, adjoint=Autodiff())
+  tangents = normal_like(jax.random.key(1), args)
+  for gradient_in, tangent_in in ((0, 2), (2, 1), (1, 0)):
+    found, expected = (
+      jax.jit(
+        partial(
+          derivative_of_gradient, weighed(f, key), gradient_in, tangent_in
+        )
+      )(args, tangents)
+      for f in (run, expected_run)
+    )
+    assert largest(expected)
+    assert worst(found, expected) < 1e-12
+
+
+def test_a_gradient_leaks_no_tracers(key):
+  args = arguments(lstm, key)
+  with jax.checking_leaks():
+    jax.grad(weighed(partial(unroll, lstm), key), (0, 1, 2))(*args)
+
+
 @EXHAUSTIVE
 @REPRESENTATIVE_CELLS
 def test_the_hessian_equals_that_of_autodiff(cell, key):
