@@ -179,7 +179,7 @@ def one_step(
     check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
-    check_leaves(params=params, state=state, extras=extras)
+    check_leaves(params=params, state=state, extras=extras[:num_extras])
     params = as_arrays(params)
     if state is None:
       batch_shape = x.shape if is_token(x) else x.shape[:-1]

@@ -91,8 +91,8 @@ def check_floats(name: str, state: Any) -> None:
 def as_number(name: str, value: Any) -> float:
   """Return a value as a float; raise ValueError unless it is a number."""
   try:
-    if isinstance(value, str | bytes):
-      raise TypeError  # `float` would read them
+    if isinstance(value, str | bytes | bytearray) or np.iscomplexobj(value):
+      raise TypeError  # `float` would read text, and drop an imaginary part
     return float(value)
   except jax.errors.JAXTypeError:  # of a tracer
     raise

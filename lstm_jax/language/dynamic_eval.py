@@ -80,9 +80,10 @@ def dynamic_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
-      the segment is not an integer ≥ 1, the rate negative or not finite, the
-      decay not in [0, 1], or scale that of other weights.
+    ValueError: params are not `LanguageParams`; tokens are not [N] with N ≥ 2,
+      or not all integers in [0, V); the segment is not an integer ≥ 1, the rate
+      not in [0, inf) or the decay not in [0, 1]; or scale is that of other
+      weights.
     Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
   nats = _scan(model, params, tokens, scale, config, full=False)
@@ -118,7 +119,7 @@ def _scan(model, params, tokens, scale, config, full):
     raise ValueError(
       f"rate must be in [0, inf) and decay in [0, 1], got {rate} and {decay}"
     )
-  if _shapes(scale) != _shapes(params):
+  if _form(scale) != _form(params):
     raise ValueError("scale must be from gradient_scale of the same weights")
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
   carry, parts, losses = (upcast(params), model.initial_state((1,))), [], []
@@ -144,8 +145,10 @@ def _scan(model, params, tokens, scale, config, full):
   return np.concatenate(parts)[: len(tokens) - 1] if full else result
 
 
-def _shapes(params: Any) -> Any:
-  return jax.tree.map(np.shape, params)
+def _form(params: Any) -> Any:
+  """Return the types and the shapes of a tree of arrays."""
+  leaves, structure = jax.tree.flatten(params)
+  return structure, [*map(np.shape, leaves)]
 
 
 def gradient_scale(
@@ -161,7 +164,8 @@ def gradient_scale(
     epoch: the batches of the training text.
 
   Raises:
-    ValueError: tokens are not all integers in [0, V).
+    ValueError: params are not `LanguageParams`, or tokens are not all integers
+      in [0, V).
   """
   vocabulary_size = vocabulary_size_of(params)
   check_range("tokens", epoch.tokens, vocabulary_size)

@@ -63,7 +63,8 @@ def stateful_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V).
+    ValueError: params are not `LanguageParams`, or tokens are not [N] with
+      N ≥ 2, or not all integers in [0, V).
   """
   return _one_pass(_nats, model, params, tokens).astype(np.float64)
 
@@ -96,8 +97,8 @@ def batch_log_probs(
     batches: one epoch of a text.
 
   Raises:
-    ValueError: tokens are not all integers in [0, V); raised when the first
-      batch is asked for.
+    ValueError: params are not `LanguageParams`, or tokens are not all integers
+      in [0, V); raised when the first batch is asked for.
   """
   check_range("tokens", batches.tokens, vocabulary_size_of(params))
   state = model.initial_state(batches.tokens.shape[1:])
@@ -152,8 +153,8 @@ def cold_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
-      W is not an integer ≥ 1.
+    ValueError: params are not `LanguageParams`; tokens are not [N] with N ≥ 2,
+      or not all integers in [0, V); or W is not an integer ≥ 1.
   """
   vocabulary_size = vocabulary_size_of(params)
   check_tokens(tokens, vocabulary_size)

@@ -82,8 +82,9 @@ def sample(
     int32 [N, n].
 
   Raises:
-    ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
-      a number is out of its range; or all tokens are suppressed.
+    ValueError: params are not `LanguageParams`; the prompt is not [P] with
+      P ≥ 1, or not all integers in [0, V); a number is out of its range; or
+      all tokens are suppressed.
   """
   vocabulary_size = vocabulary_size_of(params)
   check_prompt(prompt, vocabulary_size)

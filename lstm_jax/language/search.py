@@ -69,8 +69,8 @@ def continuation_nats(
     tokens: the continuations, int [N, n], N and n ≥ 1.
 
   Raises:
-    ValueError: the prompt or tokens have another shape, or are not all integers
-      in [0, V).
+    ValueError: params are not `LanguageParams`, or the prompt or tokens have
+      another shape, or are not all integers in [0, V).
   """
   vocabulary_size = vocabulary_size_of(params)
   check_prompt(prompt, vocabulary_size)
@@ -143,9 +143,10 @@ def beam_search(
     are infinite, and their tokens mean nothing and may be suppressed ones.
 
   Raises:
-    ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
-      length or beam_size is not an integer ≥ 1, or N V is not below 2³¹; or
-      suppress_tokens are not integers in [0, V), or leave no token.
+    ValueError: params are not `LanguageParams`; the prompt is not [P] with
+      P ≥ 1, or not all integers in [0, V); length or beam_size is not an
+      integer ≥ 1, or N V is not below 2³¹; or suppress_tokens are not integers
+      in [0, V), or leave no token.
   """
   vocabulary_size = vocabulary_size_of(params)
   check_prompt(prompt, vocabulary_size)

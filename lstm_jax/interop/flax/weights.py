@@ -67,7 +67,7 @@ def from_linen(variables: Any) -> tuple[Cell[Any, Any], Params]:
 
 
 def _side_by_side(parts: Sequence[jax.Array]) -> jax.Array:
-  """Return one new array, so that a step that is donated it leaves the parts.
+  """Return one new array: donating it to a step does not delete the parts.
 
   Of a single part, `jnp.concatenate` would return the part itself.
   """
@@ -152,7 +152,7 @@ def to_linen(params: Params) -> dict[str, Any]:
       lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype), params
     )
   )
-  # A step that is donated the result must not delete the caller's arrays.
+  # Donating the result to a step must not delete the caller's arrays.
   params = jax.tree.map(jnp.array, params)
   gates, biased = LAYERS[cell]
   layers: dict[str, Any] = {}

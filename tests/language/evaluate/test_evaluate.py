@@ -7,7 +7,9 @@ import pytest
 
 from lstm_jax.language import (
   CharTokenizer,
+  DrawingRules,
   ModelConfig,
+  TextStream,
   WordTokenizer,
   beam_search,
   continuation_nats,
@@ -253,7 +255,7 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
   ):
     with pytest.raises(ValueError, match=message):
       dynamic_nats(MODEL, params, TOKENS, scale, CONFIG._replace(**wrong))
-  for wrong in (None, scale._replace(bias=scale.bias[:1])):
+  for wrong in (None, tuple(scale), scale._replace(bias=scale.bias[:1])):
     with pytest.raises(ValueError, match=r"^scale must be from gradient_s"):
       dynamic_nats(MODEL, params, TOKENS, wrong, CONFIG)
   # After the first segment, which predicts the tokens 2 to 5.
@@ -278,6 +280,7 @@ def test_weights_in_a_dict_are_refused_before_they_are_read(params, scale):
     lambda: sample(MODEL, weights, jax.random.key(0), prompt, 1),
     lambda: continuation_nats(MODEL, weights, prompt, prompt[None]),
     lambda: beam_search(MODEL, weights, prompt, 1, beam_size=1),
+    lambda: TextStream(MODEL, weights, CharTokenizer("ab"), DrawingRules()),
   ):
     with pytest.raises(ValueError, match=r"^params must be .*Params, got dict"):
       call()
