@@ -40,6 +40,7 @@ from experiments.trainer.corpus_path import is_piped, resumable_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
 from experiments.trainer.format import escape_controls
+from experiments.trainer.unraisable import report_unraisable
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
@@ -104,7 +105,7 @@ def launch(
   app.define_help_flags()
   flags.DEFINE_flag(HelpFlag())
   flags.FLAGS.set_gnu_getopt(takes_arguments)
-  sys.unraisablehook = _unraisable
+  sys.unraisablehook = report_unraisable
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="replace")  # ASCII terminals get ? for ×
@@ -138,6 +139,8 @@ def _complaint(stray: Sequence[str], missing: Sequence[str]) -> str:
   """Return what is wrong with stray arguments and missing flags."""
   if not stray:
     return f"--{missing[0]} must be given"
+  if stray[0].startswith("\ufeff"):
+    return "a flagfile begins with a byte order mark: save it without one"
   unknown = f"unknown argument {stray[0]!r}: "
   if not missing:
     return unknown + "flags begin with --"
@@ -248,16 +251,6 @@ class _Console(Console):
 
   def on_broken_pipe(self) -> None:
     raise BrokenPipeError  # rich would exit with 1
-
-
-def _unraisable(unraisable: Any) -> None:
-  """Report an exception that cannot be raised, as in `__del__`.
-
-  Those of TensorStore are not reported: once orbax has given up a read or a
-  write, each thread complains of a closed event loop. Orbax raises the reason.
-  """
-  if "Event loop is closed" not in str(unraisable.exc_value):
-    sys.__unraisablehook__(unraisable)
 
 
 def _fail(error: object, status: int) -> int:

@@ -247,9 +247,10 @@ def _finished(
   elif config.job.resume and may_extend and not _has_state(directory):
     kind += " without a checkpoint to continue from"
   elif config.job.resume and may_extend:
-    early = result.get("stopped_early")
-    flag = "--patience, or 0," if early else "--num_epochs"
-    advice = f", a larger {flag} extends it"
+    more = f"--num_epochs above {record['num_epochs']}"
+    if result.get("stopped_early"):
+      more = "a larger --patience, or 0,"
+    advice = f", {more} extends it"
   return f"{kind}; {REPLACE_OR_KEEP}{advice}"
 
 

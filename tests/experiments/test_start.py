@@ -60,6 +60,8 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
   full.mkdir()
   for record in ("comparison.json", "policy.json"):
     (full / record).write_text("{}")
+  marked = tmp_path / "marked.flags"
+  marked.write_text("\ufeff--seed=1")
   cases = {
     ("train", "verse"): "unknown argument 'verse': flags begin with --",
     ("sample", "runs/a"): "unknown argument 'runs/a': did you mean --run=runs",
@@ -114,6 +116,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("train", "--implementation=cuda"): "should be one of <xla|mosaic_gpu>",
     ("train", "--hiden_size=3"): "Unknown command line flag 'hiden_size'",
     ("train", "--noresume=true"): "--noresume=true does not take an argument",
+    ("train", f"--flagfile={marked}"): "begins with a byte order mark",
     ("train", "--flagfile=nowhere"): "Unable to open flagfile",
     ("train", "--tokenizer=word", "--min_count=99999"): "leaves no word",
     ("sample", f"--run={tmp_path}"): "there is no run in ",

@@ -179,7 +179,7 @@ def test_a_kill_leaves_no_finished_run_with_epochs_that_it_has_not_made(
       "holds a finished run of another configuration: seed is 0 there and 1 "
       "here; --overwrite replaces it, another --run keeps it$",
     ),
-    ({}, "already holds a finished run; .* a larger --num_epochs extends it$"),
+    ({}, "already holds a finished run; .* --num_epochs above 1 extends it$"),
     ({"patience": 3}, "already holds a finished run; --overwrite replaces it"),
     (
       {"num_epochs": 2, "resume": False},
