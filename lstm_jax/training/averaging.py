@@ -77,7 +77,8 @@ def update_average(
     # 1 − d', of which float32 would keep few digits if d' were rounded first.
     rate = jnp.maximum(1 - ema_decay, 9 / (10 + jnp.asarray(step, float)))
   else:
-    num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
+    more = jnp.asarray(finite, num_averaged.dtype)
+    num_averaged = jnp.where(num_averaged > 0, num_averaged + more, 0)
     rate = 1 / jnp.maximum(num_averaged, 1).astype(float)
 
   def updated(mean, new):

@@ -91,7 +91,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
 
 
 def test_the_average_of_weights_that_do_not_change_is_exact():
-  with jax.enable_x64(False):
+  with jax.enable_x64(False), jax.numpy_dtype_promotion("strict"):
     params = jnp.array([0.3, 1e-8, 7.0])
     start = start_average(init_average(params))
 
