@@ -238,18 +238,13 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
     next(batch_log_probs(MODEL, params, batches))
   with pytest.raises(ValueError, match=message):
     gradient_scale(MODEL, params, batches)
+  bounds = r"^rate must be in \[0, inf\) and decay in \[0, 1\], got "
   for wrong, message in (
-    (
-      {"rate": -1.0},
-      r"^rate must be in \[0, inf\) and .*, got -1.0 and ",
-    ),
-    ({"rate": math.inf}, r"^rate must be in \[0, inf\) and .*, got inf and "),
+    ({"rate": -1.0}, bounds + "-1.0 and "),
+    ({"rate": math.inf}, bounds + "inf and "),
     ({"rate": "1e-3"}, "^rate must be a number, got '1e-3'$"),
     ({"decay": None}, "^decay must be a number, got None$"),
-    (
-      {"decay": 2.0},
-      r"^rate must be .* and decay in \[0, 1\], got .* and 2.0$",
-    ),
+    ({"decay": 2.0}, bounds + ".* and 2.0$"),
     ({"segment": 0}, "^segment must be an integer ≥ 1, got 0$"),
     ({"segment": 2.0}, "^segment must be an integer ≥ 1, got 2.0$"),
   ):
@@ -282,5 +277,7 @@ def test_weights_in_a_dict_are_refused_before_they_are_read(params, scale):
     lambda: beam_search(MODEL, weights, prompt, 1, beam_size=1),
     lambda: TextStream(MODEL, weights, CharTokenizer("ab"), DrawingRules()),
   ):
-    with pytest.raises(ValueError, match=r"^params must be .*Params, got dict"):
+    with pytest.raises(
+      ValueError, match=r"^params must be \w+Params, got dict$"
+    ):
       call()
