@@ -65,8 +65,8 @@ from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import JOB_FLAGS
-from experiments.trainer.same_run import (
+from experiments.trainer.run_dir import (
+  JOB_FLAGS,
   REPLACE_OR_KEEP,
   check_not_extended,
   check_same_run,
@@ -208,7 +208,9 @@ def _train(
   try:
     result = _finished(config, sha256)
     if result is None:
-      check_not_extended(Path(config.job.run), config, advice=REPLACE_OR_KEEP)
+      check_not_extended(
+        Path(config.job.run), recorded_flags(config), advice=REPLACE_OR_KEEP
+      )
       text = read_corpus_text(config.data.corpus)
       check_unchanged(config.data, text_sha256(text), sha256)
       result = train.run(config, console)
@@ -238,7 +240,8 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
   path = directory / run_dir.RESULT
   if config.job.overwrite or not path.exists():
     return None
-  check_same_run(directory, config, sha256, advice=REPLACE_OR_KEEP)
+  flags = recorded_flags(config)
+  check_same_run(directory, flags, sha256, advice=REPLACE_OR_KEEP)
   result = run_dir.read_result(directory) or {}
   names = "step", "val_loss", "seconds"  # step is Result's best_step
   entries: list[Any] = [result.get(name) for name in names]

@@ -62,11 +62,11 @@ from experiments.comparison.tables import check_entries, tables
 from experiments.comparison.training import TrainedCell, train_cell
 from experiments.trainer.devices import share_members
 from experiments.trainer.errors import Diverged
-from experiments.trainer.files import check_regular, write_bytes, write_json
+from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
-from experiments.trainer.locking import check_held, lock
 from experiments.trainer.records import to_record
+from experiments.trainer.run_dir import lock
 from experiments.trainer.training_bar import TrainingBar
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
@@ -177,7 +177,6 @@ def train(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt; the figure is drawn at the end."""
-  check_held()
   write_json(directory / RECORD, record)
   (directory / FIGURE).unlink(missing_ok=True)  # it shows earlier results
   samples = "".join(
@@ -211,7 +210,6 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   from experiments.comparison import dot_plot, plots
 
   print_tables(tables(record), console)
-  check_regular(directory / FIGURE)
   # The lines of more cells than MANY could not be told apart.
   many = len(record["cells"]) > dot_plot.MANY
   with naming_missing(directory / RECORD):

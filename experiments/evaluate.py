@@ -68,7 +68,6 @@ from experiments.trainer.evaluation import (
   started_at,
 )
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
-from experiments.trainer.files import check_regular
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
 from experiments.trainer.trained import BEST, LAST, Trained
@@ -155,7 +154,6 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   members = load_members(directories, config.checkpoint)
   trained, directory = members[0], directories[0]
   path = directory / (run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION)
-  check_regular(path)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
     data = find_common_corpus(directories, members, console)

@@ -24,7 +24,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import check_is_no_corpus, find_corpus
 from experiments.trainer.data import SPLITS, default_split
 from experiments.trainer.excerpt import read_excerpt
-from experiments.trainer.files import check_output, check_regular, real_path
+from experiments.trainer.files import check_output
 from experiments.trainer.flags import (
   config_from_flags,
   decoded_as_utf8,
@@ -84,11 +84,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
-  if not config.output:
-    check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.PAGE)
   check_output(path)
-  if config.text and real_path(path) == real_path(Path(config.text)):
+  if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"output must be another file than text, got {path}")
   check_is_no_corpus("output", path, trained.corpus_sha256)
   if config.prompt:

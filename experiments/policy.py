@@ -48,11 +48,11 @@ from experiments.policies.peer import race
 from experiments.policies.tables import check_entries, tables
 from experiments.policies.training import train
 from experiments.trainer.devices import share_members
-from experiments.trainer.files import check_regular, write_json
+from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
-from experiments.trainer.locking import check_held, lock
 from experiments.trainer.records import to_record
+from experiments.trainer.run_dir import lock
 
 RECORD, FIGURE = "policy.json", "policy.png"
 FILES = RECORD, FIGURE
@@ -113,7 +113,6 @@ def progress(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write policy.json; the figure is drawn at the end."""
-  check_held()
   write_json(directory / RECORD, record)
   (directory / FIGURE).unlink(missing_ok=True)  # it shows earlier results
 
@@ -135,7 +134,6 @@ def load(directory: Path) -> dict[str, Any]:
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   print_tables(tables(record), console)
-  check_regular(directory / FIGURE)
   with naming_missing(directory / RECORD):
     plots.draw(record, directory / FIGURE)
   print_held(directory, FILES, console)

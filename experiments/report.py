@@ -21,7 +21,7 @@ from experiments.pages.packing import Page, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import check_is_no_corpus
-from experiments.trainer.files import check_output, check_regular, real_path
+from experiments.trainer.files import check_output
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from lstm_jax.language.options import option
@@ -56,7 +56,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
     raise ValueError("expected run directories: report RUN [RUN ...]")
   if "" in runs:  # as a path, it would be the current directory
     raise ValueError("RUN must be a run directory, got ''")
-  resolved = [real_path(directory) for directory in directories]
+  resolved = [directory.resolve() for directory in directories]
   for directory, real in zip(directories, resolved, strict=True):
     if resolved.count(real) > 1:
       raise ValueError(f"{directory} is given twice")
@@ -67,8 +67,6 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   ]
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
-  if not config.output and len(directories) == 1:
-    check_regular(path)
   run_dir.check_outside_runs("output", path, run_dir.REPORT)
   check_output(path)
   for sha256 in {h.record.get(run_dir.SHA256) for h in histories}:

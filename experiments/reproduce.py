@@ -56,10 +56,13 @@ from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
-from experiments.trainer.files import check_regular
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
-from experiments.trainer.same_run import check_not_extended, check_same_run
+from experiments.trainer.run_dir import (
+  check_not_extended,
+  check_same_run,
+  recorded_flags,
+)
 
 
 class Reproduction(NamedTuple):
@@ -83,7 +86,6 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   base = jobs[0].directory.parent
   run_dir.check_is_no_run(base, "seeds")
   path = base / RECORD
-  check_regular(path)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
   teachers = _untrained_teachers(configs[0], sha256)
@@ -99,7 +101,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     print_title(f"{row.name}, seed {job.seed}", console)
     advice = "another --run keeps it"
     if not is_trained(job.directory):
-      check_not_extended(job.directory, single, advice=advice)
+      check_not_extended(job.directory, recorded_flags(single), advice=advice)
       outdated = bool(done.pop(job.seed, None))  # losses of an earlier run
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
@@ -109,7 +111,8 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       # A signal too late to stop the run (`signalled`) stops this program.
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
-    check_same_run(job.directory, single, sha256, advice=advice)
+    recorded = recorded_flags(single)
+    check_same_run(job.directory, recorded, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
     # Another process may have evaluated other seeds meanwhile.
@@ -157,9 +160,9 @@ def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
   directory = Path(config.job.run)
   advice = "move it, and the teacher is trained there"
   if not is_trained(directory):
-    check_not_extended(directory, config, advice=advice)
+    check_not_extended(directory, recorded_flags(config), advice=advice)
     return False
-  check_same_run(directory, config, sha256, advice=advice)
+  check_same_run(directory, recorded_flags(config), sha256, advice=advice)
   return True
 
 

@@ -54,9 +54,7 @@ from experiments.trainer.format import (
   number_table,
   print_table,
 )
-from experiments.trainer.locking import check_held
 from experiments.trainer.loop import Observer, fit
-from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import available_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
@@ -122,9 +120,10 @@ def run(config: SweepConfig, console: Console) -> Result:
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
   with (
-    open_run_dir(config, facts) as (directory, resuming, _),
+    run_dir.open_run_dir(run_dir.recorded_flags(config), facts) as opened,
     collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
   ):
+    directory, resuming, _ = opened
     console.print(
       f"{heading(setup)}\n"
       f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "
@@ -156,9 +155,6 @@ def run(config: SweepConfig, console: Console) -> Result:
         evaluate_at=config.evaluation.is_due,
         stop_requests=requests,
       )
-    check_held()  # the last checkpoint may have taken long
-    if best_member(members):
-      run_dir.delete_previous(directory)  # the run that --overwrite replaced
     result = Result(directory, members, observer.seconds, stopped_by)
     if not stopped_by:
       found = [one.to_json() for one in members]

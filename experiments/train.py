@@ -123,7 +123,9 @@ def _train(
   if teachers:
     facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
   with (
-    multihost.open_shared_run_dir(config, facts) as opened,
+    multihost.open_shared_run_dir(
+      run_dir.recorded_flags(config), facts
+    ) as opened,
     collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
   ):
     directory = opened.directory

@@ -12,7 +12,6 @@ from experiments.trainer.corpus_path import recorded_path
 from experiments.trainer.distillation import read_teachers, weights_sha256
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.resources import host_memory
-from experiments.trainer.same_run import check_values
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import BEST
 from lstm_jax.training import list_checkpoints
@@ -66,13 +65,8 @@ def models_of_run(directory: Path) -> dict[str, str]:
 
   It is empty without a run. A run without a checkpoint begins again, from the
   weights of --init_from as they are now: those are left out.
-
-  Raises:
-    ValueError: config.json has a value that no flag can have.
   """
   record = run_dir.read_config(directory) or {}
-  if record:
-    check_values(directory, TrainConfig(), record)
   # config.json has the SHA-256 of the weights: under TEACHERS a list, of each
   # teacher; under INIT_FROM that of the model which the run began with.
   hashes = record.get(run_dir.TEACHERS)

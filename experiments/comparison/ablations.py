@@ -16,7 +16,6 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.evaluation import started_at
 from experiments.trainer.files import (
   are_numbers,
-  check_regular,
   read_json,
   write_json,
 )
@@ -94,7 +93,6 @@ def read_ablations(
       corpus.
     OSError: it cannot be read.
   """
-  check_regular(path)
   if not path.exists():
     return Ablations(recipe, corpus_sha256, [])
   try:
@@ -164,7 +162,6 @@ def check_all_named(
     corpus_sha256: the hash of the corpus.
     names: the changes that are given, which are all trained again.
   """
-  check_regular(path)
   try:
     rows = read_ablations(path, recipe, corpus_sha256).rows
   except ValueError:  # damaged, or rows that cannot stay beside new ones

@@ -11,12 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from experiments.trainer.files import (
-  check_regular,
   ensure_directory,
-  remove_parts,
 )
-from experiments.trainer.locking import lock
-from experiments.trainer.run_dir import CONFIG
+from experiments.trainer.run_dir import CONFIG, lock
 
 
 def recorded_command(program: str) -> str:
@@ -49,8 +46,6 @@ def open_results(
     OSError: the directory cannot be written.
   """
   with _made(directory), lock(directory):
-    for name in names:
-      check_regular(directory / name)
     record, *others = names
     if (directory / record).exists():
       if not overwrite:
@@ -68,7 +63,6 @@ def open_results(
           raise ValueError(
             f"{directory} holds {name} but no {record}: choose another --out"
           )
-    remove_parts(directory, names)
     yield
 
 

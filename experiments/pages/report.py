@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pages.packing import Blobs
-from experiments.trainer.extension import EXTENSIONS, first_epochs
-from experiments.trainer.files import real_path
 from experiments.trainer.format import format_nats
 from experiments.trainer.history import (
   MOST_EPOCHS,
@@ -17,10 +15,12 @@ from experiments.trainer.history import (
   derive,
 )
 from experiments.trainer.run_dir import (
+  EXTENSIONS,
   INIT_FROM,
   JOB_FLAGS,
   SHA256,
   TEACHERS,
+  first_epochs,
 )
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -43,7 +43,7 @@ def make_page(histories: list[RunHistory]) -> str:
 
 def make_header(histories: list[RunHistory]) -> dict[str, Any]:
   """Return what the page shows of some runs, to be written as JSON."""
-  names = [_name(run, real_path(run.directory).name) for run in histories]
+  names = [_name(run, run.directory.resolve().name) for run in histories]
   if len(set(names)) < len(names):
     names = [_name(run, str(run.directory)) for run in histories]
   units = {run.unit for run in histories}

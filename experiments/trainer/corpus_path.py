@@ -18,7 +18,7 @@ from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.environment import REPOSITORY
-from experiments.trainer.files import check_regular, real_path, write_bytes
+from experiments.trainer.files import write_bytes
 from experiments.trainer.named_corpora import (
   CORPORA,
   cache_dir,
@@ -79,7 +79,7 @@ def _lasting(path: Path) -> Path:
   /dev/stdin, for example, links to another file in another process.
   """
   of_device = path.parts[1:2] == ("dev",) and path.is_file()
-  return real_path(path) if of_device else path
+  return path.resolve() if of_device else path
 
 
 def resumable_corpus(directory: Path, corpus: str) -> str:
@@ -98,7 +98,6 @@ def keep(directory: Path, corpus: str, text: str) -> None:
   """Write the text of a piped corpus into the run directory, once."""
   path = directory / KEPT
   if is_piped(corpus) and not path.exists():
-    check_regular(path)  # `exists` is False for a link to a missing file
     # A reader removes one byte order mark; here it must not be the text's own.
     is_marked = text.startswith("\ufeff")
     write_bytes(path, text.encode("utf-8-sig" if is_marked else "utf-8"))

@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig
 from experiments.trainer.corpus_path import find_corpus
-from experiments.trainer.files import are_numbers, real_path
+from experiments.trainer.files import are_numbers
 from experiments.trainer.trained import Trained, load
 
 SPLIT_FLAGS = "val_fraction", "test_fraction", "dev_fraction"
@@ -32,7 +32,7 @@ def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
   """
   seen: set[Path] = set()
   for directory in directories:
-    place = real_path(directory)
+    place = directory.resolve()
     if place in seen:
       raise ValueError(f"{directory} is given twice")
     seen.add(place)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.trainer.files import write_bytes
-from experiments.trainer.locking import check_held
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -36,7 +35,6 @@ def save(figure: Figure, path: Path, **options: Any) -> None:
   """
   png = io.BytesIO()
   figure.savefig(png, format="png", **options)
-  check_held()  # drawing may take long
   write_bytes(path, png.getvalue())
 
 

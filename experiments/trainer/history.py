@@ -16,7 +16,7 @@ from experiments.trainer.checkpoint import read_progress
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
-from experiments.trainer.files import are_numbers, read_file
+from experiments.trainer.files import are_numbers
 from experiments.trainer.named_corpora import is_downloaded, is_name
 from experiments.trainer.own_cell import init_shapes
 from experiments.trainer.sweep_members import (
@@ -236,7 +236,7 @@ def _corpus_facts(
 def _read(path: Path) -> str:
   """Return a log's text; a character still being written becomes �."""
   try:
-    return read_file(path).decode("utf-8", "replace")
+    return path.read_bytes().decode("utf-8", "replace")
   except FileNotFoundError:
     return ""
 

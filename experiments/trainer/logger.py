@@ -23,7 +23,6 @@ from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
 from experiments.trainer.format import print_sample, print_title
-from experiments.trainer.locking import check_held
 from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
@@ -34,7 +33,6 @@ from lstm_jax.training import (
   Metrics,
   TrainState,
   eval_params,
-  list_checkpoints,
 )
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
@@ -230,7 +228,6 @@ class RunLogger:
     if not self._setup.config.job.quiet:
       print_title(title, self._console, align="left")
       print_sample(text, self._console)
-    check_held()  # the sample may have taken long
     append(self.directory / run_dir.SAMPLES, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)
 
@@ -255,7 +252,6 @@ class RunLogger:
       "stopped_early": self.step < self._setup.num_steps,
     }
     self._checkpoints.wait()  # a finished run has its last checkpoint
-    check_held()
     if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
       if test_loss is not None:
@@ -264,21 +260,15 @@ class RunLogger:
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint.
 
-    Only `sample` and `finish` may follow. The run that --overwrite replaces is
-    deleted, unless the best checkpoint is missing, as on a full disk.
+    Only `sample` and `finish` may follow.
     """
     if self._is_writer:
       self._draw()
     self._checkpoints.close()
-    check_held()
-    saved = list_checkpoints(self.directory / run_dir.CHECKPOINTS)
-    if self._is_writer and self.best.step in saved:
-      run_dir.delete_previous(self.directory)
 
   def _draw(self) -> None:
     """Draw loss.png, if there is a loss."""
     try:
-      check_held()
       if (self.directory / run_dir.METRICS).exists():
         from experiments.trainer.plot import draw  # imports matplotlib
 
@@ -290,7 +280,6 @@ class RunLogger:
   def _write_row(self, record: dict[str, Any]) -> None:
     if not self._is_writer:
       return
-    check_held()
     line = json.dumps(record, allow_nan=False)
     append(self.directory / run_dir.METRICS, line + "\n")
     norms = self._grad_norms if "train_loss" in record else {}

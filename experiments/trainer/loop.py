@@ -7,7 +7,6 @@ from itertools import islice
 import jax
 
 from experiments.trainer import multihost
-from experiments.trainer.locking import check_held
 from experiments.trainer.resources import Tracer
 from lstm_jax.training import (
   Epoch,
@@ -72,9 +71,6 @@ def fit(
 
   Returns:
     (state, the signal that stopped the training, or None).
-
-  Raises:
-    ValueError: the run directory was moved or deleted (`check_held`).
   """
   if observer.stops_early():  # a resumed run may have no patience left
     return state, None
@@ -96,7 +92,6 @@ def fit(
       done = done or observer.stops_early()
     stopped_by = None if done else requested
     if evaluating or stopped_by:
-      check_held()  # an evaluation may take long
       observer.save(step, state)
     if done or stopped_by:
       return state, stopped_by

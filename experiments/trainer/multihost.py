@@ -11,7 +11,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.trainer.config import TrainConfig
 from experiments.trainer.joining import ended_by_ctrl_c
-from experiments.trainer.opening import OpenedRun, open_run_dir
-from experiments.trainer.same_run import (
+from experiments.trainer.run_dir import (
+  OpenedRun,
   changed_flags,
   described,
-  recorded_flags,
+  open_run_dir,
 )
 
 PATH_BYTES = 4096  # of the message with the path of the run directory
@@ -158,7 +157,7 @@ def _processes(numbers: Sequence[int]) -> str:
 
 @contextmanager
 def open_shared_run_dir(
-  config: TrainConfig, facts: dict[str, Any]
+  flags: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Iterator[OpenedRun]:
   """Open and lock the run directory in the first process, for all of them.
 
@@ -172,15 +171,15 @@ def open_shared_run_dir(
       corpus than the first, or cannot write to the run directory.
   """
   if jax.process_count() == 1:
-    with open_run_dir(config, facts, may_extend=True) as opened:
+    with open_run_dir(flags, facts, may_extend=True) as opened:
       yield opened
     return
-  check_same_run_in_all(config, facts)
+  check_same_run_in_all(flags, facts)
   with ExitStack() as held:
     message = b""
     with failing_together():
       if is_first():
-        run_dir = open_run_dir(config, facts, may_extend=True)
+        run_dir = open_run_dir(flags, facts, may_extend=True)
         opened = held.enter_context(run_dir)
         message = OLD if opened.resuming else NEW
         message += os.fsencode(opened.directory)
@@ -192,20 +191,22 @@ def open_shared_run_dir(
     yield opened
 
 
-def check_same_run_in_all(config: TrainConfig, facts: dict[str, Any]) -> None:
+def check_same_run_in_all(
+  flags: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
   """Raise ValueError in all processes if one would train another run.
 
   They would wait for each other forever, or train on unlike weights or batches.
 
   Args:
-    config: of this process.
+    flags: of this process.
     facts: as in `open_run_dir`.
   """
-  own = recorded_flags(config) | facts
+  own = {**flags, **facts}
   text = json.dumps(own).encode()
   size = int(from_first_process(len(text)))
   first = json.loads(_broadcast(text[:size].ljust(size)))
-  changes = changed_flags(first, config, facts)
+  changes = changed_flags(first, flags, facts)
   # --mesh may change when a run resumes, but not between processes.
   changes |= {
     name: own[name] for name in ("mesh", *facts) if first.get(name) != own[name]

@@ -8,7 +8,7 @@ from experiments.trainer import multihost
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.format import counted, format_loss
 from experiments.trainer.logger import RunLogger
-from experiments.trainer.opening import OpenedRun
+from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import TrainSetup, to_mesh, to_one_device
 from experiments.trainer.trained import Trained
 from lstm_jax.training import TrainState

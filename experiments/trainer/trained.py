@@ -14,9 +14,9 @@ from experiments.trainer.checkpoint import MODEL_FLAGS
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import stored_tokenizer
 from experiments.trainer.format import escape_controls
-from experiments.trainer.locking import LOCK
 from experiments.trainer.own_cell import init_shapes
 from experiments.trainer.records import from_record, to_record
+from experiments.trainer.run_dir import LOCK
 from lstm_jax.cells.checks import check_count
 from lstm_jax.language import (
   LanguageModel,
@@ -96,7 +96,6 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
 def _load(directory: Path, checkpoint: str) -> Trained:
   record = run_dir.read_record(directory)
   config = run_dir.to_config(directory, record, TrainConfig())
-  run_dir.check_has_hash(directory, record)
   checkpoints = directory / run_dir.CHECKPOINTS
   if checkpoint == LAST:
     _check_has_last(directory, record)
@@ -132,7 +131,7 @@ def _load(directory: Path, checkpoint: str) -> Trained:
     tokenizer,
     step,
     val_loss,
-    str(record[run_dir.SHA256]),
+    str(record.get(run_dir.SHA256)),
   )
 
 

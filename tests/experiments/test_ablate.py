@@ -14,7 +14,7 @@ from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
-from experiments.trainer.same_run import recorded_flags
+from experiments.trainer.run_dir import recorded_flags
 from experiments.trainer.trained import Trained, load
 from lstm_jax.language.evaluate import stateful_loss
 from tests.experiments.ablating import ROW, read_record, write_rows

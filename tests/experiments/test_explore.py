@@ -24,11 +24,7 @@ from experiments.pages.explore import (
   pack_path,
 )
 from experiments.pages.packing import Blobs
-from experiments.trainer import run_dir
 from experiments.trainer.config import CELLS
-from experiments.trainer.opening import open_run_dir
-from experiments.trainer.records import replace
-from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
 from lstm_jax import Autodiff
 from lstm_jax.language import ModelConfig, language_model
@@ -153,16 +149,6 @@ def test_units_are_scored_by_every_feature_that_the_text_has(
       levels = data.array(signal["blob"]).reshape(12, LENGTH)
       expected = [scores(levels, feature) for feature in values]
       assert worst(np.array(signal["scores"]), np.array(expected)) < 1e-4
-
-
-def test_a_replaced_run_is_set_aside_with_its_page(config):
-  facts = {SHA256: ""}
-  with open_run_dir(config, facts) as (directory, *_):
-    page = directory / run_dir.PAGE
-    page.write_text("page of the first run")
-  with open_run_dir(replace(config, overwrite=True), facts):
-    assert not page.exists()
-    assert (directory / run_dir.PREVIOUS / page.name).exists()
 
 
 @pytest.mark.exhaustive

@@ -144,10 +144,6 @@ def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
   lines = "\n".join(tables(record).values()).splitlines()
   assert all(line in printed for line in lines)
   assert figure.read_bytes()[:4] == b"\x89PNG"
-  figure.rename(tmp_path / "mine.png")
-  figure.symlink_to(tmp_path / "mine.png")
-  with pytest.raises(ValueError, match=r"policy\.png is a link"):
-    policy.report(loaded, tmp_path, console)
 
 
 @pytest.mark.parametrize("entry", ["returns", "episodes"])

@@ -55,8 +55,7 @@ def test_every_program_prints_its_own_flags_in_80_columns(tmp_path):
 
 
 def test_an_error_is_a_line_and_a_status(tmp_path):
-  loop, full = tmp_path / "loop", tmp_path / "full"
-  loop.symlink_to(loop)
+  full = tmp_path / "full"
   full.mkdir()
   for record in ("comparison.json", "policy.json"):
     (full / record).write_text("{}")
@@ -82,17 +81,11 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("sweep", "--teacher="): "teacher must have no empty value, got ",
     ("evaluate", "--run=", "--run=a"): "run must have no empty value, got ('",
     ("report", "", "a"): "RUN must be a run directory, got ''",
-    ("train", f"--corpus={loop}"): "cannot be read: too many levels of symbol",
-    ("train", f"--run={loop}"): f"{loop} is not a directory",
     ("train", "--run=README.md"): "README.md is not a directory",
-    ("sample", f"--run={loop}"): "there is no run in ",
-    ("report", f"{loop}"): "there is no run in ",
-    ("evaluate", f"--run={loop}"): "there is no run in ",
-    ("export", "--run=a", f"--out={loop}"): "written: it is a loop of links",
     (
       "export",
       "--run=a",
-      f"--out={loop}/b",
+      "--out=none/b",
     ): "b cannot be written: no such",
     (
       "train",

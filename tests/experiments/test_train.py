@@ -1,8 +1,6 @@
 import json
 import math
-import os
 import re
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +13,6 @@ from experiments import train
 from experiments.trainer import metric_buffer
 from experiments.trainer.config import CELLS
 from experiments.trainer.data import read_corpus
-from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
@@ -212,26 +209,6 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
     sample_texts(str(directory), **SAMPLE | {"prompt": "Shalt thee temperate"})
   with pytest.raises(ValueError, match="prompt must have at least one word"):
     sample_texts(str(directory), **SAMPLE | {"prompt": " "})
-
-
-def test_a_run_directory_whose_path_is_not_utf_8_is_refused(
-  config, tmp_path, monkeypatch
-):
-  run = os.fsdecode(bytes(tmp_path / "run") + b"\xff")
-  message = r"^the path of a run directory must be UTF-8, got '.*run\\udcff'$"
-  with (
-    pytest.raises(ValueError, match=message),
-    open_run_dir(replace(config, run=run), {}),
-  ):
-    pass
-  # In the locale C, no name that is not ASCII can be read.
-  monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-  with (
-    pytest.raises(ValueError, match=r"as ascii here: set PYTHONUTF8=1$"),
-    open_run_dir(replace(config, run=run), {}),
-  ):
-    pass
-  assert not os.path.exists(run)
 
 
 @pytest.mark.exhaustive

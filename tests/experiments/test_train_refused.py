@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments import train
-from experiments.trainer.errors import Diverged
-from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import SHA256, check_is_run_or_empty
 from experiments.trainer.trained import load
-from tests.draws import worst
-from tests.experiments.conftest import DIVERGES, VERSE
-from tests.patterns import exact
+from tests.experiments.conftest import VERSE
 from tests.power import tree
 
 
@@ -64,28 +59,6 @@ def test_a_checkpoint_of_another_tokenizer_than_the_config_is_refused(
       load(directory)
 
 
-def test_a_directory_of_other_files_is_refused_and_left_as_it_is(
-  config, console
-):
-  directory = Path(config.job.run)
-  directory.mkdir()
-  for name in ("notes.md", "picture.png"):
-    (directory / name).write_text("mine")
-    more = " and 1 more" if name == "picture.png" else ""
-    message = f"not a run and not empty: it holds notes.md{more}; choose "
-    for overwrite in (False, True):
-      with pytest.raises(ValueError, match=message):
-        train.run(replace(config, overwrite=overwrite), console)
-  names = {path.name for path in directory.iterdir()}
-  assert names == {"notes.md", "picture.png"}
-  for path in directory.iterdir():
-    path.unlink()
-  (directory / "lock").touch()  # of a run that was killed as it started
-  (directory / "config.json.0a1b2c3d.part").touch()
-  with open_run_dir(config, {SHA256: "0"}) as opened:
-    assert not opened.resuming
-
-
 def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   finished, config, console
 ):
@@ -100,51 +73,6 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   train.run(replace(config, overwrite=True, seed=3), console)
   assert keep.read_text() == "mine"
   assert json.loads((finished / "config.json").read_text())["seed"] == 3
-
-
-@pytest.mark.parametrize("name", ["previous", "checkpoints/run", "inner"])
-def test_a_run_is_in_no_part_of_another_run(name, finished, config):
-  inner = replace(config, run=str(finished / name))
-  facts = {SHA256: "0"}
-  if name == "inner":  # not a part of a run: another run may lie there
-    with open_run_dir(inner, facts):
-      return
-  part = name.split("/")[0]
-  with (
-    pytest.raises(ValueError, match=f" is inside {exact(finished)}/{part}, "),
-    open_run_dir(inner, facts),
-  ):
-    pass
-  assert not Path(inner.job.run).exists()
-
-
-def test_a_run_is_replaced_only_by_one_that_has_reached_a_checkpoint(
-  finished, config, console
-):
-  params = load(finished).params
-  bad = replace(config, **DIVERGES, overwrite=True)
-  # The message is about the failed run. The run that it replaced stays in
-  # `previous`, also at a second failure.
-  for _ in range(2):
-    with pytest.raises(Diverged, match="no checkpoint is kept"):
-      train.run(bad, console)
-    kept = load(finished / "previous").params
-    assert worst(kept, params) == 0
-  train.run(replace(config, overwrite=True, seed=5), console)
-  assert not (finished / "previous").exists()
-  assert worst(load(finished).params, params) > 0
-
-
-def test_a_config_json_of_no_run_is_refused_and_left_as_it_is(config, console):
-  directory = Path(config.job.run)
-  directory.mkdir()
-  (directory / "config.json").write_text('{"name": "somebody else"}')
-  for overwrite in (False, True):
-    with pytest.raises(
-      ValueError, match=r"holds config.json but no config.json of a run"
-    ):
-      train.run(replace(config, overwrite=overwrite), console)
-  assert [path.name for path in directory.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -243,27 +171,3 @@ def test_a_directory_without_a_run_or_with_another_config_is_refused(
   shutil.rmtree(finished / "checkpoints")
   with pytest.raises(ValueError, match="holds no checkpoint"):
     load(finished)
-
-
-def test_a_damaged_config_is_an_error_that_names_it(
-  finished, config, no_collection
-):
-  path = finished / "config.json"
-  good = json.loads(path.read_text())
-  path.write_text("[" * 200_000)
-  with pytest.raises(
-    ValueError, match=r"there is no run in .*: no config\.json"
-  ):
-    load(finished)
-  with pytest.raises(
-    ValueError, match=r"holds config\.json but no config\.json"
-  ):
-    check_is_run_or_empty(finished)
-  path.write_text(json.dumps(good | {"num_epochs": "1"}))
-  facts = {SHA256: good[SHA256]}
-  message = r"config.json is damaged: num_epochs must be int, got '1'; --over"
-  with (
-    pytest.raises(ValueError, match=message),
-    open_run_dir(config, facts, may_extend=True),
-  ):
-    pass

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,17 +40,6 @@ def test_a_record_is_read_as_it_was_written_and_lacks_nothing(tmp_path):
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=f"another version: it lacks '{name}'"):
       read_ablations(path, RECIPE, "1a2b")
-
-
-def test_a_link_in_place_of_the_record_is_not_followed(tmp_path):
-  path = tmp_path / "ablations.json"
-  path.symlink_to(tmp_path / "mine.txt")
-  for target in ("", "mine"):  # a missing file, and one that is no record
-    if target:
-      (tmp_path / "mine.txt").write_text(target)
-    for read in (read_ablations, partial(check_all_named, names=())):
-      with pytest.raises(ValueError, match=r"ablations\.json is a link"):
-        read(path, RECIPE, "1a2b")
 
 
 def test_the_same_text_may_lie_elsewhere(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import compare_cells
 from experiments.comparison import dot_plot, plots
-from experiments.trainer.locking import lock
+from experiments.trainer.run_dir import lock
 from tests.experiments.comparing import example
 from tests.patterns import exact
 from tests.processes import ROOT

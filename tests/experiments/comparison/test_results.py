@@ -10,7 +10,7 @@ from experiments.comparison.results import (
   read_record,
 )
 from experiments.trainer.files import ensure_directory
-from experiments.trainer.locking import LOCK
+from experiments.trainer.run_dir import LOCK
 from tests.patterns import exact
 
 NAMES = "record.json", "figure.png", "samples.txt"
@@ -41,15 +41,6 @@ def test_what_a_kill_has_left_half_written_is_removed(tmp_path):
   assert found == {"record.json", "mine.part"}
 
 
-def test_a_link_in_place_of_a_result_is_not_followed(tmp_path):
-  (tmp_path / "figure.png").symlink_to(tmp_path / "missing")
-  with (
-    pytest.raises(ValueError, match=r"figure\.png is a link"),
-    open_results(tmp_path, NAMES, overwrite=True),
-  ):
-    pass
-
-
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_program_that_is_refused_leaves_no_new_directory(is_new, tmp_path):
   directory = tmp_path / "runs" / "out"
@@ -75,14 +66,12 @@ def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
   assert path.read_text() == "kept"
 
 
-def test_a_parent_that_is_a_file_or_leads_nowhere_is_named(tmp_path):
-  path, link, loop = (tmp_path / name for name in ("out", "link", "loop"))
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+  path = tmp_path / "out"
   path.touch()
-  link.symlink_to(tmp_path / "nowhere")
-  loop.symlink_to(loop)
-  for wrong in (path, link, loop):
-    with pytest.raises(ValueError, match=f"^{exact(wrong)} is not a directory"):
-      ensure_directory(wrong / "a" / "b")
+  for wrong in (path, path / "a" / "b"):
+    with pytest.raises(ValueError, match=f"^{exact(path)} is not a directory"):
+      ensure_directory(wrong)
 
 
 @pytest.mark.parametrize("name", ["config.json", "samples.txt", "figure.png"])

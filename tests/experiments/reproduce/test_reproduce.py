@@ -192,19 +192,6 @@ def test_the_directory_of_all_seeds_must_not_be_a_run_directory(
     reproduce.run(ROW, replace(trained, run=run), console)
 
 
-def test_a_link_in_place_of_the_record_is_not_followed(
-  trained, console, tmp_path, monkeypatch
-):
-  forbid(monkeypatch, train)
-  forbid(monkeypatch, evaluate)
-  mine = tmp_path / "mine.txt"
-  mine.write_text("kept")
-  (Path(trained.run) / "reproduction.json").symlink_to(mine)
-  with pytest.raises(ValueError, match=r"reproduction\.json is a link"):
-    reproduce.run(ROW, trained, console)
-  assert mine.read_text() == "kept"
-
-
 def test_a_run_on_an_earlier_text_is_refused(trained, config, console):
   corpus = Path(config.data.corpus)
   corpus.write_text(corpus.read_text() + "more")

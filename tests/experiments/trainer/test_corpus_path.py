@@ -27,10 +27,13 @@ from experiments.trainer.corpus_path import (
 from experiments.trainer.data import text_sha256
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.named_corpora import CACHE, CORPORA, NamedCorpus
-from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import SHA256
-from experiments.trainer.same_run import check_same_run, recorded_flags
+from experiments.trainer.run_dir import (
+  SHA256,
+  check_same_run,
+  open_run_dir,
+  recorded_flags,
+)
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from tests.experiments.conftest import VERSES, edit_config
@@ -247,11 +250,12 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
 def test_a_corpus_is_the_same_at_any_path(finished, config, tmp_path):
   copy = shutil.copy(config.data.corpus, tmp_path / "copy.txt")
   again, sha256 = replace(config, corpus=str(copy)), text_sha256(VERSES)
-  check_same_run(finished, again, sha256, advice="")
+  check_same_run(finished, recorded_flags(again), sha256, advice="")
   with pytest.raises(ValueError, match="configuration: corpus is "):
-    check_same_run(finished, again, "other", advice="")
+    check_same_run(finished, recorded_flags(again), "other", advice="")
   longer = replace(again, num_epochs=2)
-  with open_run_dir(longer, {SHA256: sha256}, may_extend=True) as opened:
+  flags = recorded_flags(longer)
+  with open_run_dir(flags, {SHA256: sha256}, may_extend=True) as opened:
     assert opened.extended_from == 1
 
 

@@ -70,7 +70,7 @@ def test_a_run_that_stopped_early_is_extended_by_patience_0(
   for patience in (1, 2):
     more = replace(config, num_epochs=2, patience=patience)
     with pytest.raises(
-      ValueError, match="stopped early: to extend it, --patience must be above"
+      ValueError, match="a larger --patience, or 0, extends it"
     ):
       train.run(more, console)
   with pytest.raises(ValueError, match="a larger --patience, or 0, extends it"):

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.trainer import multihost
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.opening import OpenedRun
 from experiments.trainer.records import replace
+from experiments.trainer.run_dir import OpenedRun, recorded_flags
 from experiments.trainer.start import initial_state
 from tests.patterns import exact
 
@@ -94,7 +94,8 @@ def check_as(process, run, sent, differs, monkeypatch):
   two_processes(monkeypatch, gather)
   utils = multihost.multihost_utils
   monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
-  multihost.check_same_run_in_all(*run)
+  config, facts = run
+  multihost.check_same_run_in_all(recorded_flags(config), facts)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from experiments.trainer.figures import (
   tidy,
   zoom_on_tail,
 )
-from experiments.trainer.locking import lock
 from experiments.trainer.plot import draw
 from tests.patterns import exact
 
@@ -151,14 +150,3 @@ def test_labels_are_beside_the_panel_and_do_not_overlap():
   assert abs(apart - 1.15 * 9 * 100 / 72) < 2
   middle = panel.transData.transform((0, 0.505))[1]
   assert abs((low.y0 + high.y1) / 2 - middle) < 1
-
-
-def test_no_figure_is_written_where_the_directory_was_moved_away(tmp_path):
-  directory = tmp_path / "results"
-  directory.mkdir()
-  with lock(directory):
-    directory.rename(tmp_path / "moved")
-    directory.mkdir()  # that of another process
-    with pytest.raises(ValueError, match="results was moved, deleted or"):
-      save(Figure(figsize=(1, 1)), directory / "figure.png")
-  assert [*directory.iterdir()] == []

@@ -10,7 +10,6 @@ import pytest
 
 from experiments.trainer import plot
 from experiments.trainer.errors import Diverged, closing_run
-from experiments.trainer.locking import lock
 from experiments.trainer.logger import Best, RunLogger
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
@@ -147,20 +146,3 @@ def test_a_run_is_finished_only_after_its_last_checkpoint_is_written(
   )
   RunLogger.finish(unfinished, test_loss=None)
   assert done == ["checkpoint", tmp_path / "result.json"]
-
-
-def test_nothing_is_logged_into_another_directory_at_the_same_path(
-  make_logger, tmp_path
-):
-  """As after an evaluation, which may take long."""
-  logger, params, log = make_logger()
-  with lock(log.parent):
-    log.parent.rename(tmp_path / "moved")
-    log.parent.mkdir()
-    for write in (
-      lambda: logger.log_evaluation(1.5, params),
-      lambda: logger.sample("late", params, jax.random.key(0), 1),
-    ):
-      with pytest.raises(ValueError, match="was moved, deleted or replaced"):
-        write()
-  assert [*log.parent.iterdir()] == []

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from experiments.trainer import loop
-from experiments.trainer.locking import lock
 from experiments.trainer.loop import fit
 from experiments.trainer.resources import WARM_UP, Tracer
 from lstm_jax.language import make_batches
@@ -231,21 +230,3 @@ def test_it_traces_the_steps_after_the_first_ones(
   with Tracer(tmp_path, 0, Console()) as tracer:
     run(epochs, recorder, tracer=tracer)
   assert traced == []
-
-
-def test_a_directory_that_was_moved_ends_the_training_that_writes_there(
-  epochs, tmp_path
-):
-  """It must not write into the run of another process at the same path."""
-  directory, recorder = tmp_path / "run", Recorder()
-  directory.mkdir()
-
-  def moved(step):
-    if step == 4:
-      directory.rename(tmp_path / "moved")
-      directory.mkdir()
-    return step == 4
-
-  with lock(directory), pytest.raises(ValueError, match="was moved, deleted"):
-    fit(count, start(), epochs, 10, recorder, evaluate_at=moved)
-  assert recorder.calls[-2:] == [("step", 4), ("evaluate", 4)]  # and no save

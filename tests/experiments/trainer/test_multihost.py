@@ -202,7 +202,9 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
   (tmp_path / "run" / "config.json").write_text("{}")
   first, second = finish(*started(shared, 2))
   assert first[0] == second[0] == 2
-  assert "is not a run of this version: it holds config.json but no" in first[2]
+  assert (
+    "is not a run of this version and not empty: it holds config" in first[2]
+  )
   assert "error: process 0 stopped: see the error there" in second[2]
 
 

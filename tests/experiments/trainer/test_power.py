@@ -5,7 +5,6 @@ import pytest
 from experiments import train
 from experiments.trainer import logger
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import set_aside
 from tests.experiments.trainer.resuming import signal_at
 from tests.power import Disk, tree
 
@@ -56,22 +55,3 @@ def test_a_run_is_on_the_disk_when_it_says_so(
   assert {"config.json", "metrics.jsonl", "samples.txt"} <= stopped.keys()
   assert any(name.startswith("checkpoints/33/state/") for name in stopped)
   assert finished.keys() - stopped.keys() >= {"result.json"}
-
-
-def test_a_run_that_is_set_aside_for_its_successor_is_on_the_disk(
-  config, console, monkeypatch, tmp_path
-):
-  (tmp_path / "disk").mkdir()
-  directory = tmp_path / "disk" / "run"
-  config = replace(config, run=str(directory))
-  disk = Disk(monkeypatch)
-  signal_at(monkeypatch, 33)
-  train.run(config, console)
-  expected = promised(directory)
-  disk.after_failure(tmp_path / "disk", tmp_path / "before")
-  assert promised(tmp_path / "before" / "run") == expected
-
-  set_aside(directory)
-  disk.after_failure(tmp_path / "disk", tmp_path / "after")
-  left = tree(tmp_path / "after" / "run" / "previous")
-  assert {name: left.get(name) for name in expected} == expected

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer.data import read_corpus
 from experiments.trainer.distillation import weights_sha256
 from experiments.trainer.history import read_run_history
-from experiments.trainer.opening import OpenedRun, open_run_dir
 from experiments.trainer.pretrained import check_vocabulary, read_pretrained
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import SHA256
+from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import make_setup
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import load
@@ -159,19 +157,3 @@ def test_a_vocabulary_in_another_order_is_refused(config, finished):
   message = "^NAME has another vocabulary: .*, got 23 in another order$"
   with pytest.raises(ValueError, match=message):
     check_vocabulary(setup, trained._replace(tokenizer=tokenizer), "NAME")
-
-
-@pytest.mark.parametrize("num_epochs", [1, 2])
-def test_a_run_that_starts_again_records_the_step_of_its_new_weights(
-  num_epochs, config
-):
-  """It has no checkpoint; also where it is extended at the same time."""
-  facts = {SHA256: read_corpus(config.data).sha256}
-  with open_run_dir(config, facts | {"init_from_step": 20}) as opened:
-    assert not opened.resuming
-  again = replace(config, num_epochs=num_epochs)
-  facts |= {"init_from_step": 47}
-  with open_run_dir(again, facts, may_extend=num_epochs > 1) as opened:
-    assert opened.resuming
-  record = json.loads((opened.directory / "config.json").read_text())
-  assert record["init_from_step"] == 47

@@ -8,8 +8,8 @@ import pytest
 from experiments.trainer import trained
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.history import read_run_history
-from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import to_record
+from experiments.trainer.run_dir import open_run_dir, recorded_flags
 from experiments.trainer.trained import load
 from lstm_jax.training import (
   Checkpoint,
@@ -31,22 +31,6 @@ def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
     read(tmp_path)
 
 
-def test_a_config_without_the_hash_of_its_corpus_is_damaged(finished, config):
-  path = finished / "config.json"
-  record = json.loads(path.read_text())
-  del record["corpus_sha256"]
-  path.write_text(json.dumps(record))
-  message = f"^{exact(path)} lacks corpus_sha256"
-  with pytest.raises(ValueError, match=f"{message}$"):
-    load(finished)
-  facts = {"corpus_sha256": "another"}
-  with (
-    pytest.raises(ValueError, match=f"{message}; --overwrite replaces the run"),
-    open_run_dir(config, facts),
-  ):
-    pass
-
-
 def test_a_config_that_lacks_a_flag_is_of_another_version(finished, config):
   path = finished / "config.json"
   record = json.loads(path.read_text())
@@ -56,10 +40,12 @@ def test_a_config_that_lacks_a_flag_is_of_another_version(finished, config):
   message = f"^there is no run in {exact(finished)}: {reason}$"
   with pytest.raises(ValueError, match=message):
     load(finished)
-  message = f"^{exact(finished)} is not a run of this version: {reason}; choose"
+  message = (
+    f"^{exact(finished)} is not a run of this version and not empty: {reason}"
+  )
   with (
     pytest.raises(ValueError, match=message),
-    open_run_dir(config, {"corpus_sha256": ""}),
+    open_run_dir(recorded_flags(config), {"corpus_sha256": ""}),
   ):
     pass
 

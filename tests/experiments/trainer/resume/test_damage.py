@@ -18,7 +18,7 @@ import pytest
 from experiments import train
 from experiments.trainer import checkpoint, multihost
 from experiments.trainer.checkpoint import restore
-from experiments.trainer.opening import OpenedRun
+from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import make_setup
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import load
@@ -32,7 +32,7 @@ def test_a_run_whose_checkpoints_hold_no_state_is_not_resumed(
 ):
   for state in stopped.glob(f"checkpoints/*/{STATE}"):
     shutil.rmtree(state)
-  message = "already holds a run without a checkpoint to resume from; --overwr"
+  message = "an unfinished run without a checkpoint to continue from; --overwr"
   with pytest.raises(ValueError, match=message):
     train.run(config, console)
 
