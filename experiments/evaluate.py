@@ -57,7 +57,6 @@ from experiments.trainer.corpus_path import (
 )
 from experiments.trainer.data import SPLITS, text_sha256
 from experiments.trainer.devices import num_cores
-from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.ensemble import cost, find_common_corpus, load_members
 from experiments.trainer.environment import device_name
 from experiments.trainer.evaluation import (
@@ -253,8 +252,6 @@ def _print_heading(
       f"warning {excerpt.trained_on:,} of these characters were trained on",
       soft_wrap=True,
     )
-  for line in without_effect(config, EVALUATE_RULES).values():
-    console.print(f"warning {line}", soft_wrap=True)
 
 
 def _make_record(

@@ -43,7 +43,6 @@ from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import keep
 from experiments.trainer.devices import members_mesh, share_members
-from experiments.trainer.effects import SWEEP_RULES, without_effect
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -117,8 +116,6 @@ def run(config: SweepConfig, console: Console) -> Result:
   check_memory(state_like, available_memory())
   mesh = members_mesh(config.job, len(members))
   facts = {run_dir.SHA256: setup.corpus.sha256}  # for config.json
-  unused = without_effect(config, SWEEP_RULES)
-  warnings = "".join(f"warning     {line}\n" for line in unused.values())
   with (
     run_dir.open_run_dir(run_dir.recorded_flags(config), facts) as opened,
     collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
@@ -129,7 +126,7 @@ def run(config: SweepConfig, console: Console) -> Result:
       f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "
       f"each of {counted(len(rates), 'learning rate')}"
       f"{f', shared by {mesh.size} devices' if mesh else ''}\n"
-      f"{warnings}run         {directory}",
+      f"run         {directory}",
       soft_wrap=True,
     )
     keep(directory, config.data.corpus, setup.corpus.text)  # if it is piped

@@ -6,12 +6,10 @@ from typing import Any
 
 from experiments.comparison.ablations import BASE
 from experiments.trainer.config import JobConfig, TrainConfig
-from experiments.trainer.effects import RULES, idle_flags, without_effect
 from experiments.trainer.records import (
   from_name,
   leaves,
   replace,
-  to_record,
 )
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
@@ -51,58 +49,28 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
 
 
 def check_changes(configs: Mapping[str, TrainConfig]) -> None:
-  """Raise ValueError for a set-up that fails, or a change without an effect.
+  """Raise ValueError for a set-up that fails, or a change that changes nothing.
 
-  A change must differ in effect from the recipe and from every other change,
-  and leave the data as they are, so that the losses compare.
+  A change must differ from the recipe and from every other change, and leave
+  the data as they are, so that the losses compare.
 
   Args:
     configs: those of BASE and of each change, by name.
   """
   base, seen = configs[BASE], dict[TrainConfig, str]()
-  # What is trained in effect → its first change, and {idle flag: the reason}.
-  effects: dict[TrainConfig, tuple[str, dict[str, str]]] = {}
-  default = to_record(TrainConfig())
   for change, config in configs.items():
-    trained = _without_job(config)
-    if trained in seen and trained != _without_job(base):
-      raise ValueError(f"--change={change} is the same as {seen[trained]}")
-    seen.setdefault(trained, change)
+    other = seen.setdefault(_without_job(config), change)
+    if other == BASE != change:
+      raise ValueError(f"--change={change} is the recipe itself")
+    if other != change:
+      raise ValueError(f"--change={change} is the same as {other}")
     if config.data != base.data:
       names = ", ".join(leaf.name for leaf in leaves(base.data))
       raise ValueError(
         f"--change must leave {names} as they are, or the losses do not "
         f"compare, got {change!r}"
       )
-    num_steps = make_setup(config).num_steps
-    if change != BASE:
-      _check_effect(base, change, config, num_steps)
-    # A flag that is idle acts as its default does.
-    idle = idle_flags(trained, RULES, num_steps)
-    effect = replace(trained, **{name: default[name] for name in idle})
-    other, also_idle = effects.setdefault(effect, (change, idle))
-    if other != change:
-      records = to_record(trained), to_record(_without_job(configs[other]))
-      reasons = dict.fromkeys(  # each once; two flags may have the same
-        reason
-        for name, reason in (also_idle | idle).items()
-        if records[0][name] != records[1][name]
-      )
-      same = "no effect" if other == BASE else f"the effect of {other}"
-      raise ValueError(f"--change={change} has {same}: {', '.join(reasons)}")
-
-
-def _check_effect(
-  base: TrainConfig, change: str, config: TrainConfig, num_steps: int
-) -> None:
-  """Raise ValueError for the recipe itself, or a flag without an effect."""
-  if _without_job(config) == _without_job(base):
-    raise ValueError(f"--change={change} is the recipe itself")
-  unused = without_effect(config, RULES, num_steps)
-  for part in change.split(","):
-    name, _, _ = part.partition("=")
-    if name in unused:
-      raise ValueError(f"in --change={change}, {unused[name]}")
+    make_setup(config)
 
 
 def _without_job(config: TrainConfig) -> TrainConfig:

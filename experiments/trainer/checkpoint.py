@@ -7,7 +7,6 @@ noise, batches and sampling keys, follows from the configuration and the step.
 So on a CPU, a resumed run computes, bit by bit, what an uninterrupted one does.
 """
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -64,14 +63,6 @@ class Progress(NamedTuple):
   # Non-finite steps in the rows so far: in all, and consecutive at the end.
   skipped: tuple[int, int]
   log_bytes: dict[str, int]  # length of each log
-
-  @property
-  def num_skipped(self) -> int:
-    """Number of non-finite steps, those that wait for a row included."""
-    waiting = ((loss, norm) for loss, norm, _ in self.pending)
-    return self.skipped[0] + sum(
-      not all(map(math.isfinite, values)) for values in waiting
-    )
 
 
 class Restored(NamedTuple):

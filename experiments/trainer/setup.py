@@ -18,7 +18,6 @@ from experiments.trainer.data import (
   split_ranges,
 )
 from experiments.trainer.devices import batch_mesh
-from experiments.trainer.effects import run_warnings
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import counted, format_vocabulary
 from experiments.trainer.own_cell import init_shapes
@@ -244,7 +243,6 @@ def heading(setup: TrainSetup) -> str:
   config, corpus, model = setup.config, setup.corpus, setup.config.model
   cell = to_record(model)["cell"]
   count = sum(leaf.size for leaf in jax.tree.leaves(setup.state_like.params))
-  warnings = run_warnings(config, setup.num_steps)
   return (
     f"model       {cell}, {model.num_layers} × "
     f"{counted(model.hidden_size, 'hidden unit')}, {count:,} parameters\n"
@@ -254,7 +252,6 @@ def heading(setup: TrainSetup) -> str:
     f"{len(corpus.train.tokens):,} tokens, {counted(setup.num_steps, 'step')}\n"
     f"{_development_line(config, corpus)}"
     f"device      {device_name()}{format_mesh(setup.mesh)}"
-    + "".join(f"\nwarning     {line}" for line in warnings)
   )
 
 

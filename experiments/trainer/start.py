@@ -1,7 +1,5 @@
 """Where a run starts: at a checkpoint, or at its initial weights."""
 
-from dataclasses import replace
-
 from rich.console import Console
 
 from experiments.trainer import multihost
@@ -12,7 +10,6 @@ from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import TrainSetup, to_mesh, to_one_device
 from experiments.trainer.trained import Trained
 from lstm_jax.training import TrainState
-from lstm_jax.training.optimizer import learning_rate
 
 
 def initial_state(
@@ -49,9 +46,15 @@ def initial_state(
     logger.resume(restored)
   if restored:
     if opened.extended_from is not None:
-      skipped = restored.progress.num_skipped
-      line = describe_extension(setup, step, opened.extended_from, skipped)
-      console.print(f"extended    {line}", soft_wrap=True)
+      before, epochs = opened.extended_from, setup.config.batching.num_epochs
+      how = f"by --patience={setup.config.evaluation.patience}"
+      if epochs > before:
+        how = f"from {counted(before, 'epoch')} to {epochs}"
+      console.print(
+        f"extended    {how}; the schedule of the learning rate now has "
+        f"{setup.num_steps} steps",
+        soft_wrap=True,
+      )
     return to_mesh(setup, restored.state)
   if not pretrained:
     state = setup.make_state()
@@ -69,34 +72,3 @@ def initial_state(
   with multihost.failing_together():
     logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)
   return state
-
-
-def describe_extension(
-  setup: TrainSetup, step: int, num_epochs: int, skipped: int
-) -> str:
-  """Return how a run continues with more epochs or another patience.
-
-  Args:
-    setup: of the extended run.
-    step: training steps made.
-    num_epochs: epochs of the run before it was extended.
-    skipped: training steps that --nonfinite=skip has skipped; the schedule of
-      the learning rate does not advance at them.
-  """
-  config, (_, tokens, gap) = setup.config, setup.corpus.train
-  batching = replace(config.batching, num_epochs=num_epochs)
-  num_steps = batching.num_steps(tokens, config.seed, gap)
-  before = learning_rate(config.optimizer, num_steps)  # the earlier schedule
-  updates = step - skipped
-  rates = before(updates - 1), setup.schedule(updates)
-  last = setup.schedule(setup.num_steps - 1 - skipped)
-  reached, next_rate, last_rate = (f"{float(r):.3g}" for r in (*rates, last))
-  change = f"at --patience={config.evaluation.patience}"
-  if config.batching.num_epochs > num_epochs:
-    change = f"from {counted(num_epochs, 'epoch')} to "
-    change += f"{config.batching.num_epochs}"
-  return (
-    f"{change}: the learning rate was {reached} at step {step} of {num_steps}; "
-    f"it is {next_rate} at step {step + 1} of {setup.num_steps}, and "
-    f"{last_rate} at the last"
-  )

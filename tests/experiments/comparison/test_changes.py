@@ -7,7 +7,7 @@ import pytest
 from experiments.comparison import changes
 from experiments.comparison.ablations import BASE
 from experiments.comparison.changes import apply_change, check_changes
-from experiments.trainer.config import CELLS, TrainConfig
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace
 
 
@@ -40,30 +40,3 @@ def test_a_change_need_not_fit_the_mesh_of_the_recipe(monkeypatch):
   check_changes({BASE: base, "batch_size=3": odd})
   with pytest.raises(ValueError, match="=batch_size=03 is the same as batch_s"):
     check_changes({BASE: base, "batch_size=3": odd, "batch_size=03": odd})
-
-
-def test_a_value_of_a_flag_that_is_idle_makes_no_change(tmp_path):
-  """Not even one that turns the flag off, or its default."""
-  corpus = tmp_path / "corpus.txt"
-  corpus.write_text("abc\n" * 500)
-  sizes = {"corpus": str(corpus), "batch_size": 2, "seq_len": 4}
-  recipe = replace(TrainConfig(), **sizes, cell=CELLS["min_gru"])
-
-  def check(*changes, **flags):
-    base = replace(recipe, **flags)
-    configs = {change: apply_change(base, change) for change in changes}
-    check_changes({BASE: base} | configs)
-
-  with pytest.raises(
-    ValueError, match="=weight_drop=0 has no effect: the cell"
-  ):
-    check("weight_drop=0")
-  with pytest.raises(ValueError, match=r"has no effect: .* adamw only"):
-    check("weight_decay=0.1", optimizer="sgd", weight_decay=0.0)
-  short = {"seq_len": 1, "tar_coef": 1.0, "short_seq_prob": 0.1}
-  short |= {"run": "a", "overwrite": True}  # these are no part of the reason
-  with pytest.raises(ValueError, match=r"no effect: --seq_len is 1$"):
-    check("tar_coef=0,short_seq_prob=0", **short)
-  check("cell=lstm,weight_drop=0", "cell=lstm", "weight_decay=0")
-  with pytest.raises(ValueError, match="has the effect of cell=lru: the cell"):
-    check("cell=lru", "cell=lru,weight_drop=0")

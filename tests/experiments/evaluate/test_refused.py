@@ -17,17 +17,6 @@ from tests.experiments.pages import explored
 
 
 @pytest.mark.exhaustive
-def test_a_flag_of_a_protocol_that_is_left_out_gives_a_warning(
-  run, options, console
-):
-  evaluate.run(replace(options, protocol=("stateful",)), console)
-  shown = console.file.getvalue()
-  reason = "has no effect: --protocol leaves out"
-  assert f"\nwarning --window=16 {reason} cold\n" in shown
-  assert f"\nwarning --segment=4 {reason} dynamic and mixed\n" in shown
-
-
-@pytest.mark.exhaustive
 def test_runs_that_do_not_belong_together_are_refused(
   run, other, options, console
 ):
@@ -133,19 +122,6 @@ def test_a_damaged_configuration_is_an_error_that_names_the_flag(
   for program in programs:
     with pytest.raises(ValueError, match=f"{name} must be .*, got"):
       program()
-
-
-def test_a_link_in_place_of_a_result_or_page_is_not_followed(
-  run, options, console, tmp_path
-):
-  target = tmp_path / "target"
-  for name in ("evaluation.json", "explore.html"):
-    (run / name).symlink_to(target)
-  with pytest.raises(ValueError, match=r"evaluation\.json is a link"):
-    evaluate.run(options, console)
-  with pytest.raises(ValueError, match=r"explore\.html is a link"):
-    explore.run(explore.ExploreConfig(str(run)), console)
-  assert not target.exists()
 
 
 def test_nothing_is_saved_in_a_run_that_replaced_the_evaluated_one(

@@ -15,7 +15,6 @@ from experiments.explore import ExploreConfig
 from experiments.explore import run as explore
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import pays
-from experiments.trainer.effects import run_warnings
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.own_cell import FUNCTIONS, import_cell
 from experiments.trainer.records import from_record, replace, to_record
@@ -211,18 +210,6 @@ def test_sizes_that_init_refuses_are_an_error_of_one_line(kind, path):
       read(config)
 
 
-def test_flags_for_fields_that_a_cell_lacks_have_no_effect(path):
-  (path / "plain.py").write_text(TWIN)
-  (path / "minimal.py").write_text(TWIN.replace("cells.lstm", "cells.lru"))
-  flags = "--zoneout_c=0.1", "--weight_drop=0.1"
-  assert run_warnings(from_flags("--cell=plain", *flags), 1000) == []
-  lines = run_warnings(from_flags("--cell=minimal", *flags), 1000)
-  assert [line.split("=")[0] for line in lines] == [
-    "--zoneout_c",
-    "--weight_drop",
-  ]
-
-
 # A cell's w_h may be a tree: here the matrix of an RNN in a tuple.
 TREE = """
 from lstm_jax.cells.cell import one_step
@@ -249,8 +236,6 @@ forward, backward, step = one_step(
 def test_a_recurrent_matrix_may_be_in_a_tree(path):
   (path / "tree.py").write_text(TREE)
   config = from_flags("--cell=tree", "--hidden_size=8", "--weight_drop=0.5")
-  (line,) = run_warnings(config, 1000)
-  assert line.startswith("--weight_drop=0.5 has no effect")
   assert not pays(config, count=2)
   corpus = path / "corpus.txt"
   corpus.write_text("abc\n" * 1000)
