@@ -19,7 +19,7 @@ from experiments.trainer.trained import load
 from lstm_jax import lstm
 from lstm_jax.language import WordTokenizer, stateful_loss
 from lstm_jax.testing import terms
-from tests.experiments.conftest import VERSE, VERSES
+from tests.experiments.conftest import VERSE
 from tests.experiments.sampled import sample_texts
 from tests.experiments.trainer.resuming import read_rows
 
@@ -209,25 +209,6 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
     sample_texts(str(directory), **SAMPLE | {"prompt": "Shalt thee temperate"})
   with pytest.raises(ValueError, match="prompt must have at least one word"):
     sample_texts(str(directory), **SAMPLE | {"prompt": " "})
-
-
-@pytest.mark.exhaustive
-def test_the_gradient_of_the_whole_model_passes_the_check(key):
-  from experiments.gradcheck import check_model, first_batch
-
-  assert check_model(lstm, *first_batch(VERSES), key).passes()
-
-
-def test_a_text_too_short_is_refused_before_the_cells_are_checked(
-  tmp_path, monkeypatch
-):
-  from experiments import gradcheck
-
-  short = tmp_path / "short.txt"
-  short.write_text("a few words")
-  monkeypatch.setattr(gradcheck, "check_cell", None)
-  with pytest.raises(ValueError, match="the text is too short: 3 sequences of"):
-    gradcheck.run(str(short), "", 0, console=None)
 
 
 @pytest.mark.parametrize("name", ["lstm", "layernorm_lstm", "linear"])

@@ -1,7 +1,5 @@
 import json
-import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import BEST, LAST, load
-from lstm_jax.language import WordTokenizer, middle_slice, read_text, split
-from lstm_jax.language.evaluate import nats_per_character, stateful_nats
+from lstm_jax.language import middle_slice, read_text, split
+from lstm_jax.language.evaluate import stateful_nats
 from lstm_jax.training import eval_params, read_state
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
@@ -52,45 +50,6 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(
   assert f"test loss {tested['test_loss']:.4f}" in console.file.getvalue()
   # The last picture is drawn after the test loss is written.
   assert drawn[-1] == read_rows(result.directory)
-
-
-def test_a_test_loss_per_character_is_that_of_the_test_text(
-  console, monkeypatch, tmp_path
-):
-  """A stand-in for `stateful_loss` returns 2 nats per word."""
-  tokenizer = WordTokenizer.from_text("a few words a few words", 1)
-  val, test = (
-    SimpleNamespace(text=text, tokens=tokenizer.encode(text))
-    for text in ("a few a words", "words unseen words")
-  )
-  logger = SimpleNamespace(
-    directory=tmp_path,
-    best=SimpleNamespace(step=9, val_loss=1.5, params=None),
-    buffer=SimpleNamespace(seconds=3.0, skipped=0),
-    step=9,
-    sample=lambda *given: None,
-    finish=lambda loss: None,
-  )
-  setup = SimpleNamespace(
-    corpus=SimpleNamespace(tokenizer=tokenizer, val=val, test=test),
-    keys=SimpleNamespace(samples=None),
-    num_steps=9,
-    model=None,
-  )
-  monkeypatch.setattr(train, "stateful_loss", lambda *given: 2.0)
-  train._report_result(setup, logger, console, None)
-  each = (
-    nats_per_character(
-      tokenizer, part.text, nats * (len(part.tokens) - 1), cached=True
-    )
-    for part, nats in ((val, 1.5), (test, 2.0))
-  )
-  found = re.findall(r"([\d.]+) nats per char", console.file.getvalue())
-  assert found == [f"{nats:.4f}" for nats in each]
-  assert "metrics.jsonl, samples.txt" in console.file.getvalue()
-  (tmp_path / "loss.png").touch()  # of a run that could draw it
-  train._report_result(setup, logger, console, None)
-  assert "metrics.jsonl, loss.png, samples.txt" in console.file.getvalue()
 
 
 @pytest.mark.exhaustive
@@ -233,33 +192,6 @@ def test_averaged_weights_are_saved(finished_config, config, console):
   val = read_corpus(config.data).val  # they are evaluated, too
   nats = stateful_nats(make_setup(config).model, b, val.tokens).mean()
   assert abs(nats - averaged.val_loss) < 1e-6
-
-
-@pytest.mark.exhaustive
-def test_with_all_options_of_batching_a_run_makes_the_steps_planned(
-  config, console
-):
-  config = replace(
-    config,
-    num_epochs=3,
-    random_offsets=True,
-    short_seq_prob=0.3,
-    late_batch_size=6,
-  )
-  result = train.run(config, console)
-  tokens = read_corpus(config.data).train.tokens
-  num_steps = config.batching.num_steps(tokens, config.seed)
-  assert read_rows(result.directory)[-1]["step"] == num_steps
-
-
-@pytest.mark.exhaustive
-def test_a_tied_model_is_saved_and_loaded(config, console):
-  config = replace(config, tied=True, embedding_size=12)
-  trained = load(train.run(config, console).directory)
-  assert trained.params.readout is None
-  val = read_corpus(config.data).val.tokens
-  nats = stateful_nats(trained.model, trained.params, val).mean()
-  assert abs(nats - trained.val_loss) < 1e-6
 
 
 @pytest.mark.exhaustive
