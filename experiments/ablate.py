@@ -58,7 +58,7 @@ from experiments.trainer.data import (
   read_corpus_text,
   text_sha256,
 )
-from experiments.trainer.devices import share_batches
+from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers

@@ -50,7 +50,7 @@ from experiments.benchmarks.tables import (
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
 from experiments.comparison.results import naming_damaged, read_record
-from experiments.trainer.devices import num_cores, start_cpu_devices
+from experiments.trainer.distributed import num_cores, start_cpu_devices
 from experiments.trainer.files import ensure_directory, write_json
 from experiments.trainer.format import print_table
 from experiments.trainer.run_dir import check_outside_runs

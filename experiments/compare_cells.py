@@ -60,7 +60,7 @@ from experiments.comparison.results import (
 )
 from experiments.comparison.tables import check_entries, tables
 from experiments.comparison.training import TrainedCell, train_cell
-from experiments.trainer.devices import share_members
+from experiments.trainer.distributed import share_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags

@@ -56,7 +56,7 @@ from experiments.trainer.corpus_path import (
   recorded_path,
 )
 from experiments.trainer.data import SPLITS, text_sha256
-from experiments.trainer.devices import num_cores
+from experiments.trainer.distributed import num_cores
 from experiments.trainer.ensemble import cost, find_common_corpus, load_members
 from experiments.trainer.environment import device_name
 from experiments.trainer.evaluation import (

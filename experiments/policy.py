@@ -47,7 +47,7 @@ from experiments.policies.config import (
 from experiments.policies.peer import race
 from experiments.policies.tables import check_entries, tables
 from experiments.policies.training import train
-from experiments.trainer.devices import share_members
+from experiments.trainer.distributed import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted

@@ -54,7 +54,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
-from experiments.trainer.devices import share_batches
+from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title

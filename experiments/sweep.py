@@ -42,11 +42,10 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import keep
-from experiments.trainer.devices import members_mesh, share_members
+from experiments.trainer.distributed import members_mesh, share_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.footprint import check_memory
 from experiments.trainer.format import (
   counted,
   format_nats,
@@ -54,8 +53,8 @@ from experiments.trainer.format import (
   print_table,
 )
 from experiments.trainer.loop import Observer, fit
+from experiments.trainer.memory import available_memory, check_memory
 from experiments.trainer.records import replace, to_record
-from experiments.trainer.resources import available_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from experiments.trainer.sweep_members import (
   Member,

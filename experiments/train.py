@@ -26,30 +26,31 @@ from experiments.cli import (
   launch,
   make_console,
 )
-from experiments.trainer import corpus_path, joining, multihost, run_dir
+from experiments.trainer import corpus_path, distributed, run_dir
 from experiments.trainer.checkpoint import describe_kept
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
-from experiments.trainer.devices import share_batches
 from experiments.trainer.distillation import (
   make_epochs,
   read_teachers,
   weights_sha256,
 )
+from experiments.trainer.distributed import share_batches
 from experiments.trainer.errors import Diverged, closing_run
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.footprint import (
+from experiments.trainer.format import counted, format_loss, format_losses
+from experiments.trainer.logger import RunLogger
+from experiments.trainer.loop import Observer, Tracer, fit
+from experiments.trainer.memory import (
   advice_if_out_of_memory,
+  available_memory,
   check_memory,
   dry_run,
+  host_memory,
   placed_state_like,
   sharing_memory,
 )
-from experiments.trainer.format import counted, format_loss, format_losses
-from experiments.trainer.logger import RunLogger
-from experiments.trainer.loop import Observer, fit
 from experiments.trainer.pretrained import read_pretrained
-from experiments.trainer.resources import Tracer, available_memory, host_memory
 from experiments.trainer.setup import (
   TrainSetup,
   heading,
@@ -95,7 +96,7 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       loss or gradient is not; the message says which checkpoint is kept.
     KeyboardInterrupt: Ctrl-C before the training, or a second one during it.
   """
-  with multihost.failing_together():
+  with distributed.failing_together():
     setup = make_setup(config)
     console.print(heading(setup), soft_wrap=True)
     # Before a run directory is made: too large a model leaves none behind.
@@ -123,7 +124,7 @@ def _train(
   if teachers:
     facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
   with (
-    multihost.open_shared_run_dir(
+    distributed.open_shared_run_dir(
       run_dir.recorded_flags(config), facts
     ) as opened,
     collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
@@ -132,16 +133,16 @@ def _train(
     console.print(f"run         {directory}", soft_wrap=True)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
-    with multihost.failing_together():
-      if multihost.is_first():  # `keep` writes only a piped corpus
+    with distributed.failing_together():
+      if distributed.is_first():  # `keep` writes only a piped corpus
         corpus_path.keep(directory, config.data.corpus, setup.corpus.text)
       logger = RunLogger(
-        directory, setup, console, bar.update, is_writer=multihost.is_first()
+        directory, setup, console, bar.update, is_writer=distributed.is_first()
       )
     try:
       with closing_run(logger, console):
         state = initial_state(setup, logger, console, opened, pretrained)
-        with multihost.failing_together():
+        with distributed.failing_together():
           epochs = make_epochs(setup, teachers, console)
         tracer = Tracer(directory / run_dir.PROFILE, trace_steps, console)
         with bar, tracer:
@@ -188,7 +189,7 @@ class _Observer(Observer):
     logger.flush()
     params = to_one_device(setup, eval_params(state))
     val_loss = stateful_loss(setup.model, params, setup.corpus.val.tokens)
-    val_loss = multihost.from_first_process(val_loss)
+    val_loss = distributed.from_first_process(val_loss)
     is_best = logger.log_evaluation(val_loss, params)
     title = (
       f"step {step}, epoch {setup.epochs_made(step):.1f}: validation "
@@ -269,13 +270,13 @@ def _report_result(
 
 def main() -> int:
   """Run the program; return its exit status, above 128 after a signal."""
-  joining.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
-  multihost.check_equal_devices()
-  with multihost.failing_together():
+  distributed.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
+  distributed.check_equal_devices()
+  with distributed.failing_together():
     (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
-  multihost.check_same_dry_run(DRY_RUN.value)
+  distributed.check_same_dry_run(DRY_RUN.value)
   console = make_console()
-  console.quiet = not multihost.is_first()
+  console.quiet = not distributed.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:
     raise ValueError("--profile traces a run, and --dry_run makes none")
   if DRY_RUN.value:
@@ -289,7 +290,7 @@ def main() -> int:
 
 if __name__ == "__main__":
   FLAGS = define_flags(TrainConfig())
-  PROCESS_FLAGS = define_flags(joining.ProcessConfig(), group="process")
+  PROCESS_FLAGS = define_flags(distributed.ProcessConfig(), group="process")
   DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Print the run's size and memory need, and exit."
   )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.peers.proof import Makers, make_peers
-from experiments.trainer.devices import num_cores
+from experiments.trainer.distributed import num_cores
 from experiments.trainer.environment import REPOSITORY, checkout
 
 PACKAGES = (

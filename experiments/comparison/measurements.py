@@ -22,7 +22,7 @@ from experiments.comparison.tuning import (
   widen,
 )
 from experiments.trainer.config import CELLS
-from experiments.trainer.devices import members_mesh
+from experiments.trainer.distributed import members_mesh
 from experiments.trainer.errors import Diverged
 from experiments.trainer.format import counted, format_milliseconds
 from lstm_jax.language import ModelConfig

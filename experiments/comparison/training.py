@@ -15,7 +15,7 @@ from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import Corpus
 from experiments.comparison.models import CellModel
 from experiments.trainer.data import default_prompt
-from experiments.trainer.devices import members_mesh
+from experiments.trainer.distributed import members_mesh
 from experiments.trainer.errors import Diverged
 from experiments.trainer.loop import Observer, fit
 from lstm_jax.language import (

@@ -12,7 +12,7 @@ from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.environments import Environment
 from experiments.policies.networks import Network, make_network
 from experiments.policies.ppo import Learner, make_learner, make_update
-from experiments.trainer.devices import members_mesh
+from experiments.trainer.distributed import members_mesh
 from experiments.trainer.errors import Diverged
 from lstm_jax.training import over_members, place_members
 from lstm_jax.training.ensemble import DIVIDED

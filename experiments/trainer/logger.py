@@ -23,8 +23,8 @@ from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
 from experiments.trainer.format import print_sample, print_title
+from experiments.trainer.memory import process_size
 from experiments.trainer.metric_buffer import MetricBuffer
-from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
 from experiments.trainer.tensorboard import TensorBoardWriter
 from lstm_jax.language import LanguageParams, sample

@@ -2,12 +2,15 @@
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import jax
+from rich.console import Console
 
-from experiments.trainer import multihost
-from experiments.trainer.resources import Tracer
+from experiments.trainer import distributed
 from lstm_jax.training import (
   Epoch,
   Metrics,
@@ -18,6 +21,72 @@ from lstm_jax.training import (
 )
 
 AGREE_EVERY = 50  # training steps after which processes may stop together
+WARM_UP = 3  # training steps before a trace starts: they compile
+
+
+class Tracer:
+  """Traces training steps with JAX's profiler, after the first WARM_UP.
+
+  The trace is in the XPlane format, which TensorBoard's profile page and XProf
+  read. It includes the evaluations between the steps. Of several processes,
+  only the first writes one.
+
+  Args:
+    directory: of the trace.
+    num_steps: how many steps to trace; fewer, or none, if the run ends before.
+    console: prints a line if the run ends before a step is traced, or if the
+      trace cannot be written while another error is raised.
+  """
+
+  def __init__(self, directory: Path, num_steps: int, console: Console):
+    if jax.process_index():
+      num_steps = 0
+    self._directory, self._stop_at = directory, WARM_UP + num_steps
+    self._console = console
+    self._steps = 0
+    self._running = False
+
+  def __enter__(self) -> "Tracer":
+    return self
+
+  def __exit__(self, *error) -> None:
+    if self._running:
+      try:
+        self._stop()
+      except OSError as failure:
+        if not error[0]:
+          raise
+        with suppress(OSError):  # printing must not hide the other error
+          self._console.print(f"{failure}", soft_wrap=True)
+    elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
+      self._console.print(
+        f"nothing is profiled: this process must make more than {WARM_UP} "
+        f"training steps, got {self._steps}"
+      )
+
+  def before_step(self, state: Any) -> None:
+    """Start or stop the trace, where it is time, once `state` is computed."""
+    if self._steps == WARM_UP and self._stop_at > WARM_UP:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(self._directory)
+      self._running = True
+    if self._running and self._steps == self._stop_at:
+      jax.block_until_ready(state)
+      self._stop()
+    self._steps += 1
+
+  def _stop(self) -> None:
+    """Stop the trace and write it.
+
+    Raises:
+      OSError: it cannot be written. For a full disk, JAX's own error has the
+        status RESOURCE_EXHAUSTED, as for too little memory.
+    """
+    self._running = False
+    try:
+      jax.profiler.stop_trace()
+    except jax.errors.JaxRuntimeError as error:  # it names the file
+      raise OSError(f"the profile cannot be written: {error}") from None
 
 
 class Observer:
@@ -86,7 +155,7 @@ def fit(
     # Several processes compare their requests only now and then, because that
     # waits until all of them have made their steps.
     agree_now = evaluating or step % AGREE_EVERY == 0
-    requested = multihost.agreed_request(stop_requests, agree_now)
+    requested = distributed.agreed_request(stop_requests, agree_now)
     if evaluating:
       state = observer.evaluate(step, state)
       done = done or observer.stops_early()

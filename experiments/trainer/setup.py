@@ -17,7 +17,7 @@ from experiments.trainer.data import (
   read_corpus,
   split_ranges,
 )
-from experiments.trainer.devices import batch_mesh
+from experiments.trainer.distributed import batch_mesh
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import counted, format_vocabulary
 from experiments.trainer.own_cell import init_shapes

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from experiments.trainer import multihost
+from experiments.trainer import distributed
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.format import counted, format_loss
 from experiments.trainer.logger import RunLogger
@@ -38,11 +38,11 @@ def initial_state(
   """
   restored = None
   if opened.resuming:
-    with multihost.failing_together():
+    with distributed.failing_together():
       restored = restore(opened.directory, setup.state_like, console)
     step = int(restored.state.step) if restored else 0
-    multihost.check_same_checkpoint(opened.directory, step)
-  with multihost.failing_together():
+    distributed.check_same_checkpoint(opened.directory, step)
+  with distributed.failing_together():
     logger.resume(restored)
   if restored:
     if opened.extended_from is not None:
@@ -59,7 +59,7 @@ def initial_state(
   if not pretrained:
     state = setup.make_state()
     params = to_one_device(setup, state.params)
-    with multihost.failing_together():
+    with distributed.failing_together():
       logger.sample_during_training("untrained", params)
     return state
   state = setup.make_state(pretrained.params)
@@ -69,6 +69,6 @@ def initial_state(
     line += f", validation {loss}"
   console.print(f"weights     {line}", soft_wrap=True)
   params = to_one_device(setup, state.params)
-  with multihost.failing_together():
+  with distributed.failing_together():
     logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)
   return state

@@ -11,7 +11,7 @@ import json
 import sys
 
 from experiments.cli import make_console
-from experiments.trainer import footprint
+from experiments.trainer import memory
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import from_record
 from experiments.trainer.setup import make_setup
@@ -22,6 +22,6 @@ if __name__ == "__main__":
   devices, seq_len = setup.mesh.size, config.batching.seq_len
   # Bytes that one device needs in a training step of `devices` sequences. The
   # devices of a CPU share its memory: there is this much for each of them.
-  limit = footprint.footprint(setup, devices, seq_len).bytes
-  footprint.available_memory = lambda: limit * devices
-  footprint.dry_run(config, make_console())
+  limit = memory.footprint(setup, devices, seq_len).bytes
+  memory.available_memory = lambda: limit * devices
+  memory.dry_run(config, make_console())

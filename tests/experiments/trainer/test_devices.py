@@ -1,6 +1,6 @@
 """How many CPU devices share a training, and that the results are those of one.
 
-Timings are in the docstring of `experiments.trainer.devices`.
+Timings are in the docstring of `experiments.trainer.distributed`.
 """
 
 import json
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.trainer import devices
+from experiments.trainer import distributed
 from experiments.trainer.config import CELLS, TrainConfig
-from experiments.trainer.devices import (
+from experiments.trainer.distributed import (
   num_devices,
   pays,
   share_batches,
@@ -32,7 +32,7 @@ COUNT = "jax_num_cpu_devices"  # JAX's option for the number of devices
 def no_number_in_xla_flags(monkeypatch):
   """Leave out a number of devices that the environment of the tests gives."""
   kept = os.environ.get("XLA_FLAGS", "").split()
-  kept = [flag for flag in kept if devices.FORCED not in flag]
+  kept = [flag for flag in kept if distributed.FORCED not in flag]
   monkeypatch.setenv("XLA_FLAGS", " ".join(kept))
 
 
@@ -76,16 +76,16 @@ def test_only_the_cores_that_this_process_may_use_count(monkeypatch):
   monkeypatch.setattr(os, "cpu_count", lambda: 8)
   own = {0: {1, 5, 6}}  # of process 0, which is this one
   monkeypatch.setattr(os, "sched_getaffinity", own.get, raising=False)
-  assert devices.num_cores() == 3
+  assert distributed.num_cores() == 3
   monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
-  assert devices.num_cores() == 8
+  assert distributed.num_cores() == 8
 
 
 def test_auto_takes_all_cores_or_one(monkeypatch):
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   assert num_devices(TrainConfig()) == 2
   assert num_devices(changed(hidden_size=8)) == 1
-  monkeypatch.setattr(devices, "num_cores", lambda: 64)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 64)
   assert num_devices(TrainConfig()) == 1
   assert num_devices(changed(devices="8")) == 8
 
@@ -93,7 +93,7 @@ def test_auto_takes_all_cores_or_one(monkeypatch):
 def test_a_run_resumes_on_as_many_devices_as_it_started_on(
   monkeypatch, tmp_path
 ):
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   config = changed(run=str(tmp_path))
   # A run that records auto was on one device.
   for recorded, expected in (("4", 4), ("1", 1), ("auto", 1)):
@@ -133,7 +133,7 @@ def test_the_configurations_that_need_the_most_devices_share_them(monkeypatch):
   """The others are unchanged: they need fewer devices, or have a mesh."""
   made = {}
   monkeypatch.setattr(jax.config, "update", made.__setitem__)
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   default, four = TrainConfig(), changed(devices="4")
   small, meshed = changed(hidden_size=8), changed(mesh="data:8")
   two = replace(default, mesh="data:2", devices="2")
@@ -147,7 +147,7 @@ def test_the_configurations_that_need_the_most_devices_share_them(monkeypatch):
 def test_on_a_gpu_devices_are_refused_if_they_are_asked_for(monkeypatch):
   monkeypatch.setattr(jax.config, "update", lambda name, value: None)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   default, two = TrainConfig(), changed(devices="2")
   assert share_batches([default]) == [default]
   assert share_members(default, 4) == default
@@ -187,11 +187,11 @@ def test_devices_that_do_not_divide_a_batch_are_refused_before_they_start(
 def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   """For example, importing a user's cell that makes an array starts them."""
   monkeypatch.setenv("XLA_FLAGS", "")
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   count = len(jax.devices())
-  assert not devices.start_cpu_devices(count + 1)
+  assert not distributed.start_cpu_devices(count + 1)
   shared = changed(hidden_size=128)
-  assert devices.num_devices(shared) == 2
+  assert distributed.num_devices(shared) == 2
   assert share_batches([shared]) == [shared]
   # As many as --devices asks for may exist: making the mesh counts them.
   asked = changed(devices=f"{count + 1}", batch_size=count + 1)
@@ -199,17 +199,17 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   assert shared == replace(asked, mesh=f"data:{count + 1}")
   # Numbers are compared, not texts: hence the zero.
   same = replace(asked, devices=f"0{count}", mesh=f"data:{count}")
-  assert devices.batch_mesh(same.job).size == count
+  assert distributed.batch_mesh(same.job).size == count
   message = f"^--devices must be {count}, as many as JAX .*, got {count + 1}$"
   with pytest.raises(ValueError, match=message):
-    devices.batch_mesh(shared.job)
+    distributed.batch_mesh(shared.job)
 
 
 def test_a_number_of_devices_in_xla_flags_stays(monkeypatch):
   monkeypatch.setattr(jax.config, "update", None)  # a call would fail
-  monkeypatch.setenv("XLA_FLAGS", f"--xla_a=1 --{devices.FORCED}=4")
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
-  assert not devices.start_cpu_devices(2)
+  monkeypatch.setenv("XLA_FLAGS", f"--xla_a=1 --{distributed.FORCED}=4")
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
+  assert not distributed.start_cpu_devices(2)
   assert share_batches([TrainConfig()]) == [TrainConfig()]
 
 
@@ -231,7 +231,7 @@ def test_the_number_of_devices_divides_the_number_of_members(
   cores, members, flag, expected, monkeypatch
 ):
   """For auto, it is the largest such number that is at most the cores."""
-  monkeypatch.setattr(devices, "num_cores", lambda: cores)
+  monkeypatch.setattr(distributed, "num_cores", lambda: cores)
   made = {}
   monkeypatch.setattr(jax.config, "update", made.__setitem__)
   config = share_members(changed(devices=flag), members)
@@ -242,7 +242,7 @@ def test_the_number_of_devices_divides_the_number_of_members(
 
 def test_what_else_is_wrong_with_a_sweep_is_not_hidden(monkeypatch, tmp_path):
   """A mesh, and a directory of another run, are refused later."""
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   meshed = changed(mesh="data:4")
   assert share_members(meshed, 4) == meshed
   record = to_record(TrainConfig()) | {"devices": "2"}
@@ -259,7 +259,7 @@ def test_devices_that_do_not_divide_the_members_are_refused():
 
 def test_several_processes_need_a_mesh(monkeypatch):
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   assert share_batches([TrainConfig()]) == [TrainConfig()]
   with pytest.raises(ValueError, match=r"one process: pass --mesh for several"):
     share_batches([changed(devices="2")])

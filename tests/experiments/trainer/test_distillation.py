@@ -13,7 +13,7 @@ from experiments.trainer.distillation import (
   read_teachers,
   soft_targets,
 )
-from experiments.trainer.footprint import dry_run
+from experiments.trainer.memory import dry_run
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load

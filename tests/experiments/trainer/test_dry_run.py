@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.trainer import footprint
-from experiments.trainer.footprint import dry_run, operations, total_operations
+from experiments.trainer import memory
+from experiments.trainer.memory import dry_run, operations, total_operations
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm
@@ -113,9 +113,9 @@ def test_a_dry_run_says_which_batch_would_fit_if_its_own_does_not(
   config, console, monkeypatch
 ):
   setup = make_setup(replace(config, batch_size=8))
-  needs = [footprint.footprint(setup, b, 8).bytes for b in (8, 4, 2)]
+  needs = [memory.footprint(setup, b, 8).bytes for b in (8, 4, 2)]
   for limit, line in ((needs[0], ""), (needs[1], "4 × 8 would need")):
-    monkeypatch.setattr(footprint, "available_memory", lambda x=limit: x)
+    monkeypatch.setattr(memory, "available_memory", lambda x=limit: x)
     dry_run(replace(config, batch_size=8), console)
     assert ("the device  has" in console.file.getvalue()) == bool(line)
     assert line in console.file.getvalue()

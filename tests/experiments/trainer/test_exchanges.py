@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.trainer import multihost
+from experiments.trainer import distributed
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import OpenedRun, recorded_flags
@@ -23,7 +23,7 @@ def two_processes(monkeypatch, gathered):
     gathered: `process_allgather`: takes this process's value; returns those of
       all. None where nothing is gathered.
   """
-  utils = multihost.multihost_utils
+  utils = distributed.multihost_utils
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(utils, "process_allgather", gathered)
@@ -33,7 +33,7 @@ def two_processes(monkeypatch, gathered):
 
 def test_all_processes_have_the_value_of_the_first_in_float64(monkeypatch):
   two_processes(monkeypatch, None)
-  utils, sent = multihost.multihost_utils, []
+  utils, sent = distributed.multihost_utils, []
 
   def broadcast(data):
     sent.append(jax.device_put(data))
@@ -42,23 +42,23 @@ def test_all_processes_have_the_value_of_the_first_in_float64(monkeypatch):
   monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
   with jax.enable_x64(False):  # as in a training, where arrays become float32
     for own in (0.1, 0.7):  # in the first process, and in another
-      assert multihost.from_first_process(own) == 0.1
+      assert distributed.from_first_process(own) == 0.1
 
 
 def test_processes_stop_together_by_the_request_of_any(monkeypatch):
   requested = [signal.SIGTERM]
   two_processes(monkeypatch, lambda own: np.array([own, signal.SIGINT]))
-  assert multihost.agreed_request(requested, False) is None
-  assert multihost.agreed_request(requested, True) == signal.SIGTERM
-  assert multihost.agreed_request([], True) == signal.SIGINT
+  assert distributed.agreed_request(requested, False) is None
+  assert distributed.agreed_request(requested, True) == signal.SIGTERM
+  assert distributed.agreed_request([], True) == signal.SIGINT
   two_processes(monkeypatch, lambda own: np.array([own, 0]))
-  assert multihost.agreed_request(requested, True) == signal.SIGTERM
-  assert multihost.agreed_request([], True) is None
+  assert distributed.agreed_request(requested, True) == signal.SIGTERM
+  assert distributed.agreed_request([], True) is None
 
 
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
   two_processes(monkeypatch, lambda step: np.array([step, 20]))
-  multihost.check_same_checkpoint(tmp_path, 20)
+  distributed.check_same_checkpoint(tmp_path, 20)
   for step, name in (
     (0, "no checkpoint"),
     (10, "the checkpoint of step 10"),
@@ -68,7 +68,7 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
       "process 1 the checkpoint of step 20$"
     )
     with pytest.raises(ValueError, match=message):
-      multihost.check_same_checkpoint(tmp_path, step)
+      distributed.check_same_checkpoint(tmp_path, step)
 
 
 OWN = TrainConfig(), {"corpus_sha256": "12"}  # (config, facts)
@@ -92,10 +92,10 @@ def check_as(process, run, sent, differs, monkeypatch):
     return np.array([0, own] if process else [own, differs])
 
   two_processes(monkeypatch, gather)
-  utils = multihost.multihost_utils
+  utils = distributed.multihost_utils
   monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
   config, facts = run
-  multihost.check_same_run_in_all(recorded_flags(config), facts)
+  distributed.check_same_run_in_all(recorded_flags(config), facts)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_an_error_of_any_process_is_an_error_in_all_of_them(monkeypatch):
   others = []  # whether each of them has failed
 
   def prepare(error):
-    with multihost.failing_together():
+    with distributed.failing_together():
       if error:
         raise error
 
@@ -144,7 +144,7 @@ def test_one_process_starts_no_device_before_their_number_is_set(monkeypatch):
     raise AssertionError("JAX has started its devices")
 
   monkeypatch.setattr(jax, "process_count", start)
-  with multihost.failing_together():
+  with distributed.failing_together():
     pass
 
 
@@ -159,7 +159,7 @@ def test_an_interrupted_process_leaves_the_others(monkeypatch, interruptible):
   monkeypatch.setattr(jax.distributed, "shutdown", lambda: events.append(None))
   handler = signal.getsignal(signal.SIGINT)
   for error in (KeyboardInterrupt, KeyError):
-    with pytest.raises(error), multihost.failing_together():
+    with pytest.raises(error), distributed.failing_together():
       raise error
   # Ctrl-C ends a process that waits for the others. None stands for `shutdown`,
   # by which only the interrupted process leaves them.
@@ -189,13 +189,13 @@ def test_the_others_learn_that_the_first_sample_cannot_be_written(
 
 def test_a_dry_run_in_one_process_only_is_refused(monkeypatch):
   two_processes(monkeypatch, lambda own: np.array([0, own]))
-  multihost.check_same_dry_run(True)
-  utils = multihost.multihost_utils
+  distributed.check_same_dry_run(True)
+  utils = distributed.multihost_utils
   # As `from_first_process` sends numbers: the bytes of a float64.
   first = np.frombuffer(np.float64(0).tobytes(), np.uint8)
   monkeypatch.setattr(utils, "broadcast_one_to_all", lambda data: first)
   with pytest.raises(ValueError, match="dry_run is False there and True here"):
-    multihost.check_same_dry_run(True)
+    distributed.check_same_dry_run(True)
 
 
 @pytest.fixture
@@ -226,16 +226,16 @@ def open_as(monkeypatch):
     return np.array([failures[-1], failed])
 
   two_processes(monkeypatch, gather)
-  utils = multihost.multihost_utils
+  utils = distributed.multihost_utils
   monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
-  monkeypatch.setattr(multihost, "open_run_dir", open_run_dir)
-  monkeypatch.setattr(multihost, "check_same_run_in_all", lambda *both: None)
-  monkeypatch.setattr(multihost, "check_seen_by_all", lambda directory: None)
+  monkeypatch.setattr(distributed, "open_run_dir", open_run_dir)
+  monkeypatch.setattr(distributed, "check_same_run_in_all", lambda *both: None)
+  monkeypatch.setattr(distributed, "check_seen_by_all", lambda directory: None)
 
   def run_as(process, run):
     monkeypatch.setattr(jax, "process_index", lambda: process)
     # `run` in place of the configuration: the `open_run_dir` above yields it.
-    with multihost.open_shared_run_dir(run, {}) as opened:
+    with distributed.open_shared_run_dir(run, {}) as opened:
       return opened
 
   return run_as
@@ -266,14 +266,14 @@ def test_processes_that_cannot_write_to_the_run_directory_stop(
   two_processes(monkeypatch, None)
   message = f"of the first, {exact(tmp_path)}: process 1 cannot"
   with pytest.raises(ValueError, match=message):
-    multihost.check_seen_by_all(tmp_path)
+    distributed.check_seen_by_all(tmp_path)
   assert list(tmp_path.iterdir()) == []
-  utils = multihost.multihost_utils
+  utils = distributed.multihost_utils
   monkeypatch.setattr(utils, "sync_global_devices", write_as_process_1)
-  multihost.check_seen_by_all(tmp_path)
+  distributed.check_seen_by_all(tmp_path)
   with pytest.raises(ValueError, match="process 0, process 1 cannot"):
     monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
-    multihost.check_seen_by_all(tmp_path / "missing")
+    distributed.check_seen_by_all(tmp_path / "missing")
   (tmp_path / "file").touch()  # in place of a directory: another error
   with pytest.raises(ValueError, match="process 0, process 1 cannot"):
-    multihost.check_seen_by_all(tmp_path / "file")
+    distributed.check_seen_by_all(tmp_path / "file")

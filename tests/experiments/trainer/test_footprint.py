@@ -7,19 +7,19 @@ import jax
 import pytest
 
 from experiments import sweep, train
-from experiments.trainer import footprint, setup
-from experiments.trainer.footprint import (
+from experiments.trainer import memory, setup
+from experiments.trainer.format import format_operations
+from experiments.trainer.memory import (
   advice_if_out_of_memory,
   advise_batch_size,
   check_memory,
   dry_run,
   least_footprint,
+  num_bytes,
   operations,
   total_operations,
 )
-from experiments.trainer.format import format_operations
 from experiments.trainer.records import replace, to_record
-from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm, mogrifier_lstm, slstm
 from lstm_jax.language import ModelConfig, language_model
@@ -42,8 +42,8 @@ def test_a_mesh_that_has_too_little_memory_says_what_would_fit(
 ):
   config = replace(config, batch_size=8, mesh="data:1")
   made = make_setup(config)
-  limit = footprint.footprint(made, 4, 8).bytes
-  monkeypatch.setattr(footprint, "available_memory", lambda: limit)
+  limit = memory.footprint(made, 4, 8).bytes
+  monkeypatch.setattr(memory, "available_memory", lambda: limit)
   dry_run(config, console)
   assert "each device has " in console.file.getvalue()
   assert "4 × 8 would need" in console.file.getvalue()
@@ -199,8 +199,7 @@ def test_the_operations_of_a_run_are_those_of_its_batches(
 def test_memory_grows_with_the_batch(config):
   setup = make_setup(config)
   small, tall, wide = (
-    footprint.footprint(setup, *size).bytes
-    for size in ((3, 8), (3, 80), (30, 8))
+    memory.footprint(setup, *size).bytes for size in ((3, 8), (3, 80), (30, 8))
   )
   assert small < tall and small < wide
 
@@ -211,7 +210,7 @@ def test_without_memory_a_run_names_the_batch_size_that_would_fit(
 ):
   config = replace(config, batch_size=8)
   made = make_setup(config)
-  needs = [footprint.footprint(made, b, 8).bytes for b in (8, 4, 2, 1)]
+  needs = [memory.footprint(made, b, 8).bytes for b in (8, 4, 2, 1)]
 
   def make_train_step(*arguments, **options):
     del arguments, options
@@ -224,7 +223,7 @@ def test_without_memory_a_run_names_the_batch_size_that_would_fit(
 
   monkeypatch.setattr(setup, "make_train_step", make_train_step)
   limit = (needs[1] + needs[2]) // 2
-  for module in (train, footprint):
+  for module in (train, memory):
     monkeypatch.setattr(module, "available_memory", lambda: limit)
   message = (
     r"out of memory: a batch of 8 sequences × 8 tokens needs .* MB and .*; "
@@ -266,8 +265,8 @@ def test_on_the_mesh_of_a_cpu_the_advice_is_for_one_device_and_says_so(
     advised.append((setup.config.job.mesh, setup.mesh, limit))
     return "less"
 
-  monkeypatch.setattr(footprint, "advise_batch_size", advise)
-  monkeypatch.setattr(footprint, "available_memory", lambda: 7)
+  monkeypatch.setattr(memory, "advise_batch_size", advise)
+  monkeypatch.setattr(memory, "available_memory", lambda: 7)
   with (
     pytest.raises(ValueError, match=f"^out of memory: {condition}less$"),
     advice_if_out_of_memory(make_setup(replace(config, mesh=mesh))),

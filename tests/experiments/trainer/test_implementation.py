@@ -9,7 +9,7 @@ from experiments import evaluate, train
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import history
 from experiments.trainer.checkpoint import describe
-from experiments.trainer.footprint import dry_run
+from experiments.trainer.memory import dry_run
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments.trainer import loop
-from experiments.trainer.loop import fit
-from experiments.trainer.resources import WARM_UP, Tracer
+from experiments.trainer.loop import WARM_UP, Tracer, fit
 from lstm_jax.language import make_batches
 from lstm_jax.training import TrainState
 
@@ -173,7 +172,7 @@ def test_processes_agree_at_evaluations_and_every_few_steps(
     agreed.append(agree_now)
 
   monkeypatch.setattr(loop, "AGREE_EVERY", 4)
-  monkeypatch.setattr(loop.multihost, "agreed_request", agreed_request)
+  monkeypatch.setattr(loop.distributed, "agreed_request", agreed_request)
   run(epochs, Recorder(), due=(3,))
   steps = [step for step, agree_now in enumerate(agreed, 1) if agree_now]
   assert len(agreed) == 10 and steps == [3, 4, 8, 10]

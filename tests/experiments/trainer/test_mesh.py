@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from experiments import collectives, sweep, train
-from experiments.trainer.devices import batch_mesh
+from experiments.trainer.distributed import batch_mesh
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup
 from experiments.trainer.trained import load

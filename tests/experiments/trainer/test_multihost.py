@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from experiments import train
-from experiments.trainer import joining, multihost
+from experiments.trainer import distributed
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import replace, to_record
@@ -49,7 +49,7 @@ ROUNDING = 1e-5  # of float32: each of 29 steps may add 1e-7 to a loss of 3
 )
 def test_flags_that_cannot_join_processes_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    joining.join(**JOINING | options)
+    distributed.join(**JOINING | options)
 
 
 def test_a_port_where_another_program_listens_is_refused(monkeypatch):
@@ -59,8 +59,8 @@ def test_a_port_where_another_program_listens_is_refused(monkeypatch):
     first = JOINING | {"coordinator": address, "process_id": 0}
     message = f"cannot listen at --coordinator={address}: Address already in"
     with pytest.raises(ValueError, match=message):
-      joining.join(**first)
-  joining.join(**first)  # the port is free now
+      distributed.join(**first)
+  distributed.join(**first)  # the port is free now
 
 
 @pytest.mark.exhaustive
@@ -68,7 +68,7 @@ def test_a_port_where_another_program_listens_is_refused(monkeypatch):
 def test_where_there_is_no_job_the_error_names_the_flags():
   """In a process whose JAX has no device yet, as when a program starts."""
   # --distributed alone, with a --join_timeout of 9 s.
-  join = "from experiments.trainer.joining import join; "
+  join = "from experiments.trainer.distributed import join; "
   join += "join(True, None, None, None, 9)"
   process = subprocess.run(
     [sys.executable, "-c", join],
@@ -92,8 +92,8 @@ def test_processes_that_have_joined_are_not_stopped_later(monkeypatch):
 
   before = threading.enumerate()
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
-  monkeypatch.setattr(joining, "_give_up", lambda *given: None)
-  joining.join(**JOINING)
+  monkeypatch.setattr(distributed, "_give_up", lambda *given: None)
+  distributed.join(**JOINING)
   assert joined == [("127.0.0.1:1234", 2, 1)]
   (watchdog,) = waiting
   watchdog.join(5)  # it ends at once, and not after the 9 s of JOINING
@@ -111,7 +111,7 @@ def test_signals_end_a_process_that_joins_and_one_that_has(
     monkeypatch.setattr(signal, "signal", lambda *call: events.append(call))
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
-  joining.join(**JOINING)
+  distributed.join(**JOINING)
   monkeypatch.undo()
   assert events[0] == signal.SIG_DFL
   assert events[-1] == (signal.SIGTERM, signal.SIG_DFL)
@@ -119,13 +119,13 @@ def test_signals_end_a_process_that_joins_and_one_that_has(
 
 def test_a_single_process_asks_no_other(tmp_path):
   alone = dict.fromkeys(JOINING) | {"distributed": False, "join_timeout": 9}
-  joining.join(**alone)
-  assert multihost.is_first()
-  assert multihost.from_first_process(0.1) == 0.1
-  multihost.check_same_checkpoint(tmp_path, 3)
-  request = multihost.agreed_request([signal.SIGTERM], False)
+  distributed.join(**alone)
+  assert distributed.is_first()
+  assert distributed.from_first_process(0.1) == 0.1
+  distributed.check_same_checkpoint(tmp_path, 3)
+  request = distributed.agreed_request([signal.SIGTERM], False)
   assert request == signal.SIGTERM
-  assert multihost.agreed_request([], True) is None
+  assert distributed.agreed_request([], True) is None
 
 
 def started(config, count, *flags_of_last, axis="data"):
@@ -277,6 +277,6 @@ def test_processes_with_unlike_numbers_of_devices_are_refused(monkeypatch):
   monkeypatch.setattr(jax, "devices", lambda: found)
   message = "as the others, got 1 in process 0, 2 in process 1$"
   with pytest.raises(ValueError, match=message):
-    multihost.check_equal_devices()
+    distributed.check_equal_devices()
   found.append(SimpleNamespace(process_index=0))
-  multihost.check_equal_devices()
+  distributed.check_equal_devices()

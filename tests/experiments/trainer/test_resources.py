@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer import resources
+from experiments.trainer import memory
 from experiments.trainer.errors import Diverged
-from experiments.trainer.resources import (
-  WARM_UP,
-  Tracer,
+from experiments.trainer.loop import WARM_UP, Tracer
+from experiments.trainer.memory import (
   available_memory,
   host_memory,
   process_size,
@@ -33,7 +32,7 @@ def test_the_size_of_a_process_is_in_megabytes(tmp_path, monkeypatch):
   arrays = [SimpleNamespace(nbytes=n) for n in (3_000_000, 500_000)]
   monkeypatch.setattr(jax, "live_arrays", lambda: arrays)
   monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096}.__getitem__)
-  monkeypatch.setattr(resources, "STATM", tmp_path / "statm")
+  monkeypatch.setattr(memory, "STATM", tmp_path / "statm")
   size = process_size()
   assert size.pop("compilations") >= 0 and size == {"live_mb": 3.5}
   # The second number: 1,000 resident pages, of 4,096 bytes.
@@ -105,7 +104,7 @@ def test_the_host_memory_is_at_most_the_limit_of_the_process(monkeypatch):
 
 def test_a_gpu_has_its_own_limit_and_a_cpu_that_of_the_host(monkeypatch):
   stats = {"bytes_in_use": 3, "bytes_limit": 5, "peak_bytes_in_use": 4}
-  monkeypatch.setattr(resources, "host_memory", lambda: 7)
+  monkeypatch.setattr(memory, "host_memory", lambda: 7)
   for found, limit in ((stats, 5), (None, 7)):
     device = SimpleNamespace(memory_stats=lambda found=found: found)
     monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])

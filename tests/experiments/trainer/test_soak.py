@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import train
+from experiments.trainer.memory import STATM
 from experiments.trainer.records import replace
-from experiments.trainer.resources import STATM
 from tests.experiments.trainer.resuming import read_rows
 
 

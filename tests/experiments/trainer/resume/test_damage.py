@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer import checkpoint, multihost
+from experiments.trainer import checkpoint, distributed
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import make_setup
@@ -143,9 +143,9 @@ def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
       told.append(type(error))
       raise
 
-  monkeypatch.setattr(multihost, "failing_together", failing_together)
+  monkeypatch.setattr(distributed, "failing_together", failing_together)
   monkeypatch.setattr(
-    multihost, "check_same_checkpoint", lambda _, step: told.append(step)
+    distributed, "check_same_checkpoint", lambda _, step: told.append(step)
   )
   logger = SimpleNamespace(
     resume=lambda restored: None,

@@ -7,8 +7,14 @@ its matrix products follow from the shapes: two for each multiply-add, once
 forward and twice backward; everything else is left out.
 """
 
+import math
+import os
+import resource
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +30,6 @@ from experiments.trainer.format import (
 )
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
-from experiments.trainer.resources import (
-  available_memory,
-  host_memory,
-  num_bytes,
-)
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
@@ -298,3 +299,75 @@ def _what_would_fit(
     if needed <= limit:
       return f"{batch_size:,} × {seq_len:,} would need {format_bytes(needed)}"
   return "no batch size would fit: reduce --seq_len or --hidden_size"
+
+
+STATM = Path("/proc/self/statm")  # Linux; its second number: resident pages
+# JAX's event for a program that is compiled, or loaded from its cache.
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def available_memory() -> int:
+  """Return the bytes that the device may hold.
+
+  That is a GPU's limit; on a CPU, `host_memory`.
+  """
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit", host_memory())
+
+
+def host_memory() -> int:
+  """Return the smaller of the machine's memory and the limit of `ulimit -v`.
+
+  Both are in bytes. The limit of a container or a batch job (cgroup) is not
+  read.
+  """
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  granted, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if granted != resource.RLIM_INFINITY:
+    memory = min(memory, granted)
+  return memory
+
+
+def num_bytes(tree: Any) -> int:
+  """Return how many bytes of a tree's arrays one device holds.
+
+  Args:
+    tree: of `jax.Array` or `jax.ShapeDtypeStruct`. The device holds all of an
+      array without a sharding.
+  """
+
+  def size(leaf: Any) -> int:
+    shape = leaf.shape
+    if leaf.sharding is not None:
+      shape = leaf.sharding.shard_shape(shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+  return sum(map(size, jax.tree.leaves(tree)))
+
+
+def process_size() -> dict[str, float]:
+  """Return how large the process is now, for a row of metrics.jsonl.
+
+  Returns:
+    resident_mb: memory of the process, in 1e6 bytes; only on Linux.
+    live_mb: arrays that JAX holds, in 1e6 bytes.
+    compilations: programs compiled, or loaded from JAX's compilation cache,
+      since the first call.
+  """
+  size = {"live_mb": sum(x.nbytes for x in jax.live_arrays()) / 1e6}
+  if STATM.exists():
+    pages = int(STATM.read_text().split()[1])
+    size["resident_mb"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+  return {name: round(x, 3) for name, x in size.items()} | {
+    "compilations": _events()[COMPILED]
+  }
+
+
+@cache
+def _events() -> Counter[str]:
+  """Return how often JAX has reported each event since the first call."""
+  counts: Counter[str] = Counter()
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration_secs, **kwargs: counts.update([event])
+  )
+  return counts
