@@ -113,7 +113,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
-  mesh = members_mesh(config.job, len(members))
+  mesh = members_mesh(config.job.devices, len(members))
   facts = {run_dir.SHA256: setup.corpus.sha256}  # for config.json
   with (
     run_dir.open_run_dir(run_dir.recorded_flags(config), facts) as opened,

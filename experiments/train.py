@@ -271,10 +271,8 @@ def _report_result(
 def main() -> int:
   """Run the program; return its exit status, above 128 after a signal."""
   distributed.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
-  distributed.check_equal_devices()
   with distributed.failing_together():
     (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
-  distributed.check_same_dry_run(DRY_RUN.value)
   console = make_console()
   console.quiet = not distributed.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:

@@ -204,7 +204,7 @@ def delayed_recall(
         config.recall_steps,
         config.recall_learning_rate,
         chrono=name if bias == CHRONO_BIAS else None,
-        mesh=members_mesh(config.job, config.num_seeds),
+        mesh=members_mesh(config.job.devices, config.num_seeds),
       )
       rows.append(
         {

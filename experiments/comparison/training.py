@@ -60,7 +60,7 @@ def make_ensemble(
   Each of S members has its own key [S], which draws its weights, and its own
   peak of the learning rate, in a schedule over `num_steps`.
   """
-  mesh = members_mesh(config.job, len(keys))
+  mesh = members_mesh(config.job.devices, len(keys))
   optimizer = make_optimizer(config.optimizer, num_steps)
   params = jax.vmap(model.init)(keys)
   batch_size = config.batching.batch_size

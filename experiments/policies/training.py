@@ -68,7 +68,7 @@ def train(
     environment.num_actions,
   )
   learners = start(network, environment, config.ppo, keys)
-  mesh = members_mesh(config.job, len(keys))
+  mesh = members_mesh(config.job.devices, len(keys))
   if mesh:
     learners = place_members(learners, mesh)
   update_one = make_update(network, environment, config.ppo)

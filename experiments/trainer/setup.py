@@ -109,7 +109,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     suppress_tokens=corpus.tokenizer.unknown_tokens,
   )
   checked_rules(rules, corpus.tokenizer.size)  # raises for bad sample rules
-  mesh = batch_mesh(config.job)
+  mesh = batch_mesh(config.job.mesh)
   dev_fraction, seq_len = config.data.dev_fraction, config.batching.seq_len
   if dev_fraction and len(corpus.val.tokens) <= seq_len:
     raise ValueError(

@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from experiments import collectives, sweep, train
-from experiments.trainer.distributed import batch_mesh
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup
 from experiments.trainer.trained import load
@@ -24,13 +23,6 @@ from tests.experiments.sweep.sweeps import as_sweep
 from tests.processes import finish, start
 
 ROUNDING = 1e-5  # of float32: each of 47 steps may add 1e-7 to a loss of 3
-
-
-def test_several_processes_need_a_mesh(config, monkeypatch):
-  assert batch_mesh(config.job) is None
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(ValueError, match=r"2 processes share .* --mesh=data:1"):
-    batch_mesh(config.job)
 
 
 @pytest.mark.parametrize(
