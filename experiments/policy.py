@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 
@@ -31,22 +32,20 @@ from experiments.benchmarks.timing import environment as machine
 from experiments.cli import launch, make_console
 from experiments.comparison.results import (
   naming_damaged,
-  naming_missing,
   open_results,
   print_held,
   print_tables,
   read_record,
   recorded_command,
 )
-from experiments.policies import plots
-from experiments.policies.config import (
-  RACING,
+from experiments.policies.environments import TASKS
+from experiments.policies.peer import RACING, race
+from experiments.policies.training import (
   PolicyConfig,
-  make_environment,
+  draw,
+  tables,
+  train,
 )
-from experiments.policies.peer import race
-from experiments.policies.tables import check_entries, tables
-from experiments.policies.training import train
 from experiments.trainer.distributed import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -72,14 +71,14 @@ def run(
     Diverged: a loss is NaN or infinite.
   """
   begun = time.monotonic()
-  environment, title = make_environment(config)
+  environment = TASKS[config.task](config.size)
   train_key, race_key = jax.random.split(jax.random.key(config.seed))
   keys = jax.random.split(train_key, config.num_seeds)
   record: dict[str, Any] = {
     "command": recorded_command("policy"),
     "config": to_record(config),
     "environment": machine(),
-    "task": title,
+    "task": environment.title,
     "guessing": environment.guessing,  # the best mean return without memory
     "steps_per_update": config.ppo.num_envs * config.ppo.rollout_steps,
     "networks": {},
@@ -103,11 +102,12 @@ def run(
 
 
 def progress(
-  console: Console, name: str, total: int, number: int, value: float | None
+  console: Console, name: str, total: int, number: int, returns: np.ndarray
 ) -> None:
-  """Print the mean return of an update's episodes, for about LINES updates."""
+  """Print the mean of the seeds' returns, for about LINES updates."""
   if number % max(1, total // LINES) == 0:
-    text = "no episode ended" if value is None else f"return {value:.3f}"
+    known = returns[~np.isnan(returns)]
+    text = f"return {known.mean():.3f}" if len(known) else "no episode ended"
     console.print(f"{name}  {number}/{total}  {text}")
 
 
@@ -126,7 +126,6 @@ def load(directory: Path) -> dict[str, Any]:
   path = directory / RECORD
   record = read_record(path, "there are no policies", ENTRIES)
   with naming_damaged(path):
-    check_entries(record)
     tables(record)
   return record
 
@@ -134,8 +133,7 @@ def load(directory: Path) -> dict[str, Any]:
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   print_tables(tables(record), console)
-  with naming_missing(directory / RECORD):
-    plots.draw(record, directory / FIGURE)
+  draw(record, directory / FIGURE)
   print_held(directory, FILES, console)
 
 

@@ -264,13 +264,10 @@ def functions(code):
 
 def test_the_functions_of_the_page_on_policies_are_those_of_the_program():
   page = (DOCS / "recurrent-policy.md").read_text("utf-8")
-  directory = ROOT / "experiments/policies"
-  program = [
-    (directory / name).read_text("utf-8") for name in ("ppo.py", "rollouts.py")
-  ]
+  program = (ROOT / "experiments/policies/ppo.py").read_text("utf-8")
   shown = functions("\n".join(code_blocks(page)))
   shown.pop("__call__")  # of the agent in Flax
   bodies = {"body", "train"}  # inside of the others
   assert set(shown) - bodies == {"act", "gae", "loss", "minibatch", "update"}
-  expected = functions("\n".join(program))
+  expected = functions(program)
   assert {name: expected[name] for name in shown} == shown

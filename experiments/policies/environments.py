@@ -40,6 +40,7 @@ class Environment(NamedTuple):
   # (key, state, action) -> (state, observation, reward, done)
   step: Callable[[jax.Array, Any, jax.Array | int], tuple]
   guessing: float  # the best mean return without memory
+  title: str
 
 
 def auto_reset(reset: Callable, step: Callable) -> Callable:
@@ -47,15 +48,11 @@ def auto_reset(reset: Callable, step: Callable) -> Callable:
 
   def step_or_reset(key, state, action):
     step_key, reset_key = jax.random.split(key)
-    after = step(step_key, state, action)
-    fresh = reset(reset_key)
-    # A task may return constants, such as a reward of 1.0 for each step.
-    reward = jnp.asarray(after[2], jnp.float32)
-    done = jnp.asarray(after[3], bool)
+    *old, reward, done = step(step_key, state, action)
     state, observation = jax.tree.map(
-      lambda new, old: jnp.where(done, new, old), fresh, after[:2]
+      lambda new, old: jnp.where(done, new, old), reset(reset_key), (*old,)
     )
-    return state, observation, reward, done
+    return state, observation, jnp.asarray(reward, jnp.float32), done
 
   return step_or_reset
 
@@ -109,7 +106,8 @@ def tmaze(length: int) -> Environment:
     done = turns | (state.time == limit)
     return state, observe(state), reward, done
 
-  return Environment(4, 3, reset, auto_reset(reset, step), 0.0)
+  title = f"T-maze, a corridor of length {length}"
+  return Environment(4, 3, reset, auto_reset(reset, step), 0.0, title)
 
 
 class RepeatState(NamedTuple):
@@ -149,5 +147,13 @@ def repeat_previous(delay: int) -> Environment:
     return state, observe(state), reward, time == delay + ANSWERS
 
   guessing = (2 - SYMBOLS) / SYMBOLS  # 1 in one of SYMBOLS cases, else −1
+  title = f"Repeat the symbol shown before, delay {delay}"
   step = auto_reset(reset, step)
-  return Environment(SYMBOLS, SYMBOLS, reset, step, guessing)
+  return Environment(SYMBOLS, SYMBOLS, reset, step, guessing, title)
+
+
+# By name: the function of a size, in time steps, that makes a task.
+TASKS: dict[str, Callable[[int], Environment]] = {
+  "tmaze": tmaze,
+  "repeat_previous": repeat_previous,
+}

@@ -8,7 +8,6 @@ the shapes of those in `networks`, so that PPO trains the whole like any other
 network. `race` times an update of both networks, and of the one in `networks`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,19 +25,26 @@ from experiments.benchmarks.peers.proof import (
 )
 from experiments.benchmarks.peers.resets import scanned_rnn
 from experiments.benchmarks.timing import compare
-from experiments.policies.config import PolicyConfig
 from experiments.policies.environments import Environment
 from experiments.policies.networks import (
-  CELLS,
   Linear,
   Network,
   PolicyParams,
   make_network,
 )
-from experiments.policies.ppo import gae, loss, make_update
-from experiments.policies.rollouts import collect, make_actor
-from experiments.policies.training import start
+from experiments.policies.ppo import (
+  collect,
+  gae,
+  loss,
+  make_actor,
+  make_learner,
+  make_update,
+)
+from experiments.policies.training import PolicyConfig
+from experiments.trainer.config import CELLS
 from lstm_jax.interop.flax import scanned, to_linen
+
+RACING = "gru", "lstm"  # networks that are timed
 
 
 class ActorCritic(linen.Module):
@@ -61,14 +67,7 @@ class ActorCritic(linen.Module):
 def flax_network(
   recurrent: Any, observation_size: int, hidden_size: int, num_actions: int
 ) -> Network:
-  """Return a network of Flax's modules.
-
-  Args:
-    recurrent: a class ScannedRNN: Flax's, or that of `scanned`.
-    observation_size: of an observation vector.
-    hidden_size: of encoder and cell.
-    num_actions: number of actions from which the actor chooses.
-  """
+  """Return a network of Flax's modules, with sizes as in `make_network`."""
   module = ActorCritic(recurrent, hidden_size, num_actions)
 
   def initial_state(batch_size):
@@ -117,57 +116,6 @@ def racers(
   }
 
 
-def draw_weights(
-  network: Network, hidden_size: int, key: jax.Array
-) -> PolicyParams:
-  """Return Gaussian weights and biases, with a variance of 1 / hidden_size.
-
-  With larger weights, the rounding errors of a long sequence would grow.
-  """
-  drawn = optax.tree.random_like(key, jax.eval_shape(network.init, key))
-  return jax.tree.map(lambda x: hidden_size**-0.5 * x, drawn)
-
-
-def check_equal(
-  name: str, environment: Environment, config: PolicyConfig, key: jax.Array
-) -> None:
-  """Check that all networks compute the same from the same weights.
-
-  What is compared: the logits and values of a rollout, and the gradient of
-  PPO's loss with respect to every weight.
-
-  Raises:
-    ValueError: an array's relative error is above `tolerance()`.
-  """
-  ppo, found = config.ppo, racers(name, environment, config.hidden_size)
-  key, draw_key, actor_key = jax.random.split(key, 3)
-  params = draw_weights(found["unroll"], config.hidden_size, draw_key)
-  actor = make_actor(found["unroll"], environment, ppo, actor_key)
-  _, rollout, _ = jax.jit(
-    partial(collect, found["unroll"], environment, ppo, params)
-  )(actor, key)
-  old = rollout.outcomes
-  advantages = gae(
-    *(old.reward, old.value, old.done, rollout.last_value),
-    ppo.discount,
-    ppo.gae_lambda,
-  )
-
-  def results(network, params):
-    # The first rollout begins with the zero state, of each network's own type.
-    state = network.initial_state(ppo.num_envs)
-    outputs = network.unroll(params, state, *rollout.inputs)[1:]
-    same = rollout._replace(state=state)
-    return outputs, jax.grad(loss)(params, network, same, advantages, ppo)
-
-  outputs, gradient = jax.jit(partial(results, found["unroll"]))(params)
-  expected = outputs, to_flax(name, gradient)
-  ported = to_flax(name, params)
-  for label in ("scanned", "flax"):
-    actual = jax.jit(partial(results, found[label]))(ported)
-    check_same(label, actual, expected, tolerance())
-
-
 def race(
   name: str, environment: Environment, config: PolicyConfig, key: jax.Array
 ) -> list[dict[str, Any]]:
@@ -178,23 +126,64 @@ def race(
   Raises:
     ValueError: the networks do not compute the same (`check_equal`).
   """
-  check_key, *keys = jax.random.split(key, 1 + config.num_seeds)
-  check_equal(name, environment, config, check_key)
-
-  def maker(network: Network) -> Callable[[], Peer]:
-    def make() -> Peer:
-      learners = start(network, environment, config.ppo, jnp.stack(keys))
-      update = jax.vmap(make_update(network, environment, config.ppo))
-      program, seconds, size = compile_program(update, learners)
-
-      def run() -> Any:
-        return jax.block_until_ready(program(learners))
-
-      return Peer(run, seconds, size)
-
-    return make
-
   found = racers(name, environment, config.hidden_size)
+  check_key, *keys = jax.random.split(key, 1 + config.num_seeds)
+  check_equal(name, found, environment, config, check_key)
+
+  def make(network: Network) -> Peer:
+    parts = network, environment, config.ppo
+    start = jax.jit(jax.vmap(partial(make_learner, *parts)))
+    learners = start(jnp.stack(keys))
+    update = jax.vmap(make_update(*parts))
+    program, seconds, size = compile_program(update, learners)
+    return Peer(lambda: jax.block_until_ready(program(learners)), seconds, size)
+
   package = "flax"  # `compare` asks for one; this module needs it for all
-  makers = {label: (maker(net), package) for label, net in found.items()}
+  makers = {k: (partial(make, net), package) for k, net in found.items()}
   return compare(makers, config.timing_rounds)[0]
+
+
+def check_equal(
+  name: str,
+  networks: dict[str, Network],
+  environment: Environment,
+  config: PolicyConfig,
+  key: jax.Array,
+) -> None:
+  """Check that all networks compute the same from the same weights.
+
+  What is compared: the logits and values of a rollout, and the gradient of
+  PPO's loss with respect to every weight.
+
+  Raises:
+    ValueError: an array's relative error is above `tolerance()`.
+  """
+  ppo, (ours, *others) = config.ppo, networks
+  key, draw_key, actor_key = jax.random.split(key, 3)
+  # The biases of `init` are 0. With a variance above 1 / H, the rounding errors
+  # of a long sequence would grow.
+  shapes = jax.eval_shape(networks[ours].init, key)
+  params = jax.tree.map(
+    lambda x: config.hidden_size**-0.5 * x,
+    optax.tree.random_like(draw_key, shapes),
+  )
+  actor = make_actor(networks[ours], environment, ppo, actor_key)
+  act = partial(collect, networks[ours], environment, ppo)
+  _, rollout, _ = jax.jit(act)(params, actor, key)
+  old = rollout.outcomes
+  rewards = old.reward, old.value, old.done, rollout.last_value
+  advantages = gae(*rewards, ppo.discount, ppo.gae_lambda)
+
+  @partial(jax.jit, static_argnums=0)
+  def results(network, params):
+    # The first rollout begins with the zero state, of each network's own type.
+    state = network.initial_state(ppo.num_envs)
+    outputs = network.unroll(params, state, *rollout.inputs)[1:]
+    same = rollout._replace(state=state)
+    return outputs, jax.grad(loss)(params, network, same, advantages, ppo)
+
+  outputs, gradient = results(networks[ours], params)
+  expected, ported = (outputs, to_flax(name, gradient)), to_flax(name, params)
+  for label in others:
+    actual = results(networks[label], ported)
+    check_same(label, actual, expected, tolerance())

@@ -1,18 +1,35 @@
-"""Recurrent PPO: advantages, loss, update.
+"""Recurrent PPO: rollouts, advantages, loss, update.
 
-An update acts for T time steps with the current weights (`rollouts`), and then
-trains on this rollout for some epochs. A minibatch is all time steps of a share
-of the environments, since a sequence has to stay whole. The network runs over
-it from the state that the rollout stores, and from zero where an episode
-begins. The inputs begin `burn_in` time steps before the first outcome: over
-these steps the network only brings its state up to date, without a gradient.
+An update acts for T time steps with the current weights, and then trains on
+this rollout for some epochs. A minibatch is all time steps of a share of the
+environments, since a sequence has to stay whole.
+
+Episodes begin and end anywhere in a rollout. The flag that resets the state of
+the network goes with the observation: starts[t] says that observation t is the
+first of an episode. It is true where the step before ended an episode:
+
+  starts[t] = dones[t − 1]
+
+dones[−1] is the last done of the rollout before; it is true for the first
+rollout. A reset at dones[t] would set the state to zero a step too early:
+before the last step of an episode and not before the first of the next.
+
+A rollout begins with the state before its first step (the stored state). With a
+burn-in of K steps, that is the state K steps earlier, and the rollout begins
+with the inputs of these K steps, whose outcomes belong to the rollout before:
+over them the network only brings its state up to date, without a gradient. In
+the first rollout these inputs are zeros. They have no effect, since an episode
+starts after them.
 
 References: Schulman et al. (2017), Proximal policy optimization algorithms;
 Schulman et al. (2016), High-dimensional continuous control using generalized
-advantage estimation, equations 11 to 16.
+advantage estimation, equations 11 to 16; Kapturowski et al. (2019), Recurrent
+experience replay in distributed reinforcement learning, section 3.1: stored
+state and burn-in.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,16 +37,116 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.policies.config import PPOConfig
 from experiments.policies.environments import Environment
 from experiments.policies.networks import Network
-from experiments.policies.rollouts import (
-  Actor,
-  Rollout,
-  chosen,
-  collect,
-  make_actor,
-)
+from lstm_jax.language.options import check_options, option
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+  """The settings of PPO."""
+
+  num_envs: int = option(
+    128, "B, environments in which a seed acts at once.", bounds="[1, inf)"
+  )
+  rollout_steps: int = option(
+    128,
+    "T, time steps of a rollout in each environment, and how far back the "
+    "gradient goes.",
+    bounds="[1, inf)",
+  )
+  num_updates: int = option(
+    100,
+    "Updates, each a rollout and epochs of training on it.",
+    bounds="[1, inf)",
+  )
+  num_epochs: int = option(4, "Passes over each rollout.", bounds="[1, inf)")
+  num_minibatches: int = option(
+    4,
+    "Training steps of an epoch, each on all time steps of a share of the "
+    "environments.",
+    bounds="[1, inf)",
+  )
+  burn_in: int = option(
+    0,
+    "K, time steps before each rollout that are replayed without a gradient, "
+    "to recompute the state with the current weights.",
+    bounds="[0, inf)",
+  )
+  learning_rate: float = option(
+    1e-2, "Adam's initial rate; it falls to 0 linearly.", bounds="(0, inf)"
+  )
+  max_grad_norm: float = option(
+    0.5, "Norm to which a longer gradient is scaled.", bounds="(0, inf)"
+  )
+  discount: float = option(
+    0.995, "γ, the weight of a reward one step later.", bounds="[0, 1]"
+  )
+  gae_lambda: float = option(
+    0.95, "λ of generalized advantage estimation.", bounds="[0, 1]"
+  )
+  clip: float = option(
+    0.2,
+    "ε: the gradient is 0 where the ratio of probabilities has moved beyond "
+    "1 ± ε in the direction that the advantage rewards.",
+    bounds="(0, 1)",
+  )
+  value_coef: float = option(
+    0.5, "Weight of the value loss.", bounds="[0, inf)"
+  )
+  entropy_coef: float = option(
+    0.01, "Weight of the entropy bonus.", bounds="[0, inf)"
+  )
+
+  def __post_init__(self):
+    check_options(self)
+    if self.num_envs % self.num_minibatches:
+      raise ValueError(
+        f"num_envs must be a multiple of num_minibatches, got {self.num_envs} "
+        f"and {self.num_minibatches}"
+      )
+    if self.burn_in > self.rollout_steps:
+      raise ValueError(
+        f"burn_in must be at most rollout_steps, {self.rollout_steps}, got "
+        f"{self.burn_in}"
+      )
+
+
+class Inputs(NamedTuple):
+  """What a network reads."""
+
+  observation: jax.Array  # [..., B, D]
+  start: jax.Array  # bool [..., B]: is it the first of an episode?
+
+
+class Outcome(NamedTuple):
+  """What a network answered at a time step, and what followed."""
+
+  action: jax.Array  # int [..., B]
+  log_prob: jax.Array  # of the action, [..., B]
+  value: jax.Array  # [..., B]
+  reward: jax.Array  # [..., B]
+  done: jax.Array  # bool [..., B]
+
+
+class Rollout(NamedTuple):
+  """T time steps in B environments, after K of burn-in."""
+
+  state: Any  # of the network before the first input, [B, ...]
+  inputs: Inputs  # [K + T, B, ...]
+  outcomes: Outcome  # [T, B]
+  last_value: jax.Array  # of the observation after the last step, [B]
+
+
+class Actor(NamedTuple):
+  """All that acting changes."""
+
+  environments: Any  # their states, [B, ...]
+  inputs: Inputs  # of the next step, [B, ...]
+  state: Any  # of the network before the next step, [B, ...]
+  past_state: Any  # of the network K steps earlier, [B, ...]
+  past_inputs: Inputs  # of these K steps, [K, B, ...]
+  total: jax.Array  # rewards of the present episodes so far, [B]
 
 
 class Learner(NamedTuple):
@@ -47,6 +164,74 @@ class Metrics(NamedTuple):
   mean_return: jax.Array  # of the episodes that ended in it; NaN if none did
   num_episodes: jax.Array  # that ended in it
   loss: jax.Array  # mean of its training steps
+
+
+def make_actor(
+  network: Network, environment: Environment, config: PPOConfig, key: jax.Array
+) -> Actor:
+  """Return the actor before its first step, with B environments just reset."""
+  batch, k = config.num_envs, config.burn_in
+  keys = jax.random.split(key, batch)
+  environments, observation = jax.vmap(environment.reset)(keys)
+  inputs = Inputs(observation, jnp.ones(batch, bool))
+  state = network.initial_state(batch)
+  zeros = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), inputs)
+  total = jnp.zeros(batch, jnp.float32)
+  return Actor(environments, inputs, state, state, zeros, total)
+
+
+def collect(
+  network: Network,
+  environment: Environment,
+  config: PPOConfig,
+  params: Any,
+  actor: Actor,
+  key: jax.Array,
+) -> tuple[Actor, Rollout, jax.Array]:
+  """Act for T time steps.
+
+  Returns:
+    (actor, rollout, mean return): the mean is over the episodes that ended, and
+    NaN if none did.
+  """
+  t, k = config.rollout_steps, config.burn_in
+
+  def act(actor, key):
+    draw_key, step_key = jax.random.split(key)
+    state, logits, value = network.step(params, actor.state, *actor.inputs)
+    action = jax.random.categorical(draw_key, logits)
+    log_prob = chosen(jax.nn.log_softmax(logits), action)
+    environments, observation, reward, done = jax.vmap(environment.step)(
+      jax.random.split(step_key, len(action)), actor.environments, action
+    )
+    total = actor.total + reward
+    outcome = Outcome(action, log_prob, value, reward, done)
+    finished = jnp.where(done, total, 0)
+    steps = actor.inputs, outcome, finished, actor.state if k else None
+    actor = actor._replace(
+      environments=environments,
+      inputs=Inputs(observation, start=done),  # starts[t + 1] = dones[t]
+      state=state,
+      total=jnp.where(done, 0, total),
+    )
+    return actor, steps
+
+  first, past = actor.past_state, actor.past_inputs
+  actor, steps = jax.lax.scan(act, actor, jax.random.split(key, t))
+  inputs, outcomes, finished, states = steps
+  inputs = jax.tree.map(lambda *x: jnp.concatenate(x), past, inputs)
+  actor = actor._replace(
+    past_state=jax.tree.map(lambda s: s[t - k], states) if k else actor.state,
+    past_inputs=jax.tree.map(lambda x: x[t:], inputs),
+  )
+  _, _, last_value = network.step(params, actor.state, *actor.inputs)
+  mean_return = finished.sum() / outcomes.done.sum()
+  return actor, Rollout(first, inputs, outcomes, last_value), mean_return
+
+
+def chosen(log_probs: jax.Array, actions: jax.Array) -> jax.Array:
+  """Return the log-probabilities of actions [...], from log_probs [..., A]."""
+  return jnp.take_along_axis(log_probs, actions[..., None], -1)[..., 0]
 
 
 def gae(
@@ -157,10 +342,11 @@ def make_learner(
   network: Network,
   environment: Environment,
   config: PPOConfig,
-  params: Any,
   key: jax.Array,
 ) -> Learner:
-  """Return the learner before the first update, with these weights."""
+  """Return the learner before the first update."""
+  init_key, key = jax.random.split(key)
+  params = network.init(init_key)
   key, actor_key = jax.random.split(key)
   optimizer_state = make_optimizer(config).init(params)
   actor = make_actor(network, environment, config, actor_key)

@@ -1,13 +1,15 @@
+"""The program that trains policies: its record, tables and figure."""
+
 import json
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import policy
-from experiments.policies.config import PolicyConfig, PPOConfig
-from experiments.policies.tables import LAST, tables
-from experiments.policies.training import mean
+from experiments.policies.ppo import PPOConfig
+from experiments.policies.training import LAST, PolicyConfig, draw, tables
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace, to_record
 from tests.patterns import exact
@@ -21,10 +23,10 @@ SOLVED = {
   "tmaze-100-3e-3": {"gru"},
   "repeat-4": {"gru", "lstm"},
 }
-KEPT = [RESULTS / name for name in SOLVED]
 SMALL = PolicyConfig(
   task="repeat_previous",
   size=1,
+  network=("gru", "feed_forward"),
   hidden_size=5,
   num_seeds=2,
   ppo=PPOConfig(
@@ -37,175 +39,144 @@ SMALL = PolicyConfig(
 )
 
 
-def example():
+def example(num_updates=3):
   """Return a record with values that are easy to recognise."""
 
   def trained(*returns):
-    return {
-      "num_parameters": 1904,
-      "compile_s": 1.0,
-      "seconds": 20.4,
-      "returns": [[None, None], *returns],
-    }
+    rest = {"num_parameters": 1904, "compile_s": 1.0, "seconds": 20.4}
+    return rest | {"returns": [[None, None], *returns]}
 
   def timed(peer, median):
     return {
       "peer": peer,
       "median_ms": median,
-      "quartiles_ms": [median - 1, median + 2],
+      "quartiles_ms": [0.31, median + 2],
       "ratio_to_ours": median / 100,
       "compile_s": 3.25,
       "bytes": 1,
     }
 
   sizes = {"num_seeds": 2, "num_envs": 8, "rollout_steps": 16}
-  config = sizes | {"num_updates": 3, "hidden_size": 32, "timing_rounds": 11}
+  sizes |= {"hidden_size": 32, "timing_rounds": 11, "num_updates": num_updates}
   return {
-    "config": config,
-    "task": "T-maze, a corridor of 10 steps",
-    "guessing": 0.0,
+    "config": sizes,
+    "task": "T-maze, a corridor of length 10",
+    "guessing": -0.5,
     "steps_per_update": 128,
     "networks": {
       "gru": trained([-0.5, 0.0], [1.0, 0.9]),
-      "feed_forward": trained([-0.5, 0.0], [0.1, -0.1]),
+      "feed_forward": trained([0.0, None], [0.1, None]),
     },
-    "race": {"gru": [timed("unroll", 100.0), timed("flax", 125.0)]},
+    "race": {
+      "gru": [timed(*x) for x in [("unroll", 4), ("scanned", 5), ("flax", 125)]]
+    },
   }
 
 
-def test_the_tables_are_markdown_with_the_returns_and_times():
-  returns, times = tables(example()).values()
-  lines = returns.splitlines()
-  assert lines[0].endswith("| training of all seeds, s (384 steps each) |")
-  assert lines[2] == "| gru | 1,904 | 1.00, 0.90 | 0.95 | 20 |"
-  assert lines[3] == "| feed_forward | 1,904 | 0.10, -0.10 | 0.00 | 20 |"
-  assert "| gru: Flax, ScannedRNN by hand | 125 | 124 – 127 | 1.25 | 3.2 |" in (
-    times.splitlines()
+def test_the_tables_have_the_returns_of_the_last_updates_and_the_times():
+  (returns, rows), (times, timed) = tables(example()).items()
+  assert returns == (
+    "T-maze, a corridor of length 10: mean return over the last 1 of 3 "
+    "updates, by seed"
   )
+  assert rows.splitlines() == [
+    "| network | parameters | return | mean | training of all seeds, s (384 "
+    "steps each) |",
+    "| --- | --: | --: | --: | --: |",
+    "| gru | 1,904 | 1.00, 0.90 | 0.95 | 20 |",
+    "| feed_forward | 1,904 | 0.10, – | – | 20 |",
+  ]
+  assert times == (
+    "Time of an update of 2 seeds, B 8, T 16, H 32: 11 interleaved rounds"
+  )
+  assert timed.splitlines() == [
+    "| network | median, ms | quartiles | ratio | compiling, s |",
+    "| --- | --: | --: | --: | --: |",
+    "| gru: unroll, pure functions | 4 | 0.31 – 6 | 0.04 | 3.2 |",
+    "| gru: Flax, `scanned` | 5 | 0.31 – 7 | 0.05 | 3.2 |",
+    "| gru: Flax, ScannedRNN by hand | 125 | 0.31 – 127 | 1.25 | 3.2 |",
+  ]
 
 
 def test_the_mean_return_is_that_of_all_episodes_of_the_last_updates():
-  record = example()
-  record["config"]["num_updates"] = 20  # the last 10 % are two
+  record = example(num_updates=20)  # the last 10 % are two
   run = record["networks"]["gru"]
   run["returns"] = [[9.0, 9.0], [1.0, None], [-1.0, 0.5]]
   run["episodes"] = [[5, 5], [1, 0], [3, 2]]
-  (title, table), _ = tables(record).items()
+  title, table = next(iter(tables(record).items()))
   assert title.endswith("mean return over the last 2 of 20 updates, by seed")
   assert table.splitlines()[2] == "| gru | 1,904 | -0.50, 0.50 | 0.00 | 20 |"
 
 
-def test_a_seed_without_a_finished_episode_is_a_dash_beside_the_others(
-  console, monkeypatch
-):
-  record = example()
-  record["networks"]["gru"]["returns"] = [[0.5, None]]
-  record["networks"]["feed_forward"]["returns"] = [[0.25, None], [0.75, 0.5]]
-  monkeypatch.setattr("experiments.policies.tables.LAST", 1.0)  # all updates
-  returns, _ = tables(record).values()
-  assert returns.splitlines()[2] == "| gru | 1,904 | 0.50, – | – | 20 |"
-  assert "| 0.50, 0.50 | 0.50 |" in returns.splitlines()[3]
-  assert mean([0.25, None, 0.75]) == 0.5 and mean([None, None]) is None
-  for value in (None, mean([0.25, None])):
-    policy.progress(console, "gru", 1, 1, value)
-  assert console.file.getvalue() == (
-    "gru  1/1  no episode ended\ngru  1/1  return 0.250\n"
-  )
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+  """Return a function: returns [U, 2] -> the panel of the figure."""
+  found, save = [], Figure.savefig
+
+  def kept(figure, *args, **kwargs):
+    found.append(figure.axes[0])
+    save(figure, *args, **kwargs)
+
+  monkeypatch.setattr(Figure, "savefig", kept)
+
+  def run(returns):
+    networks = {"gru": {"returns": returns}}
+    draw(example() | {"networks": networks}, tmp_path / "policy.png")
+    assert (tmp_path / "policy.png").read_bytes()[:4] == b"\x89PNG"
+    return found.pop()
+
+  return run
+
+
+def test_a_line_is_the_mean_of_the_seeds_and_its_shade_their_range(drawn):
+  panel = drawn([[0.0, 0.5], [None, 0.5], [0.25, 1.0]])
+  line, guessing = panel.lines  # without the update in which a seed ended none
+  assert line.get_xydata().tolist() == [[128, 0.25], [384, 0.625]]
+  assert [*guessing.get_ydata()] == [-0.5, -0.5]
+  (shade,) = panel.collections
+  assert {*map(tuple, shade.get_paths()[0].vertices)} == {
+    (128, 0),
+    (128, 0.5),
+    (384, 0.25),
+    (384, 1),
+  }
+  labels = [(text.get_text(), text.xy[1]) for text in panel.texts]
+  assert labels == [("best without memory", -0.5), ("gru", 0.625)]
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("returns", "lowest", "num_lines"),
   [
-    ({"network": ("gru", "lstm", "gru")}, "distinct, got gru, lstm, gru$"),
-    (
-      {"network": ("min_gru", "feed_forward"), "timing_rounds": 3},
-      "--timing_rounds needs --network=gru or lstm, got min_gru, feed_forward$",
-    ),
-    (
-      {"network": ("gru", "grru")},
-      "network must be feed_forward, .*got 'grru'",
-    ),
+    ([[0.0, 0.0], [-2.5, 1.0]], -2.5, 2),  # shows where the curves end
+    ([[-2.5, 0.0], [1.0, 1.0]], -1.05, 2),  # the beginning is cut off
+    ([[None, 0.5]], -1.05, 1),
   ],
 )
-def test_networks_that_cannot_be_made_compared_or_timed_are_refused(
-  changes, message
-):
-  with pytest.raises(ValueError, match=message):
-    replace(SMALL, **changes)
+def test_the_axis_of_returns_fits_the_ends(returns, lowest, num_lines, drawn):
+  panel = drawn(returns)
+  assert panel.get_ylim() == (lowest, 1.05) and len(panel.lines) == num_lines
 
 
 def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
-  record, figure = example(), tmp_path / "policy.png"
-  policy.save(record, tmp_path)
-  loaded = policy.load(tmp_path)
-  assert loaded == record
-  policy.report(loaded, tmp_path, console)
-  printed = console.file.getvalue()
-  lines = "\n".join(tables(record).values()).splitlines()
-  assert all(line in printed for line in lines)
-  assert figure.read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize("entry", ["returns", "episodes"])
-def test_a_run_of_which_a_seed_was_lost_is_damaged(entry, tmp_path):
-  record = example()
-  run = record["networks"]["gru"]
-  run["episodes"] = [[1, 1] for _ in run["returns"]]
-  run[entry][-1].pop()
-  policy.save(record, tmp_path)
-  with pytest.raises(
-    ValueError, match=f"is damaged: .*{entry} must have 2 values, got 1$"
-  ):
-    policy.load(tmp_path)
-
-
-@pytest.mark.parametrize("count", [0, 1.5, None])
-def test_a_record_with_a_return_of_no_episode_is_damaged(count, tmp_path):
-  record = example()
-  run = record["networks"]["gru"]
-  run["episodes"] = [[1, count] for _ in run["returns"]]
-  policy.save(record, tmp_path)
-  message = f"damaged: episodes .* must be an integer ≥ 1, got {count}$"
-  with pytest.raises(ValueError, match=message):
-    policy.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-  ("wrong", "message"),
-  [
-    ({"guessing": None}, "guessing must be finite numbers, got None"),
-    (
-      {"networks": {"gru": {"returns": []}}},
-      "returns must have 3 values, got 0",
-    ),
-    (
-      {"networks": {"gru": {"returns": [[0, "x"], [0, 1], [0, 1]]}}},
-      "returns must be finite numbers, got 'x'",
-    ),
-  ],
-)
-def test_a_record_that_the_figure_cannot_draw_is_damaged(
-  wrong, message, tmp_path
-):
-  policy.save(example() | wrong, tmp_path)
-  with pytest.raises(ValueError, match=f"is damaged: {message}$"):
-    policy.load(tmp_path)
-
-
-def test_no_figure_of_other_results_stays_beside_a_record(tmp_path):
-  (tmp_path / policy.FIGURE).write_text("of results that are replaced")
-  policy.save({}, tmp_path)
-  assert [path.name for path in tmp_path.iterdir()] == [policy.RECORD]
-
-
-def test_a_directory_without_a_run_is_an_error_that_names_it(tmp_path):
   with pytest.raises(ValueError, match=f"are no policies in {exact(tmp_path)}"):
     policy.load(tmp_path)
+  record, figure = example(), tmp_path / policy.FIGURE
+  figure.write_text("of results that are replaced")
+  policy.save(record, tmp_path)
+  assert not figure.exists() and policy.load(tmp_path) == record
+  policy.report(record, tmp_path, console)
+  printed = console.file.getvalue()
+  lines = "\n".join(tables(record).values()).splitlines()
+  assert all(line in printed for line in lines) and figure.exists()
+  record["networks"]["gru"]["returns"][-1].pop()  # the value of a seed
+  policy.save(record, tmp_path)
+  with pytest.raises(ValueError, match="is damaged"):
+    policy.load(tmp_path)
 
 
-@pytest.mark.parametrize("directory", KEPT, ids=lambda path: path.name)
-def test_a_kept_run_is_solved_only_by_networks_with_memory(directory):
-  record = policy.load(directory)
+@pytest.mark.parametrize("name", SOLVED)
+def test_a_kept_run_is_solved_only_by_networks_with_memory(name):
+  record = policy.load(RESULTS / name)
   assert set(record["config"]) == set(to_record(PolicyConfig()))
   count = max(1, round(LAST * record["config"]["num_updates"]))
   last = {
@@ -213,8 +184,13 @@ def test_a_kept_run_is_solved_only_by_networks_with_memory(directory):
     for name, run in record["networks"].items()
   }
   solved = {name for name, values in last.items() if min(values) > 0.99}
-  assert solved == SOLVED[directory.name]
+  assert solved == SOLVED[name]
   assert abs(np.mean(last["feed_forward"]) - record["guessing"]) < 0.05
+
+
+def test_the_kept_times_can_be_read():
+  times = [*tables(policy.load(RESULTS / "race")).values()][1]
+  assert times.count("Flax, ScannedRNN by hand") == 2  # of gru and lstm
 
 
 def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
@@ -227,7 +203,7 @@ def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
     if name == "lstm":
       raise KeyboardInterrupt
     for number in range(1, 13):
-      on_update(number, 0.25)
+      on_update(number, np.array([0.25, np.nan if number > 2 else 0.75]))
     return example()["networks"]["gru"]
 
   monkeypatch.setattr(policy, "train", train)
@@ -235,15 +211,60 @@ def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
     config = replace(SMALL, seed=seed, network=("gru", "lstm"), num_updates=12)
     with pytest.raises(KeyboardInterrupt):
       policy.run(config, tmp_path, console)
-  record = json.loads((tmp_path / policy.RECORD).read_text())
-  assert list(record["networks"]) == ["gru"]
-  assert record["steps_per_update"] == 4 * 8 and record["guessing"] == -0.5
+  assert list(policy.load(tmp_path)["networks"]) == ["gru"]
   first, second, third, _ = given
   # Both networks have the same two keys; a run with another --seed has others.
   assert first == second and len({*first, *third}) == 4
   lines = console.file.getvalue().splitlines()
-  shown = [f"gru  {number}/12  return 0.250" for number in range(2, 13, 2)]
-  assert lines == 2 * shown
+  shown = [f"gru  {number}/12  return 0.250" for number in range(4, 13, 2)]
+  assert lines == 2 * ["gru  2/12  return 0.500", *shown]
+
+
+@pytest.mark.parametrize("name", ["grru", "experiments"])
+def test_a_network_that_is_no_cell_is_refused(name):
+  with pytest.raises(ValueError, match=f"cell must be .*got '{name}'"):
+    replace(SMALL, network=("gru", name))
+
+
+def check_trained(record, config):
+  assert record["config"] == to_record(config)
+  assert record["steps_per_update"] == 4 * 8 and record["guessing"] == -0.5
+  assert record["task"] == "Repeat the symbol shown before, delay 1"
+  assert list(record["networks"]) == list(config.network)
+  for run in record["networks"].values():
+    # An episode has 33 steps (1 + ANSWERS), an update 8: the first episode of
+    # each of the four environments ends in update 5.
+    nothing = [None, None]
+    *before, ended, after = run["returns"]
+    assert before == 4 * [nothing] and after == nothing
+    assert run["episodes"] == [*[[0, 0]] * 4, [4, 4], [0, 0]]
+    assert all(-1 <= x <= 1 for x in ended) and ended[0] != ended[1]
+    assert all(x == round(x, 4) for x in ended)
+  # Encoder 4 · 5 + 5; actor 5 · 4 + 4; critic 5 + 1; core 5 · 5 + 5.
+  feed_forward = record["networks"]["feed_forward"]
+  assert feed_forward["num_parameters"] == 25 + 24 + 6 + 30
+
+
+def test_a_run_fills_its_directory(tmp_path, console):
+  record = policy.run(SMALL, tmp_path, console)
+  saved = policy.load(tmp_path)
+  assert saved == json.loads(json.dumps(record)) and saved["race"] == {}
+  assert saved["environment"]["versions"]["jax"] == jax.__version__
+  check_trained(saved, SMALL)
+  assert "gru  1/6  no episode ended\n" in console.file.getvalue()
+  assert {path.name for path in tmp_path.iterdir()} == {*policy.FILES}
+
+
+@pytest.mark.exhaustive
+def test_updates_are_timed_beside_those_of_flax(tmp_path, console):
+  networks = "gru", "lstm", "feed_forward"
+  config = replace(SMALL, timing_rounds=2, network=networks)
+  with jax.numpy_rank_promotion("allow"):  # for the biases of Flax
+    race = policy.run(config, tmp_path, console)["race"]
+  assert list(race) == ["gru", "lstm"]
+  for rows in race.values():
+    assert [row["peer"] for row in rows] == ["unroll", "scanned", "flax"]
+    assert all(row["median_ms"] > 0 for row in rows)
 
 
 @pytest.mark.exhaustive
@@ -252,44 +273,16 @@ def test_two_devices_that_share_the_seeds_compute_what_one_does(tmp_path):
   networks, default = {}, to_record(PolicyConfig())
   config = replace(SMALL, network=("gru", "min_gru", "feed_forward"))
   for count in ("1", "2"):
-    flags = as_flags(to_record(replace(config, devices=count)), default)
+    given = replace(config, devices=count)
+    flags = as_flags(to_record(given), default)
     run_program("experiments.policy", *flags, f"--out={tmp_path / count}")
     record = policy.load(tmp_path / count)
-    assert record["config"]["devices"] == count
+    check_trained(record, given)
     trained = record["networks"].items()
     networks[count] = {name: run["returns"] for name, run in trained}
   assert networks["1"] == networks["2"]
-  first, second = networks["1"]["gru"][4]  # when both seeds' first episodes end
-  assert first != second and None not in (first, second)
 
 
-@pytest.mark.exhaustive
-def test_a_run_fills_its_directory(tmp_path, console):
-  config = replace(SMALL, timing_rounds=2)
-  with jax.numpy_rank_promotion("allow"):  # for the biases of Flax
-    record = policy.run(config, tmp_path, console)
-  saved = policy.load(tmp_path)
-  assert saved == json.loads(json.dumps(record))
-  assert saved["config"] == to_record(config)
-  assert saved["environment"]["versions"]["jax"] == jax.__version__
-  assert list(saved["networks"]) == list(config.network)
-  for run in saved["networks"].values():
-    returns = run["returns"]
-    assert len(returns) == 6 and all(len(row) == 2 for row in returns)
-    # An episode has 33 steps (1 + ANSWERS), an update 8: the first episode of
-    # each of the four environments ends in update 5.
-    assert [row[0] is None for row in returns] == [*[True] * 4, False, True]
-    assert run["episodes"] == [*[[0, 0]] * 4, [4, 4], [0, 0]]
-    assert -1 <= returns[4][0] <= 1 and returns[4][0] != returns[4][1]
-  assert list(saved["race"]) == ["gru", "lstm"]
-  for rows in saved["race"].values():
-    assert [row["peer"] for row in rows] == ["unroll", "scanned", "flax"]
-    assert all(row["median_ms"] > 0 for row in rows)
-  names = {path.name for path in tmp_path.iterdir()}
-  assert names == {"policy.json", "policy.png"}
-
-
-@pytest.mark.exhaustive
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, console):
   config = replace(SMALL, learning_rate=3e38, network=("feed_forward",))
   with pytest.raises(Diverged, match="feed_forward: the loss is not finite"):

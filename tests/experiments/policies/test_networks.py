@@ -1,4 +1,4 @@
-"""Networks: acting step by step is the same as a sequence with resets."""
+"""Networks: acting is the same as a sequence with resets, and as Flax."""
 
 from functools import partial
 from itertools import pairwise
@@ -9,24 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.policies.networks import CELLS, FEED_FORWARD, make_network
+from experiments.policies.environments import tmaze
+from experiments.policies.networks import FEED_FORWARD, make_network
+from experiments.policies.peer import check_equal, racers, to_flax
+from experiments.policies.ppo import PPOConfig
+from experiments.policies.training import PolicyConfig
+from experiments.trainer.config import CELLS
 from lstm_jax import gru
-from tests.draws import normal_like, normalisable, worst
+from tests.draws import normal_like, normalisable, weighed, worst
 
 T, B, D, H, ACTIONS = 9, 3, 4, 6, 5
+NAMES = ["gru", FEED_FORWARD, *(name for name in CELLS if name != "gru")]
 EACH = pytest.mark.parametrize(
   "name",
   [
-    "gru",
-    FEED_FORWARD,
-    *(
-      pytest.param(name, marks=pytest.mark.exhaustive)
-      for name in CELLS
-      if name != "gru"
-    ),
+    *NAMES[:2],
+    *(pytest.param(n, marks=pytest.mark.exhaustive) for n in NAMES[2:]),
   ],
 )
 KEY = jax.random.key(0)
+MAZE = tmaze(2)
 
 
 def draw(name):
@@ -38,11 +40,10 @@ def draw(name):
   )
   params, state = normal_like(KEY, shapes)
   params = jax.tree.map(lambda w: w / 2, params)  # else relu_rnn grows to 100
-  state = normalisable(state)
   observations = normal_like(KEY, jnp.zeros((T, B, D)))
   starts = np.zeros((T, B), bool)
   starts[4, 0] = starts[0, 1] = True  # and none in the last environment
-  return network, params, state, observations, starts
+  return network, params, normalisable(state), observations, starts
 
 
 @EACH
@@ -91,6 +92,19 @@ def test_a_sequence_with_resets_is_an_unroll_of_each_episode(name):
     assert worst(together, alone) < 1e-12
 
 
+@EACH
+def test_only_the_feed_forward_network_forgets_what_it_saw(name):
+  network, *arguments = draw(name)
+
+  def last_value(*arguments):
+    return network.unroll(*arguments)[2][-1].sum()
+
+  found = jax.jit(jax.grad(last_value, argnums=2))(*arguments)
+  earlier = np.abs(found[:-1]).max(axis=(0, 2))  # of each environment
+  assert ((earlier[1:] > 0) == (name != FEED_FORWARD)).all()
+  assert not np.abs(found[:4, 0]).any()  # across a start
+
+
 def test_the_feed_forward_network_is_two_layers_and_the_heads():
   network, params, state, observations, starts = draw(FEED_FORWARD)
   found = network.step(params, state, observations[0], starts[0])
@@ -102,61 +116,26 @@ def test_the_feed_forward_network_is_two_layers_and_the_heads():
   assert worst(found, (state, logits, values[:, 0])) < 1e-12
 
 
-def last_value(network, params, state, observations, starts):
-  _, _, values = network.unroll(params, state, observations, starts)
-  return values[-1].sum()
-
-
-@EACH
-def test_only_the_feed_forward_network_forgets_what_it_saw(name):
-  network, *arguments = draw(name)
-  gradient = jax.jit(jax.grad(partial(last_value, network), argnums=2))
-  found = gradient(*arguments)
-  earlier = np.abs(found[:-1]).max(axis=(0, 2))  # of each environment
-  assert ((earlier[1:] > 0) == (name != FEED_FORWARD)).all()
-  assert not np.abs(found[:4, 0]).any()  # across a start
-
-
-@pytest.fixture(scope="module")
-def drawn():
-  return make_network("gru", D, H, ACTIONS).init(KEY)
-
-
-def test_a_cell_whose_init_names_no_default_dtype_makes_a_network(
-  drawn, monkeypatch
-):
-  own = SimpleNamespace(
-    init=lambda key, d, h, dtype: gru.init(key, d, h, dtype),
-    initial_state=gru.initial_state,
-  )
-  monkeypatch.setitem(CELLS, "own", own)
-  network = make_network("own", D, H, ACTIONS)
-  assert worst(network.init(KEY), drawn) == 0
-  assert network.initial_state(B).h.shape == (B, H)
-
-
-def test_an_initial_state_may_be_computed_from_the_weights(monkeypatch):
+def test_a_cell_of_your_own_makes_a_network(monkeypatch):
   def init(key, input_size, hidden_size, dtype):
     assert input_size == hidden_size == H  # as a cell may need it
     return gru.init(key, input_size, hidden_size, dtype)
 
-  def initial_state(params, batch_shape=()):
+  def initial_state(params, batch_shape=()):  # computed from the weights
     zeros = 0 * params.w_h[:, 0]
     return gru.GRUState(jnp.broadcast_to(zeros, (*batch_shape, H)))
 
   own = SimpleNamespace(init=init, initial_state=initial_state)
   monkeypatch.setitem(CELLS, "own", own)
-  state = make_network("own", D, H, ACTIONS).initial_state(B)
-  assert state.h.shape == (B, H) and not state.h.any()
+  network, usual = (make_network(n, D, H, ACTIONS) for n in ("own", "gru"))
+  assert worst(network.init(KEY), usual.init(KEY)) == 0
+  assert worst(network.initial_state(B), usual.initial_state(B)) == 0
+  named = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
+  assert worst(named.init(KEY), usual.init(KEY)) == 0
 
 
-@pytest.mark.exhaustive
-def test_a_network_takes_a_cell_by_the_name_of_its_module(drawn):
-  network = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
-  assert worst(network.init(KEY), drawn) == 0
-
-
-def test_initial_layers_are_orthogonal_and_the_actor_nearly_0(drawn):
+def test_initial_layers_are_orthogonal_and_the_actor_nearly_0():
+  drawn = make_network("gru", D, H, ACTIONS).init(KEY)
   feed_forward = make_network(FEED_FORWARD, D, H, ACTIONS).init(KEY)
   for layer, scale in (
     (feed_forward.core, 2**0.5),
@@ -176,3 +155,53 @@ def test_an_observation_may_be_a_vector_of_integers():
   for dtype in (jnp.int32, jnp.uint8):
     found = network.step(params, (), integers.astype(dtype), starts)
     assert worst(found, expected) == 0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_flax_computes_the_same_outputs_and_gradients_in_float64(name):
+  ours, *others = racers(name, MAZE, H).values()
+  shapes = jax.eval_shape(ours.init, KEY)
+  params = normal_like(KEY, jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))
+  observations = normal_like(KEY, jnp.zeros((T, B, MAZE.observation_size)))
+  starts = np.zeros((T, B), bool)
+  starts[4, 0] = starts[0, 1] = True
+
+  def results(network, params):
+    state = jax.tree.map(jnp.float64, network.initial_state(B))
+
+    def outputs(params):
+      _, *heads = network.unroll(params, state, observations, starts)
+      after, *_ = network.step(params, state, observations[0], starts[0])
+      _, *acted = network.step(params, after, observations[1], starts[1])
+      return heads, acted
+
+    gradient = jax.grad(weighed(outputs, KEY))
+    with jax.numpy_rank_promotion("allow"):  # for the biases of Flax
+      return jax.jit(lambda p: [outputs(p), gradient(p)])(params)
+
+  outputs, gradient = results(ours, params)
+  expected = [outputs, to_flax(name, gradient)]
+  assert len(others) == 2
+  for network in others:
+    assert worst(results(network, to_flax(name, params)), expected) < 1e-12
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("label", ["scanned", "flax"])
+def test_a_network_that_computes_something_else_is_not_timed(label):
+  ppo = PPOConfig(num_envs=B, rollout_steps=T, num_minibatches=1)
+  found = racers("gru", MAZE, H)
+  right = found[label]
+
+  def wrong(*given):
+    state, logits, values = right.unroll(*given)
+    return state, 1.01 * logits, values
+
+  check = partial(check_equal, "gru")
+  rest = MAZE, PolicyConfig(hidden_size=H, ppo=ppo), KEY
+  with jax.numpy_rank_promotion("allow"):
+    check(found, *rest)
+    found[label] = right._replace(unroll=wrong)
+    with pytest.raises(ValueError, match=f"^{label} computes a different"):
+      check(found, *rest)

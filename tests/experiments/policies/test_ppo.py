@@ -5,21 +5,27 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments.policies.config import PPOConfig
+from experiments.policies import ppo
 from experiments.policies.environments import tmaze
 from experiments.policies.networks import make_network
-from experiments.policies.ppo import gae, loss, make_update, minibatch
-from experiments.policies.rollouts import (
+from experiments.policies.ppo import (
   Inputs,
   Outcome,
+  PPOConfig,
   Rollout,
   chosen,
   collect,
+  gae,
+  loss,
   make_actor,
+  make_learner,
+  make_optimizer,
+  make_update,
+  minibatch,
 )
-from experiments.policies.training import start
 from experiments.trainer.records import replace
 from tests.draws import normal_like, worst
 
@@ -35,15 +41,10 @@ DISCOUNT, LAMBDA = 0.9, 0.7
 KEYS = jax.random.split(jax.random.key(3), 2)
 
 
-def draw_outcomes(seed):
-  """Return (rewards, values, dones, last_value) in float64."""
-  rng = np.random.default_rng(seed)
-  rewards, values = rng.standard_normal((2, T, B))
-  return rewards, values, rng.random((T, B)) < 0.3, rng.standard_normal(B)
-
-
 def test_an_advantage_is_the_sum_of_discounted_deltas():
-  rewards, values, dones, last_value = draw_outcomes(1)
+  rng = np.random.default_rng(1)
+  rewards, values = rng.standard_normal((2, T, B))
+  dones, last_value = rng.random((T, B)) < 0.3, rng.standard_normal(B)
   following = np.concatenate([values[1:], last_value[None]])
   deltas = rewards + DISCOUNT * np.where(dones, 0, following) - values
   expected = np.zeros((T, B))
@@ -51,18 +52,15 @@ def test_an_advantage_is_the_sum_of_discounted_deltas():
     for k in range(T - t):
       goes_on = ~dones[t : t + k].any(0)  # no end between t and t + k
       expected[t] += (DISCOUNT * LAMBDA) ** k * deltas[t + k] * goes_on
-  found = gae(*map(jnp.asarray, draw_outcomes(1)), DISCOUNT, LAMBDA)
-  assert np.abs(found - expected).max() < 1e-12
+  given = map(jnp.asarray, (rewards, values, dones, last_value))
+  assert np.abs(gae(*given, DISCOUNT, LAMBDA) - expected).max() < 1e-12
 
 
-def test_with_lambda_1_the_advantage_is_the_return_less_the_value():
-  rewards, values, dones, last_value = map(jnp.asarray, draw_outcomes(2))
-  found = gae(rewards, values, dones, last_value, DISCOUNT, 1.0)
-  total, totals = last_value, []
-  for t in reversed(range(T)):
-    total = rewards[t] + DISCOUNT * jnp.where(dones[t], 0, total)
-    totals.append(total)
-  assert worst(found, jnp.stack(totals[::-1]) - values) < 1e-12
+def test_what_follows_a_done_does_not_count_even_if_it_is_not_finite():
+  rewards, dones = jnp.ones((2, 1)), jnp.ones((2, 1), bool)
+  values, last_value = jnp.array([[3], [jnp.inf]]), jnp.full(1, jnp.nan)
+  found = gae(rewards, values, dones, last_value, 0.9, 0.9)
+  assert found.tolist() == [[-2], [-jnp.inf]]
 
 
 @pytest.fixture(scope="module")
@@ -207,43 +205,6 @@ def refreshed(network, params, rollout):
 
 
 @pytest.mark.exhaustive
-def test_before_the_first_step_the_gradient_is_the_policy_gradient(acted):
-  network, params, (_, rollout), _ = acted
-  config = replace(SMALL, value_coef=0.0, entropy_coef=0.0)
-  advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
-  scaled = (advantages - advantages.mean()) / advantages.std()
-
-  @jax.jit
-  def both(params):
-    later = refreshed(network, params, rollout)
-
-    def objective(params):
-      _, logits, _ = network.unroll(params, later.state, *later.inputs)
-      log_probs = chosen(jax.nn.log_softmax(logits), rollout.outcomes.action)
-      return -(scaled * log_probs).mean()
-
-    found = jax.grad(loss)(params, network, rollout, advantages, config)
-    return found, jax.grad(objective)(params)
-
-  found, expected = both(params)
-  assert worst(found, expected) < 1e-6  # float32
-  assert np.abs(found.core.w_h).max() > 1e-5
-
-
-@pytest.mark.exhaustive
-def test_a_ratio_beyond_the_clip_has_no_gradient(acted):
-  network, params, (_, rollout), _ = acted
-  config = replace(SMALL, value_coef=0.0, entropy_coef=0.0)
-  advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
-  # Where the advantage is positive the ratio is e, else 1 / e: clipped.
-  old = rollout.outcomes.log_prob - np.sign(advantages - advantages.mean())
-  outcomes = rollout.outcomes._replace(log_prob=old)
-  beyond = rollout._replace(outcomes=outcomes)
-  _, gradient = LOSS_AND_GRADIENT(params, network, beyond, advantages, config)
-  assert worst(gradient, jax.tree.map(jnp.zeros_like, gradient)) == 0
-
-
-@pytest.mark.exhaustive
 def test_the_burn_in_computes_the_state_by_the_present_weights(acted):
   network, params, (_, rollout), _ = acted
   changed = jax.tree.map(lambda p: 1.5 * p, params)
@@ -269,6 +230,75 @@ def test_a_minibatch_is_all_time_steps_of_some_environments(acted):
   assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
+def test_the_optimizer_is_adam_on_clipped_gradients_whose_rate_falls_to_0():
+  config = replace(SMALL, num_updates=2, learning_rate=0.1, max_grad_norm=0.5)
+  gradients = np.random.default_rng(5).standard_normal((13, 4))
+  gradients[::3] *= 0.01  # these are not clipped
+  optimizer = make_optimizer(config)
+
+  @jax.jit
+  def run(gradients):
+    def body(state, gradient):
+      update, state = optimizer.update(gradient, state)
+      return state, update
+
+    return jax.lax.scan(body, optimizer.init(jnp.zeros(4)), gradients)[1]
+
+  with jax.numpy_dtype_promotion("standard"):  # Optax's rate is float32
+    found = run(gradients)
+  m = v = np.zeros(4)
+  for k, gradient in enumerate(gradients):
+    gradient = gradient * min(1, 0.5 / np.linalg.norm(gradient))
+    m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+    rate = 0.1 * (1 - k / 12)  # of 2 updates · 2 epochs · 3 minibatches
+    bias = 1 - np.array([0.9, 0.999]) ** (k + 1)
+    expected = -rate * m / bias[0] / (np.sqrt(v / bias[1]) + 1e-5)
+    assert np.abs(found[k] - expected).max() < 1e-7  # its rate is float32
+  assert not found[12].any()
+
+
+def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
+  rows = []
+
+  def recorded(rollout, advantages, some):
+    jax.debug.callback(rows.append, some, ordered=True)
+    return minibatch(rollout, advantages, some)
+
+  monkeypatch.setattr(ppo, "minibatch", recorded)
+  network = make_network("feed_forward", 4, H, 3)
+  before = jax.jit(partial(make_learner, network, MAZE, SMALL))(KEYS[0])
+  after, metrics = jax.jit(make_update(network, MAZE, SMALL))(before)
+  jax.effects_barrier()
+  assert len(rows) == 6  # 2 epochs · 3 minibatches
+  first, second = np.concatenate(rows[:3]), np.concatenate(rows[3:])
+  assert sorted(first) == sorted(second) == [*range(B)]
+  assert not np.array_equal(first, second)
+
+  # The same from the parts; the second of the keys is the one of acting.
+  _, key, _ = jax.random.split(before.key, 3)
+  act = jax.jit(partial(collect, network, MAZE, SMALL))
+  actor, rollout, mean_return = act(before.params, before.actor, key)
+  old = rollout.outcomes
+  advantages = gae(
+    *(old.reward, old.value, old.done, rollout.last_value),
+    discount=SMALL.discount,
+    lambda_=SMALL.gae_lambda,
+  )
+  optimizer, params, losses = make_optimizer(SMALL), before.params, []
+  state = before.optimizer_state
+  for some in rows:
+    part = minibatch(rollout, advantages, some)
+    value, gradient = LOSS_AND_GRADIENT(params, network, *part, SMALL)
+    step, state = optimizer.update(gradient, state)
+    params = optax.apply_updates(params, step)
+    losses.append(value)
+  assert worst(after.params, params) < 1e-6  # float32
+  assert jax.tree.all(jax.tree.map(np.array_equal, after.actor, actor))
+  expected = mean_return, old.done.sum(), np.mean(losses)
+  assert np.allclose(metrics, expected, rtol=1e-5, equal_nan=True)
+  assert len({str(jax.random.key_data(x.key)) for x in (before, after)}) == 2
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("burn_in", [0, 3])
 def test_training_solves_the_maze_only_with_memory(burn_in, key):
@@ -282,7 +312,8 @@ def test_training_solves_the_maze_only_with_memory(burn_in, key):
   last = {}
   for name in ("gru", "feed_forward"):
     network = make_network(name, 4, 16, 3)
-    learners = start(network, MAZE, config, jax.random.split(key, 2))
+    start = jax.jit(jax.vmap(partial(make_learner, network, MAZE, config)))
+    learners = start(jax.random.split(key, 2))
     update = jax.jit(jax.vmap(make_update(network, MAZE, config)))
     learners, first = update(learners)
     assert (first.mean_return < 0).all()
