@@ -50,13 +50,15 @@ from experiments.comparison.ablations import (
 from experiments.comparison.changes import apply_change, check_changes
 from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig, JobConfig, TrainConfig
-from experiments.trainer.corpus_path import find_corpus, is_piped
+from experiments.trainer.corpus import (
+  find_corpus,
+  read_corpus_text,
+  text_sha256,
+)
 from experiments.trainer.data import (
   SPLITS,
   check_unchanged,
   read_corpus,
-  read_corpus_text,
-  text_sha256,
 )
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment, environment_of
@@ -92,7 +94,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       tokens, equals another, or can have no directory of its own; --run is not
       given, is a run, is refused by `check_path`, holds another recipe's or
       corpus's results, or with --overwrite, those of changes not given; the
-      corpus is a pipe; it or the weights of --init_from or --teacher change
+      corpus or the weights of --init_from or --teacher change
       meanwhile or are not those of the results; another process begins all
       again; or as in `train.run`: for the corpus, the flags and those weights,
       before the first run; for a run's directory and the memory, at that run.
@@ -103,9 +105,6 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     raise ValueError("--run must be the directory of the runs, got none")
   check_path(Path(job.run))
   run_dir.check_is_no_run(job.run, "changes")
-  if is_piped(config.data.corpus):
-    corpus = config.data.corpus
-    raise ValueError(f"each run must read --corpus, got the pipe {corpus}")
   configs = _make_configs(config, changes)
   check_changes(configs)
   sha256 = text_sha256(read_corpus_text(config.data.corpus))

@@ -36,7 +36,6 @@ from rich.console import Console
 
 from experiments import interrupt_imports
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import is_piped, resumable_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
 from experiments.trainer.format import escape_controls
@@ -182,9 +181,6 @@ def exit_status(
   if stopped_by is None:
     return 0
   arguments, job = _lasting_arguments(), config.job
-  corpus = resumable_corpus(directory, config.data.corpus)
-  if corpus != config.data.corpus:
-    arguments.append(f"--corpus={corpus}")
   if not job.run:
     arguments.append(f"--run={directory}")
   if job.overwrite:
@@ -206,7 +202,7 @@ def _lasting_arguments() -> list[str]:
   arguments = [argument for argument in sys.argv[1:] if argument != "--"]
   joined = "\0".join(["", *arguments])
   files = re.findall(r"\0--?flagfile[=\0]([^\0]+)", joined)
-  if not any(map(is_piped, files)):
+  if all(map(os.path.isfile, files)):
     return arguments
   values, lines = flags.FLAGS, []
   given = {values[name].name for name in values if values[name].present}

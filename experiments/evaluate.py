@@ -50,14 +50,14 @@ from experiments.analysis.protocols import (
 )
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
-from experiments.trainer.corpus_path import (
-  is_piped,
+from experiments.trainer.corpus import (
+  find_corpus,
   recorded_corpus,
   recorded_path,
+  text_sha256,
 )
-from experiments.trainer.data import SPLITS, text_sha256
+from experiments.trainer.data import SPLITS, Excerpt, read_excerpt
 from experiments.trainer.distributed import num_cores
-from experiments.trainer.ensemble import cost, find_common_corpus, load_members
 from experiments.trainer.environment import device_name
 from experiments.trainer.evaluation import (
   FIGURES,
@@ -66,10 +66,9 @@ from experiments.trainer.evaluation import (
   save,
   started_at,
 )
-from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
-from experiments.trainer.trained import BEST, LAST, Trained
+from experiments.trainer.trained import BEST, LAST, Trained, cost, load_members
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.options import check_options, option
 from lstm_jax.language.word_tokenizer import normalize
@@ -155,9 +154,9 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   path = directory / (run_dir.ENSEMBLE if members[1:] else run_dir.EVALUATION)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
-    data = find_common_corpus(directories, members, console)
-  part = Part(config.split, config.begin, config.end)
-  excerpt = read_excerpt(data, sha256, config.corpus, part)
+    data = find_corpus(directory, data, sha256, console)
+  part = config.split, config.begin, config.end
+  excerpt = read_excerpt(data, sha256, config.corpus, *part)
   tokenizer = trained.tokenizer
   adapts = bool({"dynamic", "mixed"} & {*config.protocol})
   mixes = bool({*MIXED} & {*config.protocol})
@@ -211,11 +210,6 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   return record
 
 
-def _recorded(corpus: str) -> str:
-  """Return the record's entry for --corpus; unlike training, copy no pipe."""
-  return corpus if is_piped(corpus) else recorded_corpus(corpus)
-
-
 def _print_heading(
   config: EvaluateConfig,
   members: list[Trained],
@@ -264,7 +258,7 @@ def _make_record(
   trained, corpus = members[0], members[0].config.data.corpus
   ensemble = len(members) > 1
   return {
-    "corpus": _recorded(config.corpus) if config.corpus else corpus,
+    "corpus": recorded_corpus(config.corpus) if config.corpus else corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
     "runs": [recorded_path(name) for name in config.run] if ensemble else None,
     "checkpoint": config.checkpoint,

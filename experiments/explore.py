@@ -21,9 +21,8 @@ from experiments.cli import launch, make_console
 from experiments.pages.explore import describe, describe_text, make_page
 from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
-from experiments.trainer.corpus_path import check_is_no_corpus, find_corpus
-from experiments.trainer.data import SPLITS, default_split
-from experiments.trainer.excerpt import read_excerpt
+from experiments.trainer.corpus import check_is_no_corpus, find_corpus
+from experiments.trainer.data import SPLITS, default_split, read_excerpt
 from experiments.trainer.files import check_output
 from experiments.trainer.flags import (
   config_from_flags,

@@ -35,9 +35,8 @@ from jax import export
 from experiments.cli import launch
 from experiments.pages import writer
 from experiments.pages.packed_model import check_model, describe_cost
-from experiments.trainer.corpus_path import check_is_no_corpus, find_corpus
-from experiments.trainer.data import SPLITS
-from experiments.trainer.excerpt import Part, read_excerpt
+from experiments.trainer.corpus import check_is_no_corpus, find_corpus
+from experiments.trainer.data import SPLITS, read_excerpt
 from experiments.trainer.files import check_output, write_bytes
 from experiments.trainer.run_dir import check_outside_runs
 from experiments.trainer.trained import Trained, load
@@ -126,7 +125,7 @@ def _html(trained: Trained, directory: Path) -> tuple[bytes, str]:
   data = find_corpus(directory, trained.config.data, trained.corpus_sha256)
   # A run with a development split is not to see its validation or test split.
   split = "dev" if data.dev_fraction else "val"
-  excerpt = read_excerpt(data, trained.corpus_sha256, part=Part(split))
+  excerpt = read_excerpt(data, trained.corpus_sha256, split=split)
   source = f"the {SPLITS[split]} split of {Path(data.corpus).name}"
   page, cost = writer.make_page(trained, excerpt.text, source)
   said = describe_cost(cost, trained.tokenizer)

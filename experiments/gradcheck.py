@@ -29,7 +29,7 @@ from rich.text import Text
 
 from experiments.cli import launch, make_console
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
-from experiments.trainer.data import read_corpus_text
+from experiments.trainer.corpus import read_corpus_text
 from experiments.trainer.format import number_table, print_table
 from lstm_jax.cells import RELU, affine
 from lstm_jax.cells.platform import clear_programs

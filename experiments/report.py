@@ -20,7 +20,7 @@ from experiments.cli import launch, make_console
 from experiments.pages.packing import Page, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
-from experiments.trainer.corpus_path import check_is_no_corpus
+from experiments.trainer.corpus import check_is_no_corpus
 from experiments.trainer.files import check_output
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories

@@ -52,8 +52,7 @@ from experiments.comparison.reproduction import (
 )
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import REPOSITORY
-from experiments.trainer.data import read_corpus_text, text_sha256
+from experiments.trainer.corpus import REPOSITORY, read_corpus_text, text_sha256
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.flags import config_from_flags, define_flags

@@ -41,7 +41,6 @@ from experiments.cli import (
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import keep
 from experiments.trainer.distributed import members_mesh, share_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
@@ -128,7 +127,6 @@ def run(config: SweepConfig, console: Console) -> Result:
       f"run         {directory}",
       soft_wrap=True,
     )
-    keep(directory, config.data.corpus, setup.corpus.text)  # if it is piped
     restored = None
     if resuming:
       restored = restore(directory, members, state_like, console)

@@ -26,7 +26,7 @@ from experiments.cli import (
   launch,
   make_console,
 )
-from experiments.trainer import corpus_path, distributed, run_dir
+from experiments.trainer import distributed, run_dir
 from experiments.trainer.checkpoint import describe_kept
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
@@ -50,7 +50,6 @@ from experiments.trainer.memory import (
   placed_state_like,
   sharing_memory,
 )
-from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.setup import (
   TrainSetup,
   heading,
@@ -58,7 +57,7 @@ from experiments.trainer.setup import (
   to_one_device,
 )
 from experiments.trainer.start import initial_state
-from experiments.trainer.trained import Trained
+from experiments.trainer.trained import Trained, read_pretrained
 from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
@@ -134,8 +133,6 @@ def _train(
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     with distributed.failing_together():
-      if distributed.is_first():  # `keep` writes only a piped corpus
-        corpus_path.keep(directory, config.data.corpus, setup.corpus.text)
       logger = RunLogger(
         directory, setup, console, bar.update, is_writer=distributed.is_first()
       )

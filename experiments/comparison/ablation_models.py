@@ -8,12 +8,11 @@ from pathlib import Path
 from experiments.comparison.ablations import Ablations
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import recorded_path
+from experiments.trainer.corpus import recorded_path
 from experiments.trainer.distillation import read_teachers, weights_sha256
 from experiments.trainer.memory import host_memory
-from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.setup import make_setup
-from experiments.trainer.trained import BEST
+from experiments.trainer.trained import BEST, read_pretrained
 from lstm_jax.training import list_checkpoints
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.trainer.corpus_path import REPOSITORY
+from experiments.trainer.corpus import REPOSITORY
 
 BOARD = REPOSITORY / "experiments" / "results" / "board.json"
 ROOT = "../.."  # of the repository, seen from docs/results

@@ -11,7 +11,7 @@ from absl import flags
 from experiments.comparison.board import Result, Row, read_board
 from experiments.trainer import run_dir
 from experiments.trainer.config import LARGEST, TrainConfig
-from experiments.trainer.corpus_path import REPOSITORY
+from experiments.trainer.corpus import REPOSITORY
 from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training.durable import check_path

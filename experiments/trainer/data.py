@@ -1,25 +1,24 @@
-"""The text of a run: its corpus, cut into splits and into tokens."""
+"""The text of a run in splits and tokens, and parts of it to evaluate."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.trainer.config import DataConfig
-from experiments.trainer.named_corpora import locate
+from experiments.trainer.corpus import read_corpus_text, text_sha256
 from lstm_jax.language import (
   BatchingConfig,
   CharTokenizer,
   Tokenizer,
   WordTokenizer,
   middle_slice,
-  read_text,
   split,
 )
 
 SPLITS = {"dev": "development", "val": "validation", "test": "test"}
+Range = tuple[int, int]  # of characters: the first, and the first after them
 
 
 class Split(NamedTuple):
@@ -47,32 +46,12 @@ class Corpus(NamedTuple):
   sha256: str  # of the text
 
 
-def text_sha256(text: str) -> str:
-  """Return the SHA-256 of a text in UTF-8."""
-  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def check_unchanged(config: DataConfig, now: str, before: str) -> None:
   """Raise ValueError unless a corpus has the same SHA-256 as before."""
   if now != before:
     raise ValueError(
       f"corpus {config.corpus} has changed since this program started"
     )
-
-
-def read_corpus_text(corpus: str) -> str:
-  """Return the text of a corpus, which is a path or a name.
-
-  Raises:
-    ValueError: it is empty, or cannot be read or downloaded.
-  """
-  if not corpus:  # as a path, it would be the current directory
-    raise ValueError("corpus must be a file or a name, got ''")
-  path = locate(corpus)
-  try:
-    return read_text(path)
-  except ValueError as error:
-    raise ValueError(f"corpus {error}") from None
 
 
 def read_corpus(config: DataConfig) -> Corpus:
@@ -93,23 +72,19 @@ def read_corpus(config: DataConfig) -> Corpus:
 
   def evaluated(name: str) -> Split:
     part = text[slice(*ranges[name])]
-    found = Split(part, tokenizer.encode(part))
-    if len(found.tokens) < 2:
-      raise ValueError(
-        f"the corpus is too short: its {SPLITS[name]} split must have at least "
-        f"2 tokens, got {len(found.tokens)}"
-      )
-    return found
+    tokens = tokenizer.encode(part)
+    if len(tokens) < 2:
+      message = f"{SPLITS[name]} split must have at least 2 tokens, got "
+      raise ValueError(f"the {message}{len(tokens)}")
+    return Split(part, tokens)
 
-  sha256 = text_sha256(text)
-  if "dev" in ranges:
-    return Corpus(text, tokenizer, train, evaluated("dev"), None, sha256)
-  val = evaluated("val")
-  test = evaluated("test") if "test" in ranges else None
-  return Corpus(text, tokenizer, train, val, test, sha256)
+  val = evaluated("dev" if "dev" in ranges else "val")
+  has_test = "test" in ranges and "dev" not in ranges
+  test = evaluated("test") if has_test else None
+  return Corpus(text, tokenizer, train, val, test, text_sha256(text))
 
 
-def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
+def split_ranges(config: DataConfig, text: str) -> dict[str, Range]:
   """Return where each split of a corpus begins and ends, in characters.
 
   The range "train" is the whole training split, and includes the development
@@ -120,52 +95,25 @@ def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
       development split between two of them.
   """
   rest, ranges = text, {}
-  if config.test_fraction:
-    rest = _without_end(text, "test_fraction", config.test_fraction)
-    ranges["test"] = len(rest), len(text)
-  train = _without_end(rest, "val_fraction", config.val_fraction)
-  ranges |= {"train": (0, len(train)), "val": (len(train), len(rest))}
-  if config.dev_fraction:
-    try:
+  with naming_flags(config):
+    if config.test_fraction:
+      rest, _ = split(text, config.test_fraction)
+      ranges["test"] = len(rest), len(text)
+    train, _ = split(rest, config.val_fraction)
+    ranges |= {"train": (0, len(train)), "val": (len(train), len(rest))}
+    if config.dev_fraction:
       ranges["dev"] = middle_slice(train, config.dev_fraction)
-    except ValueError as error:
-      raise ValueError(
-        f"--dev_fraction={config.dev_fraction} does not fit {config.corpus}: "
-        f"{error}"
-      ) from None
   return ranges
 
 
-def _without_end(text: str, flag: str, fraction: float) -> str:
-  """Return a text without the split at its end, whose share is a flag's value.
-
-  Raises:
-    ValueError: one of the two parts has fewer than two characters.
-  """
-  try:
-    rest, _ = split(text, fraction)
-  except ValueError:
-    raise ValueError(
-      f"the corpus is too short: --{flag}={fraction} must cut a text of "
-      f"{len(text):,} characters into two of at least 2"
-    ) from None
-  return rest
-
-
 def default_split(config: DataConfig) -> str:
-  """Return the key, in SPLITS, of the split that a run is evaluated on.
-
-  It is the development split, if the run has one, or else the test split, or
-  else the validation split.
-  """
+  """Return the split that a run is evaluated on: dev, or else test, or val."""
   if config.dev_fraction:
     return "dev"
   return "test" if config.test_fraction else "val"
 
 
-def training_ranges(
-  ranges: dict[str, tuple[int, int]],
-) -> list[tuple[int, int]]:
+def training_ranges(ranges: dict[str, Range]) -> list[Range]:
   """Return the pieces of a corpus that its model is trained on."""
   first, last = ranges["train"]
   if "dev" not in ranges:
@@ -175,51 +123,36 @@ def training_ranges(
 
 
 @contextmanager
-def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
-  """Name, in a ValueError about the batches, the flags that determine them.
-
-  The flag of a split or a late batch size that the run does not have is left
-  out, because not every program has that flag.
-  """
+def naming_flags(
+  data: DataConfig, batching: BatchingConfig | None = None
+) -> Iterator[None]:
+  """Name, in a ValueError about splits or batches, the flags that are not 0."""
   try:
     yield
   except ValueError as error:
-    settings = {
-      "batch_size": batching.batch_size,
-      "late_batch_size": batching.late_batch_size,
-      "seq_len": batching.seq_len,
-      "dev_fraction": data.dev_fraction,
-      "test_fraction": data.test_fraction,
-      "val_fraction": data.val_fraction,
-    }
-    named = [f"--{name}={value}" for name, value in settings.items() if value]
-    raise ValueError(
-      f"{', '.join(named[:-1])} and {named[-1]} do not fit {data.corpus}: "
-      f"{error}"
-    ) from None
+    sizes = "batch_size", "late_batch_size", "seq_len"
+    settings = {n: getattr(batching, n) for n in sizes if batching}
+    for name in ("dev_fraction", "test_fraction", "val_fraction"):
+      settings[name] = getattr(data, name)
+    *others, last = (f"--{name}={v}" for name, v in settings.items() if v)
+    named = f"{', '.join(others)} and {last} do" if others else f"{last} does"
+    raise ValueError(f"{named} not fit {data.corpus}: {error}") from None
 
 
 def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:
   """Return the tokenizer of a run.
 
-  Args:
-    config: names the kind of tokens, and min_count.
-    text: the whole corpus. If tokens are characters, all of its characters are
-      known.
-    train: the training split. If tokens are words, a word is known if it occurs
-      there min_count times or more.
+  It knows all characters of `text`, the whole corpus, or else the words that
+  occur min_count times or more in `train`, the training split.
 
   Raises:
     ValueError: there are fewer than two known tokens.
   """
-  tokenizer: Tokenizer
-  match config.tokenizer:
-    case "character":
-      tokenizer = CharTokenizer.from_text(text)
-    case "word":
-      tokenizer = WordTokenizer.from_text(train, config.min_count)
-    case _ as unknown:
-      assert_never(unknown)
+  tokenizer: Tokenizer = (
+    CharTokenizer.from_text(text)
+    if config.tokenizer == "character"
+    else WordTokenizer.from_text(train, config.min_count)
+  )
   if tokenizer.size - len(tokenizer.unknown_tokens) < 2:
     raise ValueError(
       f"there is nothing to predict: corpus {config.corpus} has only one "
@@ -229,17 +162,10 @@ def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:
 
 
 def stored_tokenizer(kind: str, fields: dict[str, Any]) -> Tokenizer:
-  """Return the tokenizer whose fields a checkpoint holds as JSON.
-
-  Raises:
-    KeyError, TypeError, ValueError: they are not the fields of a tokenizer.
-  """
-  match kind:
-    case "character":
-      return CharTokenizer("".join(fields["symbols"]))
-    case "word":
-      return WordTokenizer(tuple(fields["symbols"]), tuple(fields["rare"]))
-  raise ValueError(f"tokenizer must be character or word, got {kind!r}")
+  """Return the tokenizer whose fields a checkpoint holds as JSON."""
+  if kind == "character":
+    return CharTokenizer("".join(fields["symbols"]))
+  return WordTokenizer(tuple(fields["symbols"]), tuple(fields["rare"]))
 
 
 def default_prompt(tokenizer: Tokenizer) -> np.ndarray:
@@ -255,3 +181,107 @@ def in_vocabulary(tokenizer: Tokenizer, text: str) -> bool:
   except ValueError:
     return False
   return True
+
+
+class Excerpt(NamedTuple):
+  """A part of a text file, and where it stands there."""
+
+  path: str
+  whole: str  # the file's text
+  split: str | None  # of SPLITS; None for shares
+  begin: float  # as shares of the whole
+  end: float
+  first: int  # the same in characters
+  last: int
+  training: list[Range]  # of the training text beside it
+  trained_on: int  # characters of it that the run was trained on
+
+  @property
+  def text(self) -> str:
+    """The excerpt itself."""
+    return self.whole[self.first : self.last]
+
+  def encode(self, tokenizer: Tokenizer, first: int, last: int) -> np.ndarray:
+    """Return the tokens of the characters first, ..., last − 1 of the file.
+
+    Raises:
+      ValueError: a character is unknown; the message says where it is.
+    """
+    try:
+      return tokenizer.encode(self.whole[first:last])
+    except ValueError as error:
+      part = f"{self.path}, from character {first:,} on"
+      raise ValueError(f"{part}: {error}") from None
+
+
+def read_excerpt(
+  config: DataConfig,
+  sha256: str,
+  path: str = "",
+  split: str | None = None,
+  begin: float | None = None,
+  end: float | None = None,
+) -> Excerpt:
+  """Return a part of the corpus of a run, or of another file.
+
+  Args:
+    config: of the run.
+    sha256: of its corpus.
+    path: another file; empty for the corpus itself. Unless its text is that of
+      the corpus, all text before the excerpt counts as training text.
+    split: a key of SPLITS; if not given, the run's `default_split`, or in
+      another file, the text from the share on at which the test split, or else
+      the validation split, of the corpus begins.
+    begin: share of the text before the excerpt, in place of the split's.
+    end: share of the text at which the excerpt ends. If only `begin` is given,
+      it ends at the end of the text.
+
+  Raises:
+    ValueError: the text cannot be read, or has changed since the run; the run
+      has no such split; a split is named beside another file or shares; or the
+      shares leave fewer than two characters.
+  """
+  whole = read_corpus_text(path or config.corpus)
+  is_corpus = text_sha256(whole) == sha256
+  if not path and not is_corpus:
+    # The part to evaluate may now hold text that the run was trained on.
+    raise ValueError(
+      f"corpus {config.corpus} has changed since the run started"
+    )
+  by_shares = bool(path) or (begin, end) != (None, None)
+  if split and by_shares:
+    raise ValueError(
+      f"--split={split} is a part of the run's corpus: pass it without "
+      "--corpus, --begin and --end"
+    )
+  ranges = split_ranges(config, whole) if is_corpus else {}
+  first, last = 0, len(whole)
+  if not path:
+    split = split or default_split(config)
+    if split not in ranges:
+      raise ValueError(
+        f"the run has no {SPLITS[split]} split: its --{split}_fraction is 0"
+      )
+    first, last = ranges[split]
+  if begin is None:
+    begin = first / len(whole)
+    if last == len(whole):  # the share in the flag, not rounded to characters
+      begin = 1 - (config.test_fraction or config.val_fraction)
+  if by_shares:
+    split, end = None, 1.0 if end is None else end
+    # Rounding may put share * len(whole) just below an integer: 0.29 * 100 is
+    # 28.99…, for example.
+    first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
+    if last - first < 2:
+      raise ValueError(
+        "--begin and --end must be shares of the corpus with at least 2 "
+        f"characters between them, got {begin} and {end} of {len(whole):,} "
+        "characters"
+      )
+  beside, inside = list[Range](), 0
+  for start, stop in training_ranges(ranges) if ranges else [(0, first)]:
+    beside += [(start, min(stop, first)), (max(start, last), stop)]
+    inside += max(0, min(stop, last) - max(start, first))
+  beside = [(start, stop) for start, stop in beside if start < stop]
+  where, end = path or config.corpus, last / len(whole) if end is None else end
+  return Excerpt(where, whole, split, begin, end, first, last, beside, inside)

@@ -21,11 +21,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.trainer.ensemble import load_members
 from experiments.trainer.format import format_bytes
-from experiments.trainer.pretrained import check_splits, check_vocabulary
 from experiments.trainer.setup import TrainSetup
-from experiments.trainer.trained import Trained
+from experiments.trainer.trained import (
+  Trained,
+  check_splits,
+  check_vocabulary,
+  load_members,
+)
 from lstm_jax.language import Batches, make_batches
 from lstm_jax.language.evaluate import batch_log_probs
 from lstm_jax.training import Epoch

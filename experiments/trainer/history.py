@@ -14,10 +14,9 @@ import numpy as np
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import read_progress
 from experiments.trainer.config import DataConfig, TrainConfig
-from experiments.trainer.corpus_path import find_corpus
+from experiments.trainer.corpus import cached_path, find_corpus, is_name
 from experiments.trainer.data import read_corpus
 from experiments.trainer.files import are_numbers
-from experiments.trainer.named_corpora import is_downloaded, is_name
 from experiments.trainer.own_cell import init_shapes
 from experiments.trainer.sweep_members import (
   Progress,
@@ -201,7 +200,7 @@ def derive(history: RunHistory) -> Derived | None:
     return None
   try:
     data = find_corpus(history.directory, config.data, sha256)
-    if is_name(data.corpus) and not is_downloaded(data.corpus):
+    if is_name(data.corpus) and not cached_path(data.corpus).is_file():
       return None
     vocabulary_size, tokens, gap = _corpus_facts(data, sha256)
     model = language_model(config.model, vocabulary_size)

@@ -28,9 +28,9 @@ from experiments.trainer.format import (
   format_bytes,
   format_operations,
 )
-from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.setup import TrainSetup, heading, make_setup
+from experiments.trainer.trained import read_pretrained
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
 from lstm_jax.language.model import reads_table

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import JobConfig, TrainConfig
-from experiments.trainer.corpus_path import recorded_corpus, recorded_path
+from experiments.trainer.corpus import recorded_corpus, recorded_path
 from experiments.trainer.environment import REPOSITORY, environment, time_now
 from experiments.trainer.files import ensure_directory, read_json, write_json
 from experiments.trainer.records import Config, from_record, leaves, to_record

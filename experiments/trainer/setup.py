@@ -10,7 +10,6 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import kept_if_piped
 from experiments.trainer.data import (
   Corpus,
   naming_flags,
@@ -103,7 +102,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     ValueError: the corpus or the configuration is not usable, in general or on
       this device.
   """
-  corpus = corpus or read_corpus(kept_if_piped(config))
+  corpus = corpus or read_corpus(config.data)
   rules = DrawingRules(
     config.evaluation.temperature,
     suppress_tokens=corpus.tokenizer.unknown_tokens,

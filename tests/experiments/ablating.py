@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments import ablate
 from experiments.comparison.ablations import Ablations
-from experiments.trainer.data import read_corpus_text, text_sha256
+from experiments.trainer.corpus import read_corpus_text, text_sha256
 
 # The numbers of a row of the record; a row also names its change. "cold" and
 # "stateful" are losses, with the state reset for each window and carried on.

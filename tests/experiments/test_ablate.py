@@ -1,7 +1,6 @@
 """What an ablation trains, measures and prints, and what it refuses."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -264,14 +263,6 @@ def test_no_row_is_of_a_corpus_that_changes_meanwhile(
   with pytest.raises(ValueError, match=message):
     ablate.run(replace(config, run="again"), ["seed=1"], console)
   assert trained == [f"{config.job.run}/base", "again/base"]
-
-
-def test_a_corpus_that_can_be_read_only_once_is_refused(config, console):
-  path = Path(config.data.corpus)
-  path.unlink()
-  os.mkfifo(path)
-  with pytest.raises(ValueError, match="each run must read --corpus, got the"):
-    ablate.run(config, [], console)
 
 
 def test_the_same_change_under_another_name_is_refused(config, console):

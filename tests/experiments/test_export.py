@@ -83,10 +83,10 @@ def test_the_corpus_of_the_run_is_not_overwritten(
   with pytest.raises(ValueError, match=message):
     export.run(str(explored_run), format, "verse.txt")
   assert (tmp_path / "verse.txt").read_bytes() == text
-  # A file of another text that has the name of a piped corpus is replaced.
-  (tmp_path / "corpus.txt").write_text("another text")
-  export.run(str(explored_run), "stablehlo", "corpus.txt")
-  assert (tmp_path / "corpus.txt").read_bytes()[:7] != b"another"
+  # A file of another text is replaced.
+  (tmp_path / "other.txt").write_text("another text")
+  export.run(str(explored_run), "stablehlo", "other.txt")
+  assert (tmp_path / "other.txt").read_bytes()[:7] != b"another"
 
 
 def test_a_format_that_is_not_known_is_refused(explored_run, tmp_path):

@@ -120,7 +120,7 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
   [
     (
       {"dev_fraction": 0.001},
-      "^--dev_fraction=0.001 does not fit /.*: no slice",
+      "^--dev_fraction=0.001, .* do not fit /.*: no slice",
     ),
     (
       {"seq_len": 370, "batch_size": 2},

@@ -80,11 +80,11 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   [
     ({}, None, "cannot be read: no such file"),
     ({}, "", "is empty"),
-    ({}, "short", "too short: --val_fraction=0.1 must cut .* of 5 characters"),
+    ({}, "short", "^--val_fraction=0.1 does not fit .* too short: of 5 tokens"),
     (
       {"test_fraction": 0.999},
       VERSE * 20,
-      f"--test_fraction=0.999 must cut a text of {20 * len(VERSE):,} char",
+      f"--test_fraction=0.999 .* too short: of {20 * len(VERSE)} tokens",
     ),
     ({}, VERSE[:20], "need at least 25 tokens, got"),
     # 4001 = 500 · 8 + 1, likewise.

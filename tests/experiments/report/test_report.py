@@ -12,10 +12,9 @@ from experiments import report, sweep
 from experiments.pages import report as report_page
 from experiments.pages.report import differences
 from experiments.report import ReportConfig
-from experiments.trainer.ensemble import cost
 from experiments.trainer.records import from_record, to_record
 from experiments.trainer.sweep_members import SweepConfig
-from experiments.trainer.trained import load
+from experiments.trainer.trained import cost, load
 from lstm_jax.training import list_checkpoints
 from tests.experiments.pages.explored import PageData
 from tests.experiments.report.writing import write_page

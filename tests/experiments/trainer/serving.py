@@ -5,7 +5,7 @@ import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from experiments.trainer.named_corpora import NamedCorpus
+from experiments.trainer.corpus import NamedCorpus
 
 
 class Server(ThreadingHTTPServer):

@@ -1,21 +1,16 @@
 """What the members of an ensemble cost, and the splits that they share."""
 
 import json
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from experiments.trainer import run_dir
-from experiments.trainer.config import DataConfig, TrainConfig
-from experiments.trainer.data import text_sha256
-from experiments.trainer.ensemble import (
+from experiments.trainer.config import DataConfig
+from experiments.trainer.records import replace
+from experiments.trainer.trained import (
   cost,
   differing_split,
-  find_common_corpus,
 )
-from experiments.trainer.records import replace
 
 
 @pytest.mark.parametrize(
@@ -57,29 +52,3 @@ def test_each_split_must_be_the_same(flag):
   other = replace(DataConfig(), min_count=3, **{flag: 0.3})
   assert differing_split(DataConfig(), other) == flag
   assert differing_split(other, replace(other, min_count=2)) is None
-
-
-def test_the_corpus_is_where_one_of_the_runs_has_read_it(tmp_path, monkeypatch):
-  """The first run may have read a copy that was deleted since."""
-  (tmp_path / "empty").mkdir()
-  monkeypatch.chdir(tmp_path / "empty")
-  text = tmp_path / "sonnets.txt"
-  text.write_text("Shall I compare thee")
-  deleted = tmp_path / "deleted.txt"
-  members = [
-    SimpleNamespace(
-      config=replace(TrainConfig(), corpus=str(path), min_count=count),
-      corpus_sha256=text_sha256(text.read_text()),
-    )
-    for path, count in ((deleted, 2), (text, 3))
-  ]
-  own = members[0].config.data
-  runs = [Path("one"), Path("other")]
-  found = find_common_corpus(runs, members, Console())
-  assert found == replace(own, corpus=str(text))
-  deleted.write_text(text.read_text())
-  assert find_common_corpus(runs, members, Console()) == own
-  deleted.unlink()
-  text.unlink()
-  found = find_common_corpus(runs, members, Console())
-  assert found == own  # its path is in the error

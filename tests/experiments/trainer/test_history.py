@@ -12,6 +12,7 @@ import pytest
 
 from experiments.pages.report import _results
 from experiments.trainer import history
+from experiments.trainer.corpus import CORPORA, NamedCorpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import (
   _rows_of_members,
@@ -19,7 +20,6 @@ from experiments.trainer.history import (
   read_run_histories,
   read_run_history,
 )
-from experiments.trainer.named_corpora import CORPORA, NamedCorpus
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_setup
 from experiments.trainer.sweep_members import Progress, SweepConfig

@@ -12,12 +12,11 @@ import pytest
 from experiments import train
 from experiments.trainer.distillation import weights_sha256
 from experiments.trainer.history import read_run_history
-from experiments.trainer.pretrained import check_vocabulary, read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import make_setup
 from experiments.trainer.start import initial_state
-from experiments.trainer.trained import load
+from experiments.trainer.trained import check_vocabulary, load, read_pretrained
 from lstm_jax import gru
 from lstm_jax.language import CharTokenizer
 from tests.draws import worst
