@@ -1,6 +1,6 @@
 """Print the board of results on Tiny Shakespeare, and draw its charts.
 
-  python -m experiments.board --charts=docs/results
+  python -m experiments.board --out=docs/results
 
 prints the Markdown table of docs/results/tinyshakespeare.md and draws the loss
 against parameters and against training time, from the records in
@@ -32,6 +32,6 @@ def main() -> None:
 
 if __name__ == "__main__":
   DIRECTORY = flags.DEFINE_string(
-    "charts", "", "Directory to draw the charts in; empty for none."
+    "out", "", "Directory to draw the charts in; empty for none."
   )
   launch(main)

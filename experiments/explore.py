@@ -53,7 +53,7 @@ class ExploreConfig:
     "as h; each weight takes a byte.",
     bounds="[2, inf)",
   )
-  output: str = option(
+  out: str = option(
     "",
     "File of the page, to write or to replace; in a run directory, no other "
     "than its explore.html. Empty for explore.html in that of the run.",
@@ -74,7 +74,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   Raises:
     ValueError: the run is not usable; the path of the page is that of another
       file of a run directory, of the text, of the run's corpus or of a
-      directory, or its directory does not exist; without --output, the run's
+      directory, or its directory does not exist; without --out, the run's
       explore.html is no regular file; or the text cannot be read, has fewer
       than two tokens or a character that the model does not know, or makes its
       states overflow.
@@ -82,12 +82,12 @@ def run(config: ExploreConfig, console: Console) -> Page:
   """
   directory = Path(config.run)
   trained = load(directory)
-  path = Path(config.output or directory / run_dir.PAGE)
-  run_dir.check_outside_runs("output", path, run_dir.PAGE)
+  path = Path(config.out or directory / run_dir.PAGE)
+  run_dir.check_outside_runs("out", path, run_dir.PAGE)
   check_output(path)
   if config.text and path.resolve() == Path(config.text).resolve():
-    raise ValueError(f"output must be another file than text, got {path}")
-  check_is_no_corpus("output", path, trained.corpus_sha256)
+    raise ValueError(f"out must be another file than text, got {path}")
+  check_is_no_corpus("out", path, trained.corpus_sha256)
   if config.prompt:
     text, source = decoded_as_utf8(config.prompt), "a prompt"
   elif config.text:

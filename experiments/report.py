@@ -6,7 +6,7 @@ writes one file that a browser opens from the disk, without a network: the
 losses of all runs over training steps, epochs or seconds, a table of results,
 the flags in which the runs differ, and the samples of each. A run that is still
 training is shown as far as it has got. Each member of a sweep is shown as a run
-of its own. The page is the file that --output names, or else report.html: in
+of its own. The page is the file that --out names, or else report.html: in
 the run directory if one is given, in the current directory if several are.
 """
 
@@ -31,7 +31,7 @@ from lstm_jax.language.options import option
 class ReportConfig:
   """Where the page is written."""
 
-  output: str = option(
+  out: str = option(
     "",
     "File of the page, to write or to replace; in a run directory, no other "
     "than its report.html. Empty for report.html, in the run directory if one "
@@ -47,7 +47,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
       holds no run or a damaged one; the page's path is that of a directory or
       of a loop of links, or its directory does not exist; the page would be a
       file of a run directory other than its report.html, or takes the place of
-      a run's corpus; or without --output, the run's report.html is no regular
+      a run's corpus; or without --out, the run's report.html is no regular
       file.
     OSError: a file of a run cannot be read, or the page cannot be written.
   """
@@ -66,11 +66,11 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
     for history in read_run_histories(directory)
   ]
   default = directories[0] if len(directories) == 1 else Path()
-  path = Path(config.output or default / run_dir.REPORT)
-  run_dir.check_outside_runs("output", path, run_dir.REPORT)
+  path = Path(config.out or default / run_dir.REPORT)
+  run_dir.check_outside_runs("out", path, run_dir.REPORT)
   check_output(path)
   for sha256 in {h.record.get(run_dir.SHA256) for h in histories}:
-    check_is_no_corpus("output", path, str(sha256))
+    check_is_no_corpus("out", path, str(sha256))
   return write_page(path, make_page(histories), console)
 
 

@@ -155,7 +155,7 @@ def test_units_are_scored_by_every_feature_that_the_text_has(
 @pytest.mark.programs
 def test_the_program_writes_a_page(explored_run, tmp_path):
   output = tmp_path / "page.html"
-  flags = f"--run={explored_run}", "--length=30", f"--output={output}"
+  flags = f"--run={explored_run}", "--length=30", f"--out={output}"
   status, out, err = finish(start("explore", *flags))
   assert (status, err) == (0, "")
   assert f"page    {output}: " in out

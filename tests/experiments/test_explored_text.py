@@ -89,7 +89,7 @@ def test_another_text_is_read_from_its_beginning(
   text, output = tmp_path / "text.txt", tmp_path / "page.html"
   text.write_text("Shall I more\r\nlovely été", encoding="utf-8")
   config = ExploreConfig(
-    str(explored_run), str(text), length=15, output=str(output)
+    str(explored_run), str(text), length=15, out=str(output)
   )
   page = explore.run(config, console)
   assert page == (output, output.stat().st_size)
@@ -106,7 +106,7 @@ def test_a_prompt_is_shown_in_place_of_a_text(explored_run, tmp_path, console):
   output = tmp_path / "page.html"
   prompt = "more\nShall"
   explore.run(
-    ExploreConfig(str(explored_run), prompt=prompt, output=str(output)), console
+    ExploreConfig(str(explored_run), prompt=prompt, out=str(output)), console
   )
   header = PageData(output).header
   assert "".join(header["pieces"]) == prompt
@@ -149,7 +149,7 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
     if text is not None:
       path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=match) as error:
-      config = ExploreConfig(str(run), str(path), output=str(output))
+      config = ExploreConfig(str(run), str(path), out=str(output))
       explore.run(config, console)
     assert "\n" not in str(error.value)
 
@@ -161,9 +161,9 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   refused("page cannot be written: no such dir", output=nowhere / "page")
   for name in ("config.json", "checkpoints"):
     output = explored_run / name
-    refused("^output must be outside the run dir", text="Shall", output=output)
+    refused("^out must be outside the run dir", text="Shall", output=output)
   assert (explored_run / "config.json").read_text().startswith("{")
-  refused("^output must be another file than text", text="Shall", output=path)
+  refused("^out must be another file than text", text="Shall", output=path)
   assert path.read_text() == "Shall"
   refused("there is no run in .*nowhere: no such directory", nowhere)
   words = write_run(word_config)
@@ -185,8 +185,8 @@ def test_the_corpus_of_the_run_is_not_overwritten(
   path = tmp_path / "link"
   path.symlink_to(corpus)
   text = corpus.read_bytes()
-  message = f"^output must be no file with the run's corpus, got {exact(path)}$"
+  message = f"^out must be no file with the run's corpus, got {exact(path)}$"
   with pytest.raises(ValueError, match=message):
-    config = ExploreConfig(str(explored_run), output=str(path), **given)
+    config = ExploreConfig(str(explored_run), out=str(path), **given)
     explore.run(config, console)
   assert corpus.read_bytes() == text

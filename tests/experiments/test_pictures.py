@@ -88,7 +88,7 @@ def test_two_runs_side_by_side(chromium, tmp_path, pictures):
   for run in runs:
     succeed("train", f"--run={run}", f"--cell={run.name}", "--quiet", *shared)
   page = tmp_path / "report.html"
-  succeed("report", *runs, f"--output={page}")
+  succeed("report", *runs, f"--out={page}")
   chromium.emulate(820, 1300)
   chromium.open(page)
   for text, name in (("lstm", "legend"), ("rnn", "samples")):

@@ -61,7 +61,7 @@ def test_the_program_prints_the_table_and_draws_the_charts(
   tmp_path, capsys, monkeypatch
 ):
   flag, drawn = SimpleNamespace(value=str(tmp_path)), []
-  # DIRECTORY is the flag --charts, defined only where the program is started.
+  # DIRECTORY is the flag --out, defined only where the program is started.
   monkeypatch.setattr(board, "DIRECTORY", flag, raising=False)
   monkeypatch.setattr(board, "draw", lambda *given: drawn.append(given))
   board.main()
@@ -75,7 +75,7 @@ def test_the_program_prints_the_table_and_draws_the_charts(
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.file)
 def test_the_charts_show_the_rows_of_the_board(chart):
-  """If not, `python -m experiments.board --charts=docs/results` draws them."""
+  """If not, `python -m experiments.board --out=docs/results` draws them."""
   assert points_of(PAGE.parent / chart.file) == points(SHOWN, chart)
 
 

@@ -180,7 +180,7 @@ def test_a_page_replaces_no_file_of_a_run(copy, console, tmp_path, monkeypatch):
   for name in ("config.json", "page.html", "checkpoints/page.html"):
     for run, output in ((directory, name), (other, directory / name)):
       options = ReportConfig(str(output))
-      with pytest.raises(ValueError, match=r"^output must be outside the run"):
+      with pytest.raises(ValueError, match=r"^out must be outside the run"):
         report.run([str(run)], options, console)
   assert (directory / "config.json").read_text() == config
   page = report.run([str(previous)], ReportConfig(), console)
@@ -193,7 +193,7 @@ def test_a_page_replaces_no_corpus_of_its_runs(copy, console, tmp_path):
   text = Path(record["corpus"]).read_bytes()
   (tmp_path / "verse.txt").write_bytes(text)
   options = ReportConfig(str(tmp_path / "verse.txt"))
-  message = r"^output must be no file with the run's corpus, got .*verse\.txt$"
+  message = r"^out must be no file with the run's corpus, got .*verse\.txt$"
   with pytest.raises(ValueError, match=message):
     report.run([str(directory)], options, console)
   assert (tmp_path / "verse.txt").read_bytes() == text
