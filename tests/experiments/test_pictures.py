@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from tests.experiments.pages import browser
-from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import PageData
 from tests.processes import ROOT, finish, start
 
@@ -77,8 +76,8 @@ def test_a_unit_tracks_the_line_and_the_gradient_fades_at_its_end(
   chromium.open(run / "explore.html")
   chromium.run("moveTo(args[0])", cursor)
   chromium.settle()
-  assert f"Unit {best} of c" in text_of(chromium, "status")
-  assert f"character {cursor + 1} of" in text_of(chromium, "status")
+  assert f"Unit {best} of c" in chromium.text("status")
+  assert f"character {cursor + 1} of" in chromium.text("status")
   chromium.screenshot(pictures / "explore.png")
 
 
@@ -92,8 +91,8 @@ def test_two_runs_side_by_side(chromium, tmp_path, pictures):
   chromium.emulate(820, 1300)
   chromium.open(page)
   for text, name in (("lstm", "legend"), ("rnn", "samples")):
-    assert text in text_of(chromium, name)
-  assert text_of(chromium, "differences").split() == (
+    assert text in chromium.text(name)
+  assert chromium.text("differences").split() == (
     ["flag", "lstm", "rnn", "cell", "lstm", "rnn"]
   )
   chromium.screenshot(pictures / "report.png")
@@ -120,6 +119,6 @@ def test_a_page_writes_a_scene(chromium, tmp_path, pictures):
     writing.box.scrollTop = 0;
   """)
   chromium.settle()
-  assert text_of(chromium, "text").startswith("ROMEO:")
-  assert "character 251 of 620" in text_of(chromium, "status")
+  assert chromium.text("text").startswith("ROMEO:")
+  assert "character 251 of 620" in chromium.text("status")
   chromium.screenshot(pictures / "write.png")

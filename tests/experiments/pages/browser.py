@@ -29,14 +29,10 @@ KEYS = {
 }
 
 
-def missing():
-  """Return the names of the programs that are not installed, or ""."""
-  programs = "chromium", "chromedriver"
-  return " and ".join(name for name in programs if not shutil.which(name))
-
-
+PROGRAMS = "chromium", "chromedriver"
 NEEDED = pytest.mark.skipif(
-  bool(missing()), reason=f"{missing()} is not installed"
+  not all(map(shutil.which, PROGRAMS)),
+  reason=f"{' or '.join(PROGRAMS)} is not installed",
 )
 
 
@@ -103,29 +99,43 @@ class Browser:
 
   def click(self, x, y, pointer="mouse"):
     """Click or, with the pointer "touch", tap at a position, in pixels."""
-    move = {"type": "pointerMove", "x": round(x), "y": round(y)}
-    buttons = [
-      {"type": f"pointer{kind}", "button": 0} for kind in ("Down", "Up")
+    self.drag((x, y), pointer=pointer)
+
+  def drag(self, *places, pointer="mouse"):
+    """Press the button at the first of places [(x, y)], release at the last."""
+    moves = [
+      {"type": "pointerMove", "x": round(x), "y": round(y)} for x, y in places
     ]
-    source = {"type": "pointer", "id": pointer, "actions": [move, *buttons]}
-    source["parameters"] = {"pointerType": pointer}
+    down, up = (
+      {"type": f"pointer{kind}", "button": 0} for kind in ("Down", "Up")
+    )
+    source = {
+      "type": "pointer",
+      "id": pointer,
+      "parameters": {"pointerType": pointer},
+      "actions": [moves[0], down, *moves[1:], up],
+    }
     self._send("actions", {"actions": [source]})
     self.settle()
 
-  def drag(self, *places):
-    """Move the mouse over places [(x, y)], with its button down."""
-    (x, y), *others = places
-    actions = [
-      {"type": "pointerMove", "x": round(x), "y": round(y)},
-      {"type": "pointerDown", "button": 0},
-      *(
-        {"type": "pointerMove", "x": round(x), "y": round(y)} for x, y in others
-      ),
-      {"type": "pointerUp", "button": 0},
-    ]
-    mouse = {"type": "pointer", "id": "mouse", "actions": actions}
-    self._send("actions", {"actions": [mouse]})
+  def choose(self, name, value):
+    """Set the value of a menu, a slider or a text box, as a user does."""
+    self.run(
+      "const e = document.getElementById(args[0]); e.value = args[1];"
+      "const kind = e.tagName === 'SELECT' ? 'change' : 'input';"
+      "e.dispatchEvent(new Event(kind));",
+      name,
+      value,
+    )
     self.settle()
+
+  def text(self, name):
+    """Return the visible text of the element with that id."""
+    return self.run("return document.getElementById(args[0]).innerText", name)
+
+  def value(self, name):
+    """Return the value of a menu or a box."""
+    return self.run("return document.getElementById(args[0]).value", name)
 
   def emulate(self, width, height, scheme="light"):
     """Set the size of the window and the color scheme."""
@@ -233,14 +243,20 @@ def viewing(chromium, page, width=1100):
   assert set(chromium.requests()) == {page.resolve().as_uri()}
 
 
-def text_of(chromium, name):
-  """Return the visible text of the element with that id."""
-  return chromium.run("return document.getElementById(args[0]).innerText", name)
+def number(text):
+  """Return the number in a text of a page, whose minus sign is typographic."""
+  return float(text.replace("−", "-").replace(",", "").rstrip(" %"))
 
 
-def chosen(chromium, name):
-  """Return the value of a menu."""
-  return chromium.run("return document.getElementById(args[0]).value", name)
+# Returns what has no name for a screen reader.
+UNNAMED = """
+  const controls = "select, button, input, textarea, canvas, svg[role], "
+    + "[tabindex]";
+  return [...document.querySelectorAll(controls)].filter((e) => !e.ariaLabel
+      && !e.closest("label, #swap, #text") && !e.hasAttribute("aria-labelledby")
+      && !(e.tagName === "BUTTON" && e.textContent))
+    .map((e) => e.outerHTML);
+"""
 
 
 def contrast(fill, ink):

@@ -1,95 +1,496 @@
-"""The data of the page that writes: an excerpt, and a unit for each feature."""
+"""The page that writes, in a browser: it computes what the library computes."""
 
-from collections import namedtuple
-from types import SimpleNamespace
+import dataclasses
+import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from experiments.analysis.features import line_position, word_starts
-from experiments.pages import writer
-from experiments.pages.quantized import Cost
-from experiments.pages.writer import EXCERPT, excerpt
-from lstm_jax import lstm
-from lstm_jax.language import CharTokenizer
+from experiments.pages.packed_model import CELLS, word_rules
+from experiments.trainer.trained import load
+from lstm_jax.language import CharTokenizer, WordTokenizer, language_model
+from lstm_jax.language.drawing import keep_top_p
+from lstm_jax.language.evaluate import stateful_nats
+from tests.experiments.pages import browser
+from tests.experiments.pages.browser import UNNAMED, number
+from tests.experiments.pages.explored import (
+  HOSTILE,
+  VERSE,
+  PageData,
+  exact_params,
+)
 
-
-def test_a_short_text_has_an_excerpt_and_blanks_before_it_do_not_count():
-  words = "word " * 30
-  assert excerpt(f"{words}\n") == excerpt(f"{words}\n\n \n") == words.rstrip()
-  assert excerpt(f"a title\n\n{words}\n") == words.rstrip()
-  assert excerpt(" \n") == ""
-  assert excerpt("\n" * 3 * EXCERPT + "end") == "end"
-
-
-def test_an_excerpt_has_whole_lines_or_else_words():
-  line = "word " * 9 + "end\n"  # 49 characters: 240 hold four lines
-  assert excerpt("title\n\n" + 9 * line) == (4 * line).rstrip()
-  words = "title\n" + "word " * 99
-  assert excerpt(words) == ("word " * 48).rstrip() == excerpt(words[6:])
-  assert excerpt("a\n" + "word " * 59) == ("word " * 48).rstrip()
-  assert excerpt("x" * 300) == excerpt("x" * 600 + "\nend") == "x" * EXCERPT
-  assert excerpt("short\n" + "x" * 300) == "x" * EXCERPT
-  whole = "word " * 47 + "words"
-  assert excerpt(whole) == whole and len(whole) == EXCERPT
-  # A line that ends in the first half does not end the excerpt.
-  assert excerpt("title\nshort\n" + "x" * 300) == "short\n" + "x" * 234
+pytestmark = [pytest.mark.programs, browser.NEEDED]
+TEXT = (VERSE * 4).partition("\n")[2]  # begins as the text of the page does
+NATS = """
+  const track = new Track(model, data.start);
+  return tokens.map((token) => track.push(token));
+"""
 
 
-def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
-  monkeypatch,
+def begin(chromium, prompt, length):
+  """Have the page write a text of `length` tokens at once, and focus it."""
+  chromium.run(
+    "$('prompt').value = args[0]; $('again').click(); writing.pause();"
+    "while (writing.track.length < args[1]) writing.advance();"
+    "writing.show(); $('text').focus();",
+    prompt,
+    length,
+  )
+
+
+def read(chromium, text):
+  """Put a text into the box, and wait until it is read."""
+  chromium.run("$('own').value = args[0]; await reading.read();", text)
+
+
+@pytest.mark.everyday(1)
+@pytest.mark.parametrize("name", CELLS)
+def test_the_nats_of_a_text_are_those_of_the_quantized_model(
+  chromium, writer_page, name
 ):
-  pieces = [*"To be, or\nnot to be,\nthat is"]
-  text = "".join(pieces)
-  h = np.random.default_rng(0).standard_normal((2, len(pieces), 3))
-  c = h[::-1].copy()
-  c[0, :, 2] = line_position(text)
-  h[1, :, 1] = ~word_starts(text)  # an AUC of 0 is as good as one of 1
-  State = namedtuple("State", "h c")
-  traces = [SimpleNamespace(states=State(h[k], c[k])) for k in (0, 1)]
-  # In place of a model's states, these, in which the best units are known.
-  monkeypatch.setattr(writer, "trace_layers", lambda *_: (traces, None))
-  layers, follows = writer.score_units(lstm, None, None, pieces)
-  keys = "feature", "measure", "layer", "signal", "unit"
-  assert [tuple(best[key] for key in keys) for best in follows] == [
-    ("line position", "r", 0, "c", 2),
-    ("word starts", "AUC", 1, "h", 1),
-  ]
-  found = [(best["score"], best["strength"]) for best in follows]
-  assert np.allclose(found, [(1, 1), (0, 1)], atol=1e-3)
-  for layer, trace in zip(layers, traces, strict=True):
-    for state, values in zip(layer, trace.states, strict=True):
-      assert np.allclose(state["scale"], np.abs(values).max(0), rtol=1e-3)
+  run, page = writer_page(name)
+  trained = load(run)
+  tokens = trained.tokenizer.encode("\n" + TEXT)  # a text starts after a break
+  config = dataclasses.replace(trained.config.model, dtype=jnp.float64)
+  model = language_model(config, trained.tokenizer.size)
+  expected = stateful_nats(model, exact_params(trained), tokens)
+  chromium.open(page)
+  found = chromium.run("const tokens = args[0];" + NATS, tokens[1:].tolist())
+  assert np.abs(np.array(found) - expected).max() < 1e-9  # both in doubles
+  assert np.ptp(expected) > 0.1
+  # What the page shows of the text that it opens with.
+  pattern = r"([\d,]+) characters, ([\d.]+) nats"
+  length, mean = map(
+    number, re.search(pattern, chromium.text("score")).groups()
+  )
+  assert TEXT.startswith(chromium.value("own")[: int(length)])
+  assert abs(mean - expected[: int(length)].mean()) < 1e-3  # three decimals
 
 
-def test_a_page_is_measured_on_the_beginning_of_its_text(monkeypatch):
-  text, given = "\ta line\n" * 3, []
+def test_a_token_is_drawn_as_the_library_draws_it(opened_writer):
+  y = np.random.default_rng(0).standard_normal(40) * 3
+  for temperature, top_p in ((1.0, 1.0), (0.7, 0.8), (1.5, 0.05)):
+    p = jax.nn.softmax(keep_top_p(jnp.array(y) / temperature, top_p))
+    found = opened_writer.run(
+      "const [y, temperature, topP] = args, p = new Float64Array(y.length);"
+      "softmax(y, temperature, p); keepTopP(p, topP); return [...p];",
+      y.tolist(),
+      temperature,
+      top_p,
+    )
+    assert np.abs(np.array(found) - p).max() < 1e-12
+  greedy, drawn, tied = opened_writer.run(
+    "const [y] = args, p = new Float64Array(y.length);"
+    "softmax(y, 0, p, []); const greedy = drawFrom(p, 0.999);"
+    "softmax(y, 1, p, [greedy]); const random = makeRandom(3);"
+    "const drawn = new Array(y.length).fill(0);"
+    "for (let k = 0; k < 20000; k++) drawn[drawFrom(p, random())]++;"
+    "const tied = [0.4, 0.3, 0.3]; keepTopP(tied, 0.5);"
+    "return [greedy, drawn, tied];",
+    y.tolist(),
+  )
+  assert greedy == y.argmax() and drawn[greedy] == 0
+  assert tied == [0.4, 0.3, 0.3]  # of two tokens as likely, both are kept
+  p = np.exp(y - y.max())
+  p[greedy] = 0
+  p /= p.sum()
+  # Five standard deviations of a binomial share, for each token.
+  tolerance = 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-4
+  assert (np.abs(np.array(drawn) / 20_000 - p) < tolerance).all()
 
-  def pack_model(trained, tokens, blobs):
-    given.append(tokens.tolist())
-    return {}, "rounded", Cost(2.0, 2.0, len(tokens))
 
-  def score_units(cell, params, tokens, pieces):
-    given.append((cell, params, tokens.tolist(), pieces))
-    return [], []
+WORDY = (
+  "'Tis th' o'er \t thy feel'st--self-love,love , 'quoted' (and) “such”\n"
+  "  Thou’rt\x85unknown! $5 été\n\n   \nend 't 'Twas \U0001d49c--- 'tIs TH' "
+)
 
-  def page(blobs, template, header):
-    return header
 
-  for name, value in (
-    ("MEASURED", 9),
-    ("TRACED", 4),
-    ("pack_model", pack_model),
-    ("score_units", score_units),
-    ("describe", lambda trained: "a model"),
+def test_the_page_has_the_tokens_and_the_texts_of_both_tokenizers(
+  opened_writer,
+):
+  # The vocabulary of words lacks "unknown".
+  words = WordTokenizer.from_text(WORDY.replace("unknown", "end"), 1)
+  for tokenizer in (words, CharTokenizer.from_text(WORDY)):
+    tokens = tokenizer.encode(WORDY)
+    items, pieces = opened_writer.run(
+      "const [symbols, rules, text] = args;"
+      "const tokens = rules ? new WordTokens(symbols, rules)"
+      "  : new CharTokens(symbols), items = tokens.encode(text);"
+      "const spell = tokens.spell();"
+      "return [items, items.map(({ token }) => spell(token))];",
+      list(tokenizer.symbols),
+      word_rules() if tokenizer is words else None,
+      WORDY,
+    )
+    assert [item["token"] for item in items] == tokens.tolist()
+    assert pieces == tokenizer.pieces(tokens)
+    # The places of the tokens follow one another.
+    ends = [0, *(item["to"] for item in items)]
+    for end, item in zip(ends, items, strict=False):
+      assert end <= item["from"] < item["to"]
+  units = WORDY.encode("utf-16-le")  # in which JavaScript counts
+  cut = [units[2 * item["from"] : 2 * item["to"]] for item in items]
+  assert [part.decode("utf-16-le") for part in cut] == [*WORDY]
+
+
+def test_the_same_seed_and_settings_write_the_same_text_after_the_prompt(
+  opened_writer,
+):
+  written = """
+    const [seed] = args;
+    $("temperature").value = 0.9, $("topP").value = 0.85;
+    $("speed").value = 8, $("seed").value = seed, $("prompt").value = "Thou";
+    $("again").click();
+    while (writing.track.length < 44) {
+      await new Promise((done) => setTimeout(done, 5));
+    }
+    writing.pause();
+    const track = new Track(model, data.start), random = makeRandom(seed);
+    const p = new Float64Array(track.y.length);
+    for (const { token } of writing.tokens.encode("Thou")) track.push(token);
+    const expected = Array.from({ length: 40 }, () => {
+      softmax(track.y, 0.9, p), keepTopP(p, 0.85);
+      const token = drawFrom(p, random());
+      track.push(token);
+      return token;
+    });
+    const bold = writing.spans.filter((s) => s.classList.contains("given"));
+    return [writing.track.tokens.slice(4, 44), expected,
+      bold.map((span) => span.textContent).join("")];
+  """
+  found = [opened_writer.run(written, seed) for seed in (7, 7, 8)]
+  first, again, other = (tokens for tokens, *_ in found)
+  assert first == again != other
+  assert all(tokens == expected for tokens, expected, _ in found)
+  assert [bold for *_, bold in found] == ["Thou"] * 3
+  assert opened_writer.text("text").startswith("Thou")
+
+
+def test_the_cursor_shows_a_unit_and_what_the_model_expected(
+  opened_writer, writer_page
+):
+  """The list has the probabilities at the settings beside the model's own."""
+  begin(opened_writer, "Thou\nart", 80)
+  for name, value in (("temperature", 0.4), ("topP", 0.2)):
+    opened_writer.choose(name, value)
+    assert opened_writer.text(f"{name}Shown") == f"{value:.2f}"
+  opened_writer.run("writing.moveTo(30)")
+  opened_writer.press("right", "n")
+  tokens, unit, layer, signal = opened_writer.run(
+    "const { units, track } = writing;"
+    "return [track.tokens, units.unit, units.layer, units.signalName];"
+  )
+  trained = load(writer_page("lstm")[0])
+  start = trained.tokenizer.encode("\n")
+  run = np.concatenate([start, tokens[:32]]).astype(np.int32)
+  params, model = exact_params(trained), trained.model
+  state, logits = model.apply(params, model.initial_state(()), run)
+  status = opened_writer.text("status")
+  value = getattr(state[layer], signal)[unit]
+  shown = re.search(rf"Unit {unit} of {signal} is ([−\d.]+)\.", status)
+  assert abs(number(shown[1]) - value) < 6e-4
+  assert "character 32 of 80" in status
+  own = np.asarray(jax.nn.softmax(logits[-1]))
+  drawn = np.asarray(jax.nn.softmax(keep_top_p(logits[-1] / 0.4, 0.2)))
+  rows = opened_writer.run(
+    "return [...$('next').children].map((row) => [row.className,"
+    " data.symbols.map(visibleSymbol).indexOf(row.children[0].textContent),"
+    " ...['--own', '--drawn'].map((name) =>"
+    "  +row.children[1].style.getPropertyValue(name))])"
+  )
+  likeliest = np.argsort(-own, kind="stable")[:8].tolist()
+  shown = [token for _, token, *_ in rows]
+  assert shown == [*likeliest, *({tokens[32]} - {*likeliest})]
+  for kind, token, p, q in rows:
+    assert abs(p - own[token]) < 1e-5 and abs(q - drawn[token]) < 1e-4
+    left_out = "" if drawn[token] else "left-out"
+    assert kind == ("actual" if token == tokens[32] else left_out)
+  # Keys and clicks move the cursor.
+  begin(opened_writer, "more art\nmo\nmore art", 20)
+  cursor = "return [writing.cursor, writing.spans.indexOf($$('.cursor')[0])]"
+  cursor = cursor.replace("$$", "document.querySelectorAll")
+  for keys, place in (
+    (("left",), 18),
+    (("up",), 11),  # the end of a shorter line
+    (("up", "up"), 2),
+    (("down",), 11),
+    (("home", "left"), 0),
+    (("end", "right"), 19),
   ):
-    monkeypatch.setattr(writer, name, value)
-  monkeypatch.setattr(writer.Blobs, "page", page)
-  tokenizer = CharTokenizer.from_text(text)
-  config = SimpleNamespace(model=SimpleNamespace(cell="cell"))
-  trained = SimpleNamespace(tokenizer=tokenizer, config=config)
-  header, cost = writer.make_page(trained, text, "a text")
-  tokens = tokenizer.encode(text).tolist()
-  assert given == [tokens[:9], ("cell", "rounded", tokens[:4], [*text[:4]])]
-  assert header["cost"].endswith(" on 9 characters of a text.")
-  assert header["start"] == 1 and tokenizer.symbols[1] == "\n"
-  assert cost.num_tokens == 9
+    opened_writer.press(*keys)
+    assert opened_writer.run(cursor) == [place, place], keys
+  opened_writer.run("writing.spans[10].click()")
+  assert opened_writer.run(cursor) == [10, 10]
+
+
+def test_the_text_and_all_units_have_the_colors_of_their_values(
+  opened_writer, writer_page
+):
+  header = PageData(writer_page("lstm")[1]).header
+  begin(opened_writer, "Thou", 60)
+
+  def check(layer, signal, unit):
+    state = next(s for s in header["layers"][layer] if s["name"] == signal)
+    for name, value in (("layer", layer), ("signal", signal), ("unit", unit)):
+      assert opened_writer.value(name) == str(value)
+    assert opened_writer.text("unitTitle") == (
+      f"Unit {unit} of {signal}, {state['meaning']}, layer {layer + 1}"
+    )
+    high = number(opened_writer.text("high"))
+    assert abs(high - state["scale"][unit]) < 6e-4
+    values, colors, chosen = opened_writer.run(
+      """
+      const [layer, signal] = args, { track, spans } = writing;
+      const calls = [], { prototype } = CanvasRenderingContext2D;
+      const own = prototype.strokeRect;
+      prototype.strokeRect = function () { calls.push(this.lineWidth); };
+      writing.show();
+      prototype.strokeRect = own;
+      return [spans.map((_, t) => [...model.viewsOf(
+          Float64Array.from(track.stateAt(t))).layers[layer][signal]]),
+        spans.map((span) => span.style.background), calls];
+      """,
+      layer,
+      signal,
+    )
+    for states, color in zip(values, colors, strict=True):
+      share = min(1, abs(states[unit]) / state["scale"][unit])
+      end = (0x1F, 0x5F, 0xA8) if states[unit] < 0 else (0xB3, 0x26, 0x1E)
+      share = np.floor(64 * share + 0.5) / 64
+      expected = [np.floor(255 + (e - 255) * share + 0.5) for e in end]
+      assert [int(v) for v in re.findall(r"\d+", color)] == expected
+    assert np.flatnonzero(np.array(chosen) == 2).tolist() == [unit]
+
+  # The units that follow a feature, as the menu describes them.
+  assert len(header["follows"]) > 2
+  for k, best in enumerate(header["follows"]):
+    opened_writer.choose("follows", k)
+    check(best["layer"], best["signal"], best["unit"])
+  for name, value in (("layer", 0), ("signal", "h"), ("unit", 3)):
+    opened_writer.choose(name, value)
+  check(0, "h", 3)
+  opened_writer.run("$('text').focus()")
+  for keys, place in (
+    ("n", (0, "h", 4)),
+    ("pps", (0, "c", 2)),
+    ("l", (1, "c", 2)),
+    ("ls", (0, "h", 2)),
+  ):
+    opened_writer.press(*keys)
+    check(*place)
+  opened_writer.run("$('previous').click()")
+  check(0, "h", 1)
+  # The square of a unit is 14 pixels wide.
+  opened_writer.run("$('units').scrollIntoView({ block: 'center' })")
+  left, top = opened_writer.run(
+    "const box = $('units').getBoundingClientRect();return [box.left, box.top];"
+  )
+  opened_writer.click(left + 7 + 14 * 5, top + 7)
+  check(0, "h", 5)
+
+
+def test_the_oldest_tokens_are_forgotten_a_block_at_a_time(opened_writer):
+  """A block is 128 tokens: of 300, in room for two blocks, 172 are left."""
+  written, tokens, text, same = opened_writer.run("""
+    $("prompt").value = ""; $("again").click(); writing.pause();
+    writing.track.room = 2 * BLOCK;
+    const written = [];
+    while (written.length < 300) {
+      written.push(writing.pending);
+      writing.advance();
+    }
+    writing.show();
+    $("text").focus();
+    const track = new Track(model, data.start);
+    for (const token of written) track.push(token);
+    const same = [128, 255, 256, 299].map((t) => track.stateAt(t).every(
+      (v, k) => v === writing.track.stateAt(t)[k]));
+    return [written, writing.track.tokens, $("text").textContent, same];
+  """)
+  symbols = opened_writer.run("return data.symbols")
+  assert tokens == written[128:] and same == [True] * 4
+  assert text == "".join(symbols[token] for token in written[128:])
+  opened_writer.press("home")
+  assert "character 129 of 300." in opened_writer.text("status")
+
+
+def test_the_buttons_write_pause_and_begin_anew(opened_writer):
+  opened_writer.run("$('again').click(); writing.pause(); scrollTo(0, 0);")
+  opened_writer.choose("speed", 8)
+  assert opened_writer.text("speedShown") == "all it can"
+  opened_writer.choose("speed", 3)
+  assert opened_writer.text("speedShown") == "10"
+  # A tenth of a second passes with each frame, so that each writes a token.
+  frames, written, labels = opened_writer.run("""
+    let time = 0, frames = 0;
+    const own = [performance.now, window.requestAnimationFrame];
+    performance.now = () => time;
+    window.requestAnimationFrame = (done) => setTimeout(() => {
+      time += 100, frames++;
+      done(time);
+    });
+    const { track } = writing, labels = [$("play").textContent];
+    $("play").click();
+    labels.push($("play").textContent);
+    while (frames < 12) await new Promise((done) => setTimeout(done));
+    $("play").click();
+    labels.push($("play").textContent);
+    const now = frames, written = track.length;
+    for (let k = 0; k < 5; k++) await new Promise((done) => setTimeout(done));
+    [performance.now, window.requestAnimationFrame] = own;
+    return [now, [written, track.length], labels];
+  """)
+  assert written == [frames, frames]
+  assert labels == ["Write", "Pause", "Write"]
+  # A button ends the change of the prompt, which begins the text anew.
+  for name, label in (
+    ("prompt", "Write"),
+    ("play", "Pause"),
+    ("play", "Write"),
+  ):
+    left, top = opened_writer.run(
+      "const box = $(args[0]).getBoundingClientRect();"
+      "return [box.left + 9, box.top + 9];",
+      name,
+    )
+    opened_writer.click(left, top)
+    if name == "prompt":
+      opened_writer.press("m", "o")
+    assert opened_writer.text("play") == label
+  assert opened_writer.text("text").startswith("mo")
+  before = opened_writer.value("seed")
+  opened_writer.run("Math.random = () => 0.1234; $('newSeed').click()")
+  assert before != opened_writer.value("seed") == "1234"
+  assert opened_writer.text("play") == "Pause"
+  opened_writer.run("$('prompt').value = 'a§b'; $('again').click();")
+  assert "does not know ‘§’ of the prompt" in opened_writer.text("status")
+  assert opened_writer.text("play") == "Write"
+
+
+def test_a_typed_text_is_scored_marked_and_continued(opened_writer):
+  read(opened_writer, "")
+  assert opened_writer.text("score") == "No text yet."
+  opened_writer.run("$('own').focus()")
+  opened_writer.press(*"Thou§ art")
+  opened_writer.run("await reading.read();")
+  nats = np.array(opened_writer.run("return reading.track.nats"))
+  size = opened_writer.run("return data.symbols.length")
+  assert opened_writer.text("score") == (
+    f"8 characters, {nats.mean():.3f} nats each "
+    f"({nats.mean() / np.log(2):.3f} bits); a guess among all {size} would "
+    f"cost {np.log(size):.2f}. 1 outside the vocabulary, outlined, not read."
+  )
+  # A character is surprising above log 100 = 4.61 nats; the color is strongest
+  # from 8 nats on.
+  nats = [0.1, 4.7, 4.5, 9.0, 1.0, 6.0, 2.0, 5.5]
+  marks = opened_writer.run(
+    "reading.track.nats = args[0]; reading.showMarked(); reading.showScore();"
+    "return [...$('marked').querySelectorAll('span:not(.ghost)')].map((span) =>"
+    "[span.textContent, span.className, span.style.background])",
+    nats,
+  )
+  assert "".join(text for text, *_ in marks) == "Thou§ art"
+  assert marks.pop(4)[1] == "unknown"
+  for (_, kind, color), v in zip(marks, nats, strict=True):
+    assert kind == ("surprising" if v > np.log(100) else "")
+    share = np.floor(64 * min(1, v / 8) + 0.5) / 64
+    end = np.array([0xA1, 0x45, 0x0C])
+    rgb = np.floor(255 + (end - 255) * share + 0.5)
+    assert [int(c) for c in re.findall(r"\d+", color)] == rgb.tolist()
+  most = "return [...$('most').children].map((button) => button.textContent)"
+  assert opened_writer.run(most) == [
+    "Tho[u]§  9.0 nats",
+    "Thou§ [a]rt  6.0 nats",
+    "ar[t]  5.5 nats",
+  ]
+  # An edit in the middle, or after an unknown character, gives what reading the
+  # text anew gives.
+  read(opened_writer, "")
+  for text in ("Thou§ are", "Thee art", "Thou art"):
+    read(opened_writer, text)
+    edited, fresh = opened_writer.run(
+      "const tokens = reading.known.map((item) => item.token);"
+      f"return [reading.track.nats, (() => {{{NATS}}})()];"
+    )
+    assert np.abs(np.array(edited) - fresh).max() < 1e-5  # states in float32
+  opened_writer.run("reading.setCaret(3)")
+  caret = opened_writer.text("caret")
+  assert caret.startswith("After ‘o’ stands ‘u’: ")
+  assert caret.endswith(f" %, {fresh[3]:.2f} nats.")
+  # The first suggestion stands in the text in grey: the likeliest characters,
+  # up to the end of a word. A key takes it.
+  ghost, likeliest = opened_writer.run("""
+    const track = new Track(model, data.start);
+    for (const { token } of reading.known) track.push(token);
+    return [reading.ghost.textContent,
+      data.symbols[largestOf(track.y, 1)[0]]];
+  """)
+  assert ghost.startswith(likeliest)
+  assert ghost == opened_writer.run("return reading.suggestions[0]")
+  opened_writer.press("right")
+  assert opened_writer.value("own") == "Thou art"
+  opened_writer.press("end", "right")
+  assert opened_writer.value("own") == "Thou art" + ghost
+
+
+def test_a_word_model_writes_scores_and_completes_words(chromium, writer_page):
+  with browser.viewing(chromium, writer_page("words")[1]):
+    begin(chromium, "", 30)
+    assert "<unk>" not in chromium.text("text")
+    read(chromium, "Thou art mo")
+    assert chromium.run("return reading.suggestions") == ["re"]
+    # An unknown word is read as <unk>: it has a loss, and counts.
+    assert "3 words" in chromium.text("score")
+    marks = "return [...$('marked').querySelectorAll('.unknown')]"
+    assert chromium.run(f"{marks}.map((span) => span.textContent)") == ["mo"]
+    read(chromium, "Thou art ")
+    words = chromium.run("return reading.suggestions")
+    assert len(words) == 3 and "<unk>" not in words
+    read(chromium, "Thou art")  # "art" is the beginning of no other word
+    assert chromium.run("return reading.suggestions") == []
+    # What is suggested is read as that word, or as that mark.
+    found = chromium.run("""
+      model.bias[data.symbols.indexOf("?")] = 99;
+      reading.track.clear(), reading.items = [];  // reads the text anew
+      const found = [];
+      for (const text of ["Lord:", "Lord: "]) {
+        $("own").value = text;
+        await reading.read();
+        found.push(...reading.suggestions.map((more) => [more.trim(),
+          data.symbols[reading.tokens.encode(text + more).at(-1).token]]));
+      }
+      return found;
+    """)
+    assert ["?", "?"] in found and all(a == b.strip() for a, b in found)
+    chromium.run("$('prompt').value = 'Thou zebra'; $('again').click();")
+    assert "does not know ‘zebra’ of the" in chromium.text("status")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
+  opened_writer, writer_page, scheme
+):
+  opened_writer.emulate(375, 800, scheme)
+  opened_writer.open(writer_page("lstm")[1])
+  read(opened_writer, "Thou art " * 60)
+  width = "return document.documentElement.scrollWidth"
+  assert opened_writer.run(width) == 375
+  assert opened_writer.run(UNNAMED) == []
+  # The box and the marked text behind it break lines alike.
+  lines = opened_writer.run("""
+    reading.ghost.remove();
+    return ["own", "marked"].map((name) => {
+      $(name).style = "height: 0; min-height: 0; padding-bottom: 0";
+      return $(name).scrollHeight;
+    });
+  """)
+  assert lines[0] == lines[1] > 100
+
+
+def test_a_script_in_the_text_is_shown_and_never_runs(opened_writer):
+  assert opened_writer.run("return document.title") == "A model that writes"
+  assert HOSTILE in opened_writer.value("own")
+  assert HOSTILE in opened_writer.run("return $('marked').textContent")
