@@ -52,7 +52,7 @@ from experiments.trainer.format import (
   print_table,
 )
 from experiments.trainer.loop import Observer, fit
-from experiments.trainer.memory import available_memory, check_memory
+from experiments.trainer.memory import check_memory
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from experiments.trainer.sweep_members import (
@@ -106,12 +106,12 @@ def run(config: SweepConfig, console: Console) -> Result:
   # The learning rate is 1: each member multiplies its updates by its own rate.
   setup = make_setup(replace(config, learning_rate=1.0))
   # Check by one member's size first: a list of all might already be too large.
-  check_memory(setup.state_like, available_memory(), num_members(config))
+  check_memory(setup.state_like, num_members(config))
   members = make_members(config)
   rates = {one.learning_rate for one in members}
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
-  check_memory(state_like, available_memory())
+  check_memory(state_like)
   mesh = members_mesh(config.job.devices, len(members))
   facts = {run_dir.SHA256: setup.corpus.sha256}  # for config.json
   with (

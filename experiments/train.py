@@ -42,11 +42,10 @@ from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, Tracer, fit
 from experiments.trainer.memory import (
-  advice_if_out_of_memory,
-  available_memory,
   check_memory,
   dry_run,
   host_memory,
+  one_line_if_out_of_memory,
   placed_state_like,
   sharing_memory,
 )
@@ -100,10 +99,10 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     console.print(heading(setup), soft_wrap=True)
     # Before a run directory is made: too large a model leaves none behind.
     state = placed_state_like(setup, config.batching.batch_size)
-    check_memory(state, available_memory(), sharing_memory(setup))
+    check_memory(state, sharing_memory(setup))
     pretrained = read_pretrained(setup)
     teachers = read_teachers(setup, host_memory())
-  with advice_if_out_of_memory(setup):
+  with one_line_if_out_of_memory(setup):
     return _train(setup, pretrained, teachers, console, trace_steps)
 
 

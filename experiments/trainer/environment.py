@@ -1,6 +1,5 @@
 """The device, the package versions and the commit of a run, and the time."""
 
-import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 
 REPOSITORY = Path(__file__).absolute().parents[2]
-TIMEOUT = 20.0  # seconds that git may take
 
 
 def environment() -> dict[str, Any]:
@@ -59,33 +57,16 @@ def checkout(directory: Path) -> dict[str, Any]:
     top of a checkout, as in an unpacked archive, where there is no commit or no
     git, or where git refuses the checkout, as it does if another user owns it.
   """
-  found = _git(directory, "rev-parse", "--show-toplevel", "HEAD")
-  if found is None:
+  if not (directory / ".git").exists():
     return {}
-  # A path may have characters at which `splitlines` splits.
-  top, commit, _ = found.rsplit("\n", 2)
-  if not os.path.samefile(top, directory):
-    return {}
-  changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
-  if changes is None:
-    return {}
-  return {"git_commit": commit, "git_dirty": bool(changes)}
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-  """Return what git prints; None if git fails or is not installed."""
-  command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
-  # Leave out those like GIT_DIR, which git sets for the programs of a hook.
-  variables = {n: v for n, v in os.environ.items() if not n.startswith("GIT_")}
+  git = ["git", "--no-optional-locks", "-C", str(directory)]
+  status = [*git, "status", "--porcelain", "--untracked-files=no"]
+  options: dict[str, Any] = {"capture_output": True, "text": True}
   try:
-    process = subprocess.run(
-      command,
-      env=variables,
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      timeout=TIMEOUT,
-      check=True,
+    commit, changes = (
+      subprocess.run(command, check=True, timeout=20, **options).stdout
+      for command in ([*git, "rev-parse", "HEAD"], status)
     )
   except (OSError, subprocess.SubprocessError):
-    return None
-  return os.fsdecode(process.stdout)
+    return {}
+  return {"git_commit": commit.strip(), "git_dirty": bool(changes)}

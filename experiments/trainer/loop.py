@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,31 +33,21 @@ class Tracer:
   Args:
     directory: of the trace.
     num_steps: how many steps to trace; fewer, or none, if the run ends before.
-    console: prints a line if the run ends before a step is traced, or if the
-      trace cannot be written while another error is raised.
+    console: prints a line if the run ends before a step is traced.
   """
 
   def __init__(self, directory: Path, num_steps: int, console: Console):
-    if jax.process_index():
-      num_steps = 0
-    self._directory, self._stop_at = directory, WARM_UP + num_steps
-    self._console = console
-    self._steps = 0
-    self._running = False
+    self._directory, self._console = directory, console
+    self._num_steps = 0 if jax.process_index() else num_steps
+    self._steps, self._running = 0, False
 
   def __enter__(self) -> "Tracer":
     return self
 
   def __exit__(self, *error) -> None:
     if self._running:
-      try:
-        self._stop()
-      except OSError as failure:
-        if not error[0]:
-          raise
-        with suppress(OSError):  # printing must not hide the other error
-          self._console.print(f"{failure}", soft_wrap=True)
-    elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
+      self._stop()
+    elif error[0] is None and self._num_steps and self._steps <= WARM_UP:
       self._console.print(
         f"nothing is profiled: this process must make more than {WARM_UP} "
         f"training steps, got {self._steps}"
@@ -66,26 +55,21 @@ class Tracer:
 
   def before_step(self, state: Any) -> None:
     """Start or stop the trace, where it is time, once `state` is computed."""
-    if self._steps == WARM_UP and self._stop_at > WARM_UP:
+    if self._num_steps and self._steps == WARM_UP:
       jax.block_until_ready(state)
       jax.profiler.start_trace(self._directory)
       self._running = True
-    if self._running and self._steps == self._stop_at:
+    if self._running and self._steps == WARM_UP + self._num_steps:
       jax.block_until_ready(state)
       self._stop()
     self._steps += 1
 
   def _stop(self) -> None:
-    """Stop the trace and write it.
-
-    Raises:
-      OSError: it cannot be written. For a full disk, JAX's own error has the
-        status RESOURCE_EXHAUSTED, as for too little memory.
-    """
     self._running = False
     try:
       jax.profiler.stop_trace()
-    except jax.errors.JaxRuntimeError as error:  # it names the file
+    except jax.errors.JaxRuntimeError as error:
+      # For a full disk, its status is that of too little memory.
       raise OSError(f"the profile cannot be written: {error}") from None
 
 

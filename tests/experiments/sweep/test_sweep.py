@@ -78,7 +78,7 @@ def test_members_are_not_listed_before_their_memory_is_checked(
   no_rate = replace(many, rate=())
   assert sweep_members.num_members(no_rate) == len(make_members(no_rate)) == 2
   monkeypatch.setattr(sweep, "make_members", None)  # is not called
-  end = "the members of a sweep, or the --devices of a training on a CPU"
+  end = "the members of a sweep, or on a CPU --devices"
   with pytest.raises(ValueError, match=f"^out of memory: .*, {end}$"):
     sweep.run(replace(many, num_seeds=2**31 - 1), console)
 
