@@ -107,8 +107,7 @@ def join(
     if process_id == 0:
       _check_free(int(address[1]))
   # JAX's own timeout aborts the process and prints a stack.
-  timeout = coordinator, join_timeout
-  watchdog = threading.Timer(join_timeout, _give_up, timeout)
+  watchdog = threading.Timer(join_timeout, _give_up, (join_timeout,))
   watchdog.daemon = True
   watchdog.start()
   try:
@@ -153,10 +152,9 @@ def _check_free(port: int) -> None:
       ) from None
 
 
-def _give_up(coordinator: str | None, seconds: int) -> None:
-  where = f" at {coordinator}" if coordinator else ""
-  message = f"not all processes have joined{where} within {seconds} s"
-  print(f"error: {message}", file=sys.stderr, flush=True)
+def _give_up(seconds: int) -> None:
+  message = f"error: not all processes have joined within {seconds} s"
+  print(message, file=sys.stderr, flush=True)
   os._exit(TIMED_OUT)  # the main thread waits in JAX
 
 
@@ -182,11 +180,8 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   For auto, the number of devices is that of the run that is resumed, or else
   one per core where this `pays`, and one elsewhere. A configuration is
   unchanged if it needs one device, has a mesh, or needs fewer devices than
-  another configuration; for auto also on a GPU. Call this before JAX starts a
-  device.
-
-  Args:
-    configs: of all trainings of this process.
+  another training of this process; for auto also on a GPU. Call this before JAX
+  starts a device.
 
   Raises:
     ValueError: --devices does not divide a batch size.
@@ -194,8 +189,7 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   cores, counts = num_cores(), []
   for config in configs:
     auto = cores if pays(config, cores) else 1
-    sizes = config.batching.batch_sizes
-    counts.append(_num_devices(config.job, auto, sizes, "batch size"))
+    counts.append(_num_devices(config.job, auto, config.batching.batch_sizes))
   most = max(counts)
   asked = any(config.job.devices != AUTO for config in configs)
   if not start_cpu_devices(most, asked=asked):
@@ -224,36 +218,32 @@ def share_members(config: Config, num_members: int) -> Config:
   """
   counts = range(1, min(num_cores(), num_members) + 1)
   auto = max(count for count in counts if num_members % count == 0)
-  job = config.job
-  count = _num_devices(job, auto, (num_members,), "number of models")
-  if job.mesh or not start_cpu_devices(count, asked=job.devices != AUTO):
+  job, asked = config.job, config.job.devices != AUTO
+  count = _num_devices(job, auto, (num_members,))
+  if asked and num_members % count:  # `members_mesh` would be one device
+    raise ValueError(
+      "--devices must divide the number of models that are trained together, "
+      f"{num_members}, got {count}"
+    )
+  if job.mesh or not start_cpu_devices(count, asked=asked):
     return config
   return replace(config, devices=str(count))
 
 
-def _num_devices(
-  job: JobConfig, auto: int, sizes: Sequence[int], name: str
-) -> int:
+def _num_devices(job: JobConfig, auto: int, sizes: Sequence[int]) -> int:
   """Return how many CPU devices share a training; 0 if --mesh says which.
 
-  For auto, it is that of the run that is resumed, or else `auto`. The number
-  must divide all `sizes`, which are a `name`.
+  For auto, it is that of the run that is resumed, or else `auto`; 1 if it does
+  not divide all `sizes`: then a later check refuses to resume that run.
   """
   if job.devices != AUTO:
-    count = int(job.devices)
-    for size in sizes:
-      if size % count:
-        raise ValueError(
-          f"--devices must divide the {name} {size}, got {count}"
-        )
-    return count
+    return int(job.devices)
   if job.mesh:
     return 0
   if job.may_resume and (record := read_config(Path(job.run))):
     # AUTO stays there if no CPU devices were started to share the run.
     devices = str(record["devices"])
     auto = int(devices) if devices.isdecimal() else 1
-  # If it does not divide them, a later check refuses to resume that run.
   return auto if all(size % auto == 0 for size in sizes) else 1
 
 
