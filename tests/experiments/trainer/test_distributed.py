@@ -136,31 +136,15 @@ def test_a_port_where_another_program_listens_is_refused(initialized):
   assert len(initialized) == 2
 
 
-def test_processes_that_have_joined_are_not_stopped_later(
-  monkeypatch, initialized
-):
-  timers = []
-
-  class Timer(threading.Timer):
-    def __init__(self, *arguments):
-      super().__init__(*arguments)
-      timers.append(self)
-
-  monkeypatch.setattr(threading, "Timer", Timer)
-  distributed.join(**JOINING)
-  assert initialized == [("127.0.0.1:1234", 2, 1)]
-  (watchdog,) = timers
-  assert watchdog.interval == 9
-  watchdog.join(5)  # it ends at once
-  assert not watchdog.is_alive()
-
-
-def test_signals_end_a_process_that_joins_and_one_that_has(
+def test_a_process_that_has_joined_ends_by_signals_and_not_by_its_timeout(
   monkeypatch, interruptible
 ):
-  handlers, calls, set_handler = [], [], signal.signal
+  handlers, calls, waiting, set_handler = [], [], [], signal.signal
+  before = threading.enumerate()
 
   def initialize(*given, **options):
+    calls.append(given)
+    waiting.extend(t for t in threading.enumerate() if t not in before)
     handlers.append(signal.getsignal(signal.SIGINT))
     # JAX's handler of SIGTERM is unseen by Python: a call must replace it.
     monkeypatch.setattr(
@@ -169,9 +153,14 @@ def test_signals_end_a_process_that_joins_and_one_that_has(
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   distributed.join(**JOINING)
+  assert calls[0] == ("127.0.0.1:1234", 2, 1)
   assert handlers == [signal.SIG_DFL]
   assert (signal.SIGTERM, signal.SIG_DFL) in calls
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  (watchdog,) = waiting
+  assert watchdog.interval == 9
+  watchdog.join(5)  # it ends at once, and not after 9 s
+  assert not watchdog.is_alive()
 
 
 def test_processes_with_unlike_numbers_of_devices_are_refused(
