@@ -41,6 +41,7 @@ from experiments.cli import (
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
@@ -66,7 +67,6 @@ from experiments.trainer.sweep_members import (
   restore,
   save,
 )
-from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   CheckpointWriter,
