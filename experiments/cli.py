@@ -34,9 +34,9 @@ from absl import app, flags, logging
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
 from experiments.trainer.format import escape_controls
+from experiments.trainer.loop import Diverged
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT

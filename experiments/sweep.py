@@ -43,7 +43,6 @@ from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
-from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import (
@@ -52,7 +51,7 @@ from experiments.trainer.format import (
   number_table,
   print_table,
 )
-from experiments.trainer.loop import Observer, fit
+from experiments.trainer.loop import Diverged, Observer, fit
 from experiments.trainer.memory import available_memory, check_memory
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import TrainSetup, heading, make_setup

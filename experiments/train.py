@@ -37,11 +37,10 @@ from experiments.trainer.distillation import (
   weights_sha256,
 )
 from experiments.trainer.distributed import share_batches
-from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
-from experiments.trainer.loop import Observer, Tracer, fit
+from experiments.trainer.loop import Diverged, Observer, Tracer, fit
 from experiments.trainer.memory import (
   advice_if_out_of_memory,
   available_memory,

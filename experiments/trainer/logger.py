@@ -23,11 +23,11 @@ from experiments.trainer.checkpoint import (
 )
 from experiments.trainer.data import default_prompt
 from experiments.trainer.display import TensorBoard
-from experiments.trainer.errors import Diverged
 from experiments.trainer.figures import draw_losses
 from experiments.trainer.files import append, write_json
 from experiments.trainer.format import print_sample, print_title
 from experiments.trainer.history import read_rows
+from experiments.trainer.loop import Diverged
 from experiments.trainer.memory import process_size
 from experiments.trainer.setup import TrainSetup
 from lstm_jax.language import LanguageParams, sample

@@ -161,7 +161,7 @@ def test_errors_of_other_kinds_are_a_line_and_their_status():
   code = """
 import os, jax
 from experiments.cli import launch
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 
 def fail():
   raise error

@@ -11,7 +11,7 @@ import pytest
 from experiments import sweep, train
 from experiments.trainer import display, sweep_members
 from experiments.trainer.data import read_corpus
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.sweep_members import Member, make_members
 from experiments.trainer.trained import load

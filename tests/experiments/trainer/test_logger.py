@@ -11,8 +11,8 @@ import pytest
 
 from experiments.trainer import logger as run_logger
 from experiments.trainer.checkpoint import Progress, Restored
-from experiments.trainer.errors import Diverged
 from experiments.trainer.logger import RunLogger
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from lstm_jax.training import (

@@ -11,8 +11,7 @@ import pytest
 
 from experiments import train
 from experiments.trainer import memory
-from experiments.trainer.errors import Diverged
-from experiments.trainer.loop import WARM_UP, Tracer
+from experiments.trainer.loop import WARM_UP, Diverged, Tracer
 from experiments.trainer.memory import (
   available_memory,
   host_memory,
