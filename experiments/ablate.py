@@ -62,10 +62,10 @@ from experiments.trainer.data import (
 )
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment, environment_of
-from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import (
   JOB_FLAGS,

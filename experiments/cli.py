@@ -13,8 +13,7 @@ The exit status is
        without a message, and a run resumes as after a kill
   143  the program is stopped by SIGTERM
 
-As in shells, the last three are 128 plus the number of the signal. What is
-printed to a standard stream that was closed from the start is dropped.
+As in shells, the last three are 128 plus the number of the signal.
 """
 
 import io
@@ -34,12 +33,10 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
-from experiments import interrupt_imports
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
 from experiments.trainer.format import escape_controls
-from experiments.trainer.unraisable import report_unraisable
+from experiments.trainer.loop import Diverged
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
@@ -66,9 +63,6 @@ def launch(
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.FATAL)  # orbax logs each of its steps
     try:
-      # The imports are over: Ctrl-C raises KeyboardInterrupt again.
-      if signal.getsignal(signal.SIGINT) is interrupt_imports:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
       arguments = argv[1:]
       missing = [name for name in required if not flags.FLAGS[name].value]
       stray = [] if takes_arguments else arguments
@@ -100,11 +94,9 @@ def launch(
       # A thread of JAX may still compile, and would crash as JAX is shut down.
       os._exit(INTERRUPTED)
 
-  _replace_closed_streams()
   app.define_help_flags()
   flags.DEFINE_flag(HelpFlag())
   flags.FLAGS.set_gnu_getopt(takes_arguments)
-  sys.unraisablehook = report_unraisable
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="replace")  # ASCII terminals get ? for ×
@@ -272,16 +264,6 @@ def _text(error: object) -> str:
     name = f"{error.filename}: " if error.filename else ""
     return name + error.strerror.lower()
   return str(error)
-
-
-def _replace_closed_streams() -> None:
-  """Open the null device in place of each standard stream that is closed."""
-  if sys.stdin is None:
-    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
-  for name in ("stdout", "stderr"):
-    if getattr(sys, name) is None:
-      stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-      setattr(sys, name, stream)
 
 
 def _discard_output(stream: TextIO) -> None:

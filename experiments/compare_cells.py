@@ -60,14 +60,14 @@ from experiments.comparison.results import (
 )
 from experiments.comparison.tables import check_entries, tables
 from experiments.comparison.training import TrainedCell, train_cell
+from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import share_members
-from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import lock
-from experiments.trainer.training_bar import TrainingBar
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 FILES = RECORD, FIGURE, SAMPLES

@@ -41,8 +41,8 @@ from experiments.cli import (
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
-from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import (
@@ -51,7 +51,7 @@ from experiments.trainer.format import (
   number_table,
   print_table,
 )
-from experiments.trainer.loop import Observer, fit
+from experiments.trainer.loop import Diverged, Observer, fit
 from experiments.trainer.memory import check_memory
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import TrainSetup, heading, make_setup
@@ -66,7 +66,6 @@ from experiments.trainer.sweep_members import (
   restore,
   save,
 )
-from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   CheckpointWriter,

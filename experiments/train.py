@@ -30,17 +30,17 @@ from experiments.trainer import distributed, run_dir
 from experiments.trainer.checkpoint import describe_kept
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
+from experiments.trainer.display import TrainingBar
 from experiments.trainer.distillation import (
   make_epochs,
   read_teachers,
   weights_sha256,
 )
 from experiments.trainer.distributed import share_batches
-from experiments.trainer.errors import Diverged, closing_run
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
-from experiments.trainer.loop import Observer, Tracer, fit
+from experiments.trainer.loop import Diverged, Observer, Tracer, fit
 from experiments.trainer.memory import (
   check_memory,
   dry_run,
@@ -57,7 +57,6 @@ from experiments.trainer.setup import (
 )
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained, read_pretrained
-from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   Metrics,
@@ -136,13 +135,13 @@ def _train(
         directory, setup, console, bar.update, is_writer=distributed.is_first()
       )
     try:
-      with closing_run(logger, console):
+      with logger:
         state = initial_state(setup, logger, console, opened, pretrained)
         with distributed.failing_together():
           epochs = make_epochs(setup, teachers, console)
         tracer = Tracer(directory / run_dir.PROFILE, trace_steps, console)
         with bar, tracer:
-          logger.buffer.start_clock()
+          logger.start_clock()
           _, stopped_by = fit(
             setup.train_step,
             state,
@@ -210,7 +209,7 @@ class _Observer(Observer):
   def save(self, step: int, state: TrainState) -> None:
     del step
     self._logger.save(state)
-    self._logger.buffer.start_clock()
+    self._logger.start_clock()
 
 
 def _report_result(
@@ -221,7 +220,7 @@ def _report_result(
 ) -> Result:
   """Print the result of a run; mark it as finished if nothing stopped it."""
   corpus, best, directory = setup.corpus, logger.best, logger.directory
-  seconds = logger.buffer.seconds
+  seconds = logger.seconds
   result = Result(directory, best.step, best.val_loss, seconds, stopped_by)
   if stopped_by:
     console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
@@ -248,15 +247,15 @@ def _report_result(
     title += format_loss(best.val_loss, corpus.tokenizer)
     logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
     logger.finish(test_loss)
-  if logger.buffer.skipped:
-    skipped = counted(logger.buffer.skipped, "step")
+  if logger.skipped:
+    skipped = counted(logger.skipped, "step")
     summary += f", {skipped} with a non-finite gradient skipped"
   arguments = [f"--run={directory}"]
   if in_vocabulary(corpus.tokenizer, SUGGESTED_PROMPT):
     arguments.append(f"--prompt={SUGGESTED_PROMPT}")
   drawn = "loss.png, " * (directory / run_dir.PICTURE).exists()
   console.print(
-    f"\n{summary}, {logger.buffer.seconds:.0f} s of training\n{directory} "
+    f"\n{summary}, {logger.seconds:.0f} s of training\n{directory} "
     f"holds config.json, metrics.jsonl, {drawn}samples.txt and checkpoints/; "
     f"to sample from the model:\n  {command_line('sample', arguments)}",
     soft_wrap=True,

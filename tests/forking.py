@@ -28,7 +28,6 @@ SERVER.set_forkserver_preload(
   [
     "experiments.cli",
     "experiments.trainer.logger",
-    "experiments.trainer.plot",
     "experiments.trainer.start",
     "jaxlib.mlir.dialects.mhlo",
     "matplotlib.backends.backend_agg",

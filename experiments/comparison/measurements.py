@@ -23,8 +23,8 @@ from experiments.comparison.tuning import (
 )
 from experiments.trainer.config import CELLS
 from experiments.trainer.distributed import members_mesh
-from experiments.trainer.errors import Diverged
 from experiments.trainer.format import counted, format_milliseconds
+from experiments.trainer.loop import Diverged
 from lstm_jax.language import ModelConfig
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets

@@ -16,8 +16,7 @@ from experiments.comparison.corpus import Corpus
 from experiments.comparison.models import CellModel
 from experiments.trainer.data import default_prompt
 from experiments.trainer.distributed import members_mesh
-from experiments.trainer.errors import Diverged
-from experiments.trainer.loop import Observer, fit
+from experiments.trainer.loop import Diverged, Observer, fit
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,

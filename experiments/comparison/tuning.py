@@ -26,8 +26,7 @@ from experiments.comparison.config import CompareConfig
 from experiments.comparison.models import CellModel
 from experiments.comparison.training import make_ensemble
 from experiments.trainer import data
-from experiments.trainer.errors import Diverged
-from experiments.trainer.loop import Observer, fit
+from experiments.trainer.loop import Diverged, Observer, fit
 from lstm_jax.language import (
   Batches,
   make_batches,

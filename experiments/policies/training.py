@@ -17,9 +17,9 @@ from experiments.policies.networks import FEED_FORWARD, make_network
 from experiments.policies.ppo import PPOConfig, make_learner, make_update
 from experiments.trainer.config import LARGEST, JobConfig
 from experiments.trainer.distributed import members_mesh
-from experiments.trainer.errors import Diverged
 from experiments.trainer.figures import End, label_ends, save, tidy
 from experiments.trainer.format import counted, format_milliseconds
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import from_name, only
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training import over_members, place_members

@@ -1,4 +1,4 @@
-"""What all figures share: tidy panels, labels at the ends of lines, PNGs."""
+"""What all figures share, and the picture of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.trainer.files import write_bytes
+from experiments.trainer.format import format_nats
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -96,22 +97,20 @@ def zoom_on_tail(
 
 
 def label_ends(panel: Axes, ends: list[End]) -> None:
-  """Write the labels of lines beside their ends, moved apart to be legible.
+  """Write the labels of lines beside their ends, moved up to be legible.
 
   Call it when the panel's limits and scale are final.
   """
-  figure = panel.figure
-  size = SMALL * figure.dpi / 72 * GAP  # in pixels; a point is 1/72 inch
-  to_pixels = panel.transData.transform
-  ordered = sorted(ends, key=lambda end: end.y)
-  heights = [float(to_pixels((1, end.y))[1]) for end in ordered]  # at any x
-  for end, height, y in zip(
-    ordered, heights, spread(heights, size), strict=True
-  ):
+  figure, lowest = panel.figure, -math.inf
+  for end in sorted(ends, key=lambda end: end.y):
+    height = panel.transData.transform((1, end.y))[1]  # in pixels, at any x
+    height *= 72 / figure.dpi  # in points
+    shown = max(height, lowest)
+    lowest = shown + GAP * SMALL
     panel.annotate(
       end.text,
       (1, end.y),
-      (6, (y - height) * 72 / figure.dpi),
+      (6, shown - height),
       xycoords=("axes fraction", "data"),
       textcoords="offset points",
       color=end.color,
@@ -120,23 +119,44 @@ def label_ends(panel: Axes, ends: list[End]) -> None:
     )
 
 
-def spread(heights: list[float], gap: float) -> list[float]:
-  """Return rising heights moved apart to a gap, by as little as possible.
+def draw_losses(rows: list[dict[str, Any]], unit: str, path: Path) -> None:
+  """Draw the losses of a run over its training steps, as PNG.
 
-  Neighbours that are too close form a group, which stays where its mean is.
+  Args:
+    rows: of metrics.jsonl.
+    unit: what a token is, in the singular.
+    path: of the picture.
+
+  Raises:
+    ValueError, OSError: as `save`.
   """
-  groups: list[list[float]] = []
-  for height in heights:
-    groups.append([height])
-    while len(groups) > 1 and _bottom(groups[-1], gap) < (
-      _bottom(groups[-2], gap) + len(groups[-2]) * gap
-    ):
-      groups[-2:] = [groups[-2] + groups[-1]]
-  return [
-    _bottom(group, gap) + gap * i for group in groups for i in range(len(group))
-  ]
+  from matplotlib.figure import Figure  # here: programs' help needs none
 
-
-def _bottom(group: list[float], gap: float) -> float:
-  """Return where the lowest of a group goes, if spread around its mean."""
-  return sum(group) / len(group) - gap * (len(group) - 1) / 2
+  train, val, test = (
+    [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    for name in ("train_loss", "val_loss", "test_loss")
+  )
+  figure = Figure(figsize=(7, 3.8), layout="constrained")
+  panel = figure.subplots()
+  ends: list[End] = []
+  important: list[float] = []
+  title = f"Training loss, nats per {unit}"
+  if train:
+    panel.plot(*zip(*train, strict=True), color="tab:gray", linewidth=1)
+    ends.append(End(train[-1][1], "training", "tab:gray"))
+  if val:
+    panel.plot(*zip(*val, strict=True), ".-", color="tab:blue", zorder=3)
+    ends.append(End(val[-1][1], "validation", "tab:blue"))
+    step, best = min(val, key=lambda point: point[1])
+    important.append(best)
+    title = f"Best validation loss {format_nats(best)} nats per {unit}, "
+    title += f"at step {step:,}"
+  if test:
+    panel.plot(*zip(*test, strict=True), "s", color="tab:red", zorder=4)
+    ends.append(End(test[-1][1], "test", "tab:red"))
+  tidy(panel, title, "training steps", f"nats per {unit}")
+  panel.xaxis.set_major_formatter("{x:,.0f}")
+  zoom_on_tail(panel, train + val, important + [end.y for end in ends])
+  figure.draw_without_rendering()  # the layout decides where ends are
+  label_ends(panel, ends)
+  save(figure, path, dpi=120)

@@ -16,7 +16,6 @@ from rich.text import Text
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import nats_per_character
 
-LABEL = 8  # columns that a narrow table leaves to its column of text
 # Characters that a terminal obeys, but for the line break and the tab.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -130,17 +129,10 @@ def number_table(first: str, *names: str, title: str | None = None) -> Table:
 def print_table(table: Table, console: Console) -> None:
   """Print a table of `number_table` with all digits of its numbers.
 
-  In a narrow console its column of text is folded to fit, but to no fewer than
-  LABEL columns; where that does not suffice, the table is wider than the
-  console.
+  Where they do not fit, the table is wider than the console.
   """
   whole = console.options.update(max_width=10_000)
   width = Measurement.get(console, whole, table).maximum
-  first = table.columns[0]
-  if not first.no_wrap:
-    texts = [first.header, *first.cells]
-    longest = max(Measurement.get(console, whole, t).maximum for t in texts)
-    width -= max(0, longest - LABEL)
   if width > console.width:
     table.width = width
   console.print(table, crop=False)

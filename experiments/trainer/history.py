@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from experiments.trainer import run_dir
-from experiments.trainer.checkpoint import read_progress
+from experiments.trainer.checkpoint import read_newest, read_progress
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus import cached_path, find_corpus, is_name
 from experiments.trainer.data import read_corpus
@@ -25,16 +26,14 @@ from experiments.trainer.sweep_members import (
 )
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
-from lstm_jax.training import CheckpointError, list_checkpoints
 
-# With more of either, `derive` returns None.
+# With more of either, for which it could take hours, `derive` returns None.
 MOST_EPOCHS = 10**6
 MOST_LAYERS = 1_000
 LONGEST = 1e13  # seconds: less than the 8.6e13 that a timedelta can hold
 # Entries of a row that are null if none of its training steps was finite.
 NULLABLE = "train_loss", "grad_norm"
-# A title of samples.txt, as `experiments.train` writes them. (`int` takes no
-# numbers of thousands of digits.)
+# A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
   r"^=== (untrained|step (\d{1,18}), epoch .*|"
   r"best checkpoint, step \d+: .*) ===\n",
@@ -117,86 +116,49 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
     return [history]
   config = run_dir.to_config(directory, history.record, SweepConfig())
   members = make_members(config)
-  count = len(members)
-  rows: list[list[dict[str, Any]]] = [[]] * count
   newest = read_replaced(directory, lambda: _newest(directory))
-  if newest:
-    newest_step, progress = newest
-    rows = _rows_of_members(directory, newest_step, progress)
-    if len(rows) != count:
-      raise ValueError(
-        f"{directory / run_dir.CONFIG} is of {count} members, and the "
-        f"checkpoint of step {newest_step} beside it is of {len(rows)}"
-      )
+  step, progress = newest or (0, None)
+  losses = progress.val_losses if progress else [[]] * len(members)
+  seconds = progress.seconds / step if progress else 0.0  # of each step
+  if len(losses) != len(members):
+    raise ValueError(
+      f"{directory / run_dir.CONFIG} is of {len(members)} members, and the "
+      f"checkpoint of step {step} beside it is of {len(losses)}"
+    )
   histories = []
-  for member, own in zip(members, rows, strict=True):
+  for member, own in zip(members, losses, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}
+    rows: list[dict[str, Any]] = []
+    for at, nats in own:
+      rows.append({"step": at, "seconds": seconds * at})
+      if nats is not None:
+        rows[-1]["val_loss"] = nats
     name = f"seed {member.seed} at {member.learning_rate}"
     record = history.record | flags
-    histories.append(history._replace(member=name, record=record, rows=own))
+    histories.append(history._replace(member=name, record=record, rows=rows))
   return histories
 
 
-def _rows_of_members(
-  directory: Path, newest_step: int, progress: Progress
-) -> list[list[dict[str, Any]]]:
-  """Return the rows of each member of a sweep, from its newest checkpoint.
-
-  Raises:
-    CheckpointError: it has other than numbers for losses, steps or seconds.
-  """
-  rows: list[list[Any]]
-  try:
-    seconds_per_step = progress.seconds / newest_step
-    rows = [
-      [
-        {"step": step, "seconds": seconds_per_step * step}
-        | ({} if nats is None else {"val_loss": nats})
-        for step, nats in val_losses
-      ]
-      for val_losses in progress.val_losses
-    ]
-  except (TypeError, ValueError, ArithmeticError):
-    rows = [[None]]  # which is no row
-  if not all(_is_row(row) for own in rows for row in own):
-    raise CheckpointError(
-      f"the checkpoint of step {newest_step} in "
-      f"{directory / run_dir.CHECKPOINTS} does not have the losses of a sweep"
-    )
-  return rows
-
-
 def _newest(directory: Path) -> tuple[int, Progress] | None:
-  """Return the step and progress of a sweep's newest readable checkpoint.
-
-  Raises:
-    CheckpointError: there are checkpoints, and none can be read.
-  """
+  """Return the step and progress of a sweep's newest readable checkpoint."""
   checkpoints = directory / run_dir.CHECKPOINTS
-  damage: CheckpointError | None = None
-  for step in reversed(list_checkpoints(checkpoints)):
-    try:
-      return step, read_progress(checkpoints, step, Progress)
-    except CheckpointError as error:
-      damage = damage or error
-  if damage:
-    raise damage
-  return None
+
+  def read(step: int) -> tuple[int, Progress]:
+    return step, read_progress(checkpoints, step, Progress)
+
+  return read_newest(checkpoints, read, Console(quiet=True))
 
 
 def derive(history: RunHistory) -> Derived | None:
   """Return the sizes that follow from config.json and the corpus.
 
   Returns:
-    None where the corpus is missing or has changed since the run, the run has
-    more than MOST_EPOCHS or MOST_LAYERS, for which this could take hours, or a
-    size that JAX cannot have.
-    A named corpus that was not downloaded is missing.
+    None where the corpus is missing (a named one: not downloaded) or has
+    changed since the run, or the run has more than MOST_EPOCHS or MOST_LAYERS.
   """
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
-  if config.batching.num_epochs > MOST_EPOCHS:
-    return None
-  if config.model.num_layers > MOST_LAYERS:
+  num_epochs, num_layers = config.batching.num_epochs, config.model.num_layers
+  if num_epochs > MOST_EPOCHS or num_layers > MOST_LAYERS:
     return None
   try:
     data = find_corpus(history.directory, config.data, sha256)
@@ -220,9 +182,6 @@ def _corpus_facts(
 ) -> tuple[int, np.ndarray, int | None]:
   """Return (V, tokens and gap of the training split) of the text of this hash.
 
-  The gap is the index of the first token after a development split that was cut
-  out of the training split, or None.
-
   Raises:
     ValueError: the corpus cannot be read, or is another text.
   """
@@ -230,14 +189,6 @@ def _corpus_facts(
   if corpus.sha256 != sha256:
     raise ValueError(f"{data.corpus} must have the SHA-256 {sha256}")
   return corpus.tokenizer.size, corpus.train.tokens, corpus.train.gap
-
-
-def _read(path: Path) -> str:
-  """Return a log's text; a character still being written becomes �."""
-  try:
-    return path.read_bytes().decode("utf-8", "replace")
-  except FileNotFoundError:
-    return ""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -271,6 +222,14 @@ def _is_row(row: Any) -> bool:
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
   return are_numbers(row.values()) and abs(row.get("seconds", 0)) < LONGEST
+
+
+def _read(path: Path) -> str:
+  """Return a log's text; a character still being written becomes �."""
+  try:
+    return path.read_bytes().decode("utf-8", "replace")
+  except FileNotFoundError:
+    return ""
 
 
 def _parse_samples(text: str) -> list[Sample]:

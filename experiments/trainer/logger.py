@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +22,17 @@ from experiments.trainer.checkpoint import (
   truncate_logs,
 )
 from experiments.trainer.data import default_prompt
-from experiments.trainer.errors import Diverged
+from experiments.trainer.display import TensorBoard
+from experiments.trainer.figures import draw_losses
 from experiments.trainer.files import append, write_json
 from experiments.trainer.format import print_sample, print_title
+from experiments.trainer.history import read_rows
+from experiments.trainer.loop import Diverged
 from experiments.trainer.memory import process_size
-from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.setup import TrainSetup
-from experiments.trainer.tensorboard import TensorBoardWriter
 from lstm_jax.language import LanguageParams, sample
 from lstm_jax.training import (
+  CheckpointError,
   CheckpointWriter,
   Metrics,
   TrainState,
@@ -37,7 +41,6 @@ from lstm_jax.training import (
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
 LOG_EVERY = 10  # training steps that a row of metrics.jsonl averages, at most
-EXCERPT = 256  # validation tokens whose gates TensorBoard shows
 
 
 class Best(NamedTuple):
@@ -51,6 +54,11 @@ class Best(NamedTuple):
 class RunLogger:
   """Writes a run's metrics, samples and checkpoints into its directory.
 
+  At the end of its `with` block it draws loss.png and waits for the last
+  checkpoint; only `sample` and `finish` may follow. If the block raises
+  Diverged, an OSError or CheckpointError of its end, as on a full disk, is
+  printed, and Diverged is raised.
+
   Args:
     directory: the run directory.
     setup: of the run.
@@ -62,8 +70,9 @@ class RunLogger:
 
   Attributes:
     directory: the run directory.
-    buffer: metrics that wait for a row, and the time of the training steps.
     step: training steps made.
+    seconds: training time of all rows so far.
+    skipped: training steps with a non-finite loss or gradient, in these rows.
     best: the lowest validation loss so far, and its parameters.
     val_losses: the validation loss of every evaluation so far.
   """
@@ -78,23 +87,35 @@ class RunLogger:
     is_writer: bool = True,
   ):
     self.directory, self.step = directory, 0
+    self.seconds, self.skipped = 0.0, 0
     self.best = Best(math.inf, 0, None)
     self.val_losses: list[float] = []
-    self._setup = setup
-    self._console, self._show_progress = console, show_progress
-    config = setup.config
-    skips = config.optimizer.nonfinite == "skip"
-    self.buffer = MetricBuffer(MAX_SKIPPED if skips else 0)
+    self._setup, self._console = setup, console
+    self._show_progress, self._is_writer = show_progress, is_writer
+    # (loss, grad_norm, num_tokens) of each step since the last row. They stay
+    # on the device until a row needs them, so that no step waits for them.
+    self._pending: list[Any] = []
+    self._pending_seconds = 0.0
+    self._started: float | None = None  # when the clock was started
+    self._consecutive = 0  # skipped steps at the end of the rows so far
     self._grad_norms: dict[str, jax.Array] = {}  # of the last step
-    self._last_evaluation: tuple[int, float] | None = None
-    self._is_writer = is_writer
-    self._tensorboard = TensorBoardWriter(
-      directory / run_dir.TENSORBOARD,
-      config.model.cell,
-      setup.corpus.val.tokens[:EXCERPT],
-    )
+    self._evaluated = 0  # the step of the last evaluation
+    self._tensorboard: TensorBoard | None = None
     self._checkpoints = CheckpointWriter(directory / run_dir.CHECKPOINTS)
     process_size()  # the first call begins to count compilations
+
+  def __enter__(self) -> "RunLogger":
+    return self
+
+  def __exit__(self, kind: object, error: object, trace: object) -> None:
+    try:
+      self._draw()
+      self._checkpoints.close()
+    except (OSError, CheckpointError) as failure:
+      if not isinstance(error, Diverged):
+        raise
+      with suppress(OSError):  # the output may lie on the same full disk
+        self._console.print(f"{failure}", soft_wrap=True, markup=False)
 
   def resume(self, restored: Restored | None) -> None:
     """Continue from a checkpoint, or anew if None; delete what is newer."""
@@ -103,16 +124,28 @@ class RunLogger:
     if self._is_writer:
       log_sizes = restored.progress.log_bytes if restored else {}
       truncate_logs(self.directory, log_sizes, self._console)
-      # A sample of the initial weights is logged at step 0.
-      self._tensorboard.begin(step + 1 if restored else 0)
+      self._tensorboard = TensorBoard(
+        self.directory / run_dir.TENSORBOARD,
+        self._setup.config.model.cell,
+        self._setup.corpus.val.tokens,
+        # A sample of the initial weights is logged at step 0.
+        step + 1 if restored else 0,
+      )
     if not restored:
       return
     self.step, progress = step, restored.progress
     self._console.print(f"resumed     after step {step}")
-    self.buffer.restore(progress)
+    self._pending = [*progress.pending]
+    self._pending_seconds = progress.pending_seconds
+    self.seconds = progress.seconds
+    self.skipped, self._consecutive = progress.skipped
     self.val_losses = progress.val_losses
     if progress.best and restored.best_params:
       self.best = Best(*progress.best, restored.best_params)
+
+  def start_clock(self) -> None:
+    """Count the seconds from now on as those of training steps."""
+    self._started = time.monotonic()
 
   def log_step(self, step: int, metrics: Metrics) -> None:
     """Add the metrics of a training step; write a row every LOG_EVERY steps.
@@ -123,10 +156,10 @@ class RunLogger:
     """
     self._checkpoints.wait()
     self.step, self._grad_norms = step, metrics.grad_norms
-    self.buffer.add(metrics)
-    if len(self.buffer) == LOG_EVERY:
+    self._pending.append(metrics[:3])
+    if len(self._pending) == LOG_EVERY:
       self.flush()
-      self.buffer.start_clock()
+      self.start_clock()
 
   def flush(self) -> None:
     """Write the row of the steps since the last row, and stop the clock.
@@ -134,23 +167,56 @@ class RunLogger:
     Raises:
       Diverged: too many consecutive losses or gradients are not finite.
     """
-    row = self.buffer.take(self.step)
-    if not row:
+    if not self._pending:
+      self._started = None  # no step has taken this time
       return
-    self._show_progress(self.step, row.train_loss, row.tokens_per_second)
-    finite = math.isfinite(row.train_loss)
-    update = max(1, self.step - self.buffer.skipped)  # 1 if all were skipped
+    losses, norms, num_tokens = np.array(self._stop_clock()).T
+    finite = np.isfinite(losses) & np.isfinite(norms)
+    self._count_skipped(losses, finite)
+    loss, norm = (
+      float(values[finite].mean()) if finite.any() else None
+      for values in (losses, norms)
+    )
+    speed = float(num_tokens.sum() / self._pending_seconds)
+    self.seconds += self._pending_seconds
+    self._pending, self._pending_seconds = [], 0.0
+    self._show_progress(self.step, math.nan if loss is None else loss, speed)
+    update = max(1, self.step - self.skipped)  # 1 if all were skipped
     record = {
       "step": self.step,
-      "train_loss": row.train_loss if finite else None,
-      "grad_norm": row.grad_norm if finite else None,
+      "train_loss": loss,
+      "grad_norm": norm,
       "lr": float(self._setup.schedule(update - 1)),  # of the last update
-      "tokens_per_second": round(row.tokens_per_second),
-      "seconds": round(self.buffer.seconds, 3),
+      "tokens_per_second": round(speed),
+      "seconds": round(self.seconds, 3),
     }
-    if self.buffer.skipped:
-      record["skipped"] = self.buffer.skipped
-    self._write_row(record)
+    if self.skipped:
+      record["skipped"] = self.skipped
+    self._write_row(record, self._grad_norms)
+
+  def _stop_clock(self) -> list[list[float]]:
+    """Wait for the pending steps, stop the clock, and return their metrics."""
+    values = [[float(x) for x in jax.device_get(m)] for m in self._pending]
+    if self._started is not None:
+      self._pending_seconds += time.monotonic() - self._started
+    self._started = None
+    return values
+
+  def _count_skipped(self, losses: np.ndarray, finite: np.ndarray) -> None:
+    skips = self._setup.config.optimizer.nonfinite == "skip"
+    limit = MAX_SKIPPED if skips else 0
+    first = self.step - len(losses) + 1
+    for step, (loss, fine) in enumerate(
+      zip(losses, finite, strict=True), first
+    ):
+      self._consecutive = 0 if fine else self._consecutive + 1
+      if self._consecutive > limit:
+        problem = f"loss is {loss}"
+        if math.isfinite(loss):
+          problem = "gradient is not finite"
+        most = f", and at most {limit} in a row may be skipped" if limit else ""
+        raise Diverged(f"the {problem} at step {step}{most}")
+    self.skipped += int((~finite).sum())
 
   def log_evaluation(self, val_loss: float, params: LanguageParams) -> bool:
     """Log the validation loss after a step; return whether it is the best.
@@ -162,11 +228,11 @@ class RunLogger:
       raise Diverged(
         f"the validation loss is {val_loss} after step {self.step}"
       )
-    record = {"step": self.step, "val_loss": val_loss} | process_size()
-    self._write_row(record)
-    self._tensorboard.evaluation(self.step, params)
+    self._write_row({"step": self.step, "val_loss": val_loss} | process_size())
+    if self._tensorboard:
+      self._tensorboard.evaluation(self.step, params)
     self.val_losses.append(val_loss)
-    self._last_evaluation = self.step, val_loss
+    self._evaluated = self.step
     if val_loss >= self.best.val_loss:
       return False
     self.best = Best(val_loss, self.step, jax.tree.map(np.array, params))
@@ -181,32 +247,28 @@ class RunLogger:
 
   def save(self, state: TrainState) -> None:
     """Save a checkpoint: all that the run needs to resume, and its model."""
-    buffered = self.buffer.to_progress()  # stops the clock
+    pending, best = self._stop_clock(), self.best
     description: dict[str, Any] = {}  # that of the first process is saved
     if self._is_writer:
-      description = self._describe(state, buffered)
-    params, best = eval_params(state), self.best.step
+      progress = Progress(
+        batch_size=carried_batch_size(state),
+        val_losses=self.val_losses,
+        best=(best.val_loss, best.step) if best.step else None,
+        pending=pending,
+        pending_seconds=self._pending_seconds,
+        seconds=self.seconds,
+        skipped=(self.skipped, self._consecutive),
+        log_bytes=log_bytes(self.directory),
+      )
+      evaluated = self.val_losses and self._evaluated == self.step
+      description = {
+        **describe(self._setup.config, self._setup.corpus.tokenizer),
+        "val_loss": self.val_losses[-1] if evaluated else None,
+        "progress": progress._asdict(),
+      }
     self._checkpoints.save(
-      self.step, params, description, state=state, best=best
+      self.step, eval_params(state), description, state=state, best=best.step
     )
-
-  def _describe(
-    self, state: TrainState, buffered: dict[str, Any]
-  ) -> dict[str, Any]:
-    """Return the description of a checkpoint of this step."""
-    best = self.best
-    progress = Progress(
-      batch_size=carried_batch_size(state),
-      val_losses=self.val_losses,
-      best=(best.val_loss, best.step) if best.step else None,
-      log_bytes=log_bytes(self.directory),
-      **buffered,
-    )
-    evaluated, val_loss = self._last_evaluation or (0, None)
-    return describe(self._setup.config, self._setup.corpus.tokenizer) | {
-      "val_loss": val_loss if evaluated == self.step else None,
-      "progress": progress._asdict(),
-    }
 
   def sample(
     self, title: str, params: LanguageParams, key: jax.Array, length: int
@@ -214,22 +276,23 @@ class RunLogger:
     """Draw a sample, print it unless --quiet, and append it to samples.txt."""
     if not self._is_writer:
       return
-    tokenizer = self._setup.corpus.tokenizer
+    config, tokenizer = self._setup.config, self._setup.corpus.tokenizer
     tokens = sample(
       self._setup.model,
       params,
       key,
       default_prompt(tokenizer),
       length,
-      temperature=self._setup.config.evaluation.temperature,
+      temperature=config.evaluation.temperature,
       suppress_tokens=tokenizer.unknown_tokens,
     )
     text = tokenizer.decode(tokens[0])
-    if not self._setup.config.job.quiet:
+    if not config.job.quiet:
       print_title(title, self._console, align="left")
       print_sample(text, self._console)
     append(self.directory / run_dir.SAMPLES, f"=== {title} ===\n{text}\n\n")
-    self._tensorboard.sample(self.step, title, text)
+    if self._tensorboard:
+      self._tensorboard.sample(self.step, title, text)
 
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
     """Draw, print and append a sample, by a key that depends on the step."""
@@ -247,7 +310,7 @@ class RunLogger:
       "step": self.best.step,
       "val_loss": self.best.val_loss,
       "test_loss": test_loss,
-      "seconds": round(self.buffer.seconds, 3),
+      "seconds": round(self.seconds, 3),
       "last_step": self.step,
       "stopped_early": self.step < self._setup.num_steps,
     }
@@ -257,30 +320,24 @@ class RunLogger:
       if test_loss is not None:
         self._draw()
 
-  def close(self) -> None:
-    """Draw loss.png and wait for the last checkpoint.
-
-    Only `sample` and `finish` may follow.
-    """
-    if self._is_writer:
-      self._draw()
-    self._checkpoints.close()
-
   def _draw(self) -> None:
     """Draw loss.png, if there is a loss."""
+    metrics = self.directory / run_dir.METRICS
+    picture = self.directory / run_dir.PICTURE
     try:
-      if (self.directory / run_dir.METRICS).exists():
-        from experiments.trainer.plot import draw  # imports matplotlib
-
-        draw(self.directory, self._setup.corpus.tokenizer.unit)
+      if self._is_writer and metrics.exists():
+        unit = self._setup.corpus.tokenizer.unit
+        draw_losses(read_rows(metrics), unit, picture)
     except (OSError, ValueError) as error:  # must not hide a worse error
       message = f"{run_dir.PICTURE} cannot be written: {error}"
       self._console.print(message, soft_wrap=True)
 
-  def _write_row(self, record: dict[str, Any]) -> None:
+  def _write_row(
+    self, record: dict[str, Any], norms: dict[str, jax.Array] | None = None
+  ) -> None:
     if not self._is_writer:
       return
     line = json.dumps(record, allow_nan=False)
-    append(self.directory / run_dir.METRICS, line + "\n")
-    norms = self._grad_norms if "train_loss" in record else {}
-    self._tensorboard.row(record, norms)
+    append(self.directory / run_dir.METRICS, f"{line}\n")
+    if self._tensorboard:
+      self._tensorboard.row(record, norms or {})

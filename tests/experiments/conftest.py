@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments import explore, train
 from experiments.comparison.config import CompareConfig
-from experiments.trainer import plot
+from experiments.trainer import logger
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace
 from lstm_jax import rnn
@@ -73,7 +73,7 @@ def make_config(directory):
 @pytest.fixture(autouse=True)
 def no_loss_picture(monkeypatch):
   """Have runs draw no loss.png, which is slow."""
-  monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
+  monkeypatch.setattr(logger, "draw_losses", lambda *given: None)
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def as_in_a_test():
     jax.numpy_dtype_promotion("standard"),
     pytest.MonkeyPatch.context() as monkeypatch,
   ):
-    monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
+    monkeypatch.setattr(logger, "draw_losses", lambda *given: None)
     yield
 
 

@@ -6,8 +6,8 @@ is by default a fork itself (`tests.forking`).
   python -m tests.experiments.starting CASES > results
 
 The file CASES and the results are lists in JSON. A case is [program, *flags].
-Before the program there may be "closed", for a closed standard output, or
-"pipe", for a pipe that nobody reads. A result is [status, output, errors].
+Before the program there may be "pipe", for a pipe that nobody reads. A result
+is [status, output, errors].
 """
 
 import json
@@ -47,7 +47,7 @@ def start_all(
 ) -> list[tuple[int, str, str]]:
   """Return (status, output, errors) of each (program, *flags).
 
-  "closed" or "pipe" may stand before a program, as the module says. With
+  "pipe" may stand before a program, as the module says. With
   variables, which are added to the environment, the process that is forked is
   a new interpreter, which reads them at its imports.
   """
@@ -71,15 +71,14 @@ def start_all(
 
 def start(case: list[str], directory: Path) -> tuple[int, str, str]:
   """Run a case in a forked process; return (status, output, errors)."""
-  kind = case.pop(0) if case[0] in ("closed", "pipe") else ""
+  piped = case[0] == "pipe"
   out, err = (directory / name for name in ("out", "err"))
   out.write_text("")
   child = os.fork()
   if not child:
-    status = status_of(lambda: run(kind, case, out, err))
+    status = status_of(lambda: run(piped, case[piped:], out, err))
     try:
-      if sys.stdout:
-        sys.stdout.flush()  # as the interpreter does at its exit
+      sys.stdout.flush()  # as the interpreter does at its exit
     except OSError:
       status = 120  # the interpreter's status if the flush fails
     os._exit(status)
@@ -87,24 +86,20 @@ def start(case: list[str], directory: Path) -> tuple[int, str, str]:
   return status, *(path.read_text(errors="replace") for path in (out, err))
 
 
-def run(kind: str, case: list[str], out: Path, err: Path) -> None:
+def run(piped: bool, case: list[str], out: Path, err: Path) -> None:
   """Run a program in this process.
 
-  Its standard output is the file `out`, or, if `kind` is "closed" or "pipe",
-  what the module says of them.
+  Its standard output is the file `out`, or a pipe that nobody reads.
   """
   signal.alarm(60)
   os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-  if kind == "pipe":
+  if piped:
     reader, writer = os.pipe()
     os.dup2(writer, 1)
     os.close(reader)
-  elif kind == "closed":
-    os.close(1)
   else:
     os.dup2(os.open(out, os.O_WRONLY), 1)
-  closed = kind == "closed"
-  sys.stdout = None if closed else os.fdopen(1, "w", closefd=False)
+  sys.stdout = os.fdopen(1, "w", closefd=False)
   program, *_ = sys.argv = case
   runpy.run_module(f"experiments.{program}", None, "__main__", True)
 

@@ -11,7 +11,7 @@ from experiments import ablate, train
 from experiments.comparison.changes import apply_change
 from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import recorded_flags
 from experiments.trainer.trained import Trained, load

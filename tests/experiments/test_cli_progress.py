@@ -15,10 +15,10 @@ from absl import flags
 from experiments import cli, sample, train
 from experiments.cli import make_console
 from experiments.comparison.results import recorded_command
-from experiments.trainer import training_bar
+from experiments.trainer import display
+from experiments.trainer.display import TrainingBar
 from experiments.trainer.format import escape_controls
 from experiments.trainer.records import replace
-from experiments.trainer.training_bar import TrainingBar
 from tests.experiments.sampled import DEFAULTS
 
 # What hides or moves the cursor, or erases a part of the screen.
@@ -83,7 +83,7 @@ def clock(monkeypatch, pace):
   The bar reads the clock as it is made, and then once in ten steps.
   """
   now = iter(range(0, 10**9, 10 * pace))
-  monkeypatch.setattr(training_bar.time, "monotonic", lambda: float(next(now)))
+  monkeypatch.setattr(display.time, "monotonic", lambda: float(next(now)))
 
 
 def test_in_a_terminal_there_is_a_bar_of_one_line(here):
@@ -98,16 +98,6 @@ def test_in_a_terminal_there_is_a_bar_of_one_line(here):
     shown = [frame for frame in frames if frame]
     assert all("/100" in frame and "left" in frame for frame in shown)
     assert max(map(len, shown)) <= columns
-
-
-def test_a_narrow_terminal_has_the_steps_and_the_time_left(here):
-  for columns in (40, 60):
-    here.setenv("COLUMNS", str(columns))
-    with terminal(here) as sent:
-      show()
-    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", b"".join(sent).decode())
-    frames = [frame for frame in re.split(r"[\r\n]+", text) if frame]
-    assert all(re.search("/100 .*[0-9-]{2} left", f) for f in frames)
 
 
 def test_an_error_keeps_its_status_where_it_cannot_be_printed(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import ablate, train
 from experiments.trainer import setup
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from tests.experiments.ablating import ROW

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments import policy
 from experiments.policies.ppo import PPOConfig
 from experiments.policies.training import LAST, PolicyConfig, draw, tables
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace, to_record
 from tests.patterns import exact
 from tests.processes import ROOT, as_flags, run_program

@@ -155,28 +155,13 @@ def test_a_platform_without_a_device_is_an_error_of_one_line():
   assert err.startswith("error: JAX_PLATFORMS=tpu has no device here: ")
 
 
-def test_ctrl_c_during_the_imports_is_an_error_of_one_line(
-  tmp_path, monkeypatch, interruptible
-):
-  interrupt = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
-  (tmp_path / "optax.py").write_text(interrupt)
-  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-  process = subprocess.run(
-    [sys.executable, "-m", "experiments.train"],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-  )
-  assert (process.returncode, process.stderr) == (130, "error: interrupted\n")
-
-
 @pytest.mark.exhaustive
 def test_errors_of_other_kinds_are_a_line_and_their_status():
   """A lack of host memory is not reported as an error of a device."""
   code = """
 import os, jax
 from experiments.cli import launch
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 
 def fail():
   raise error
@@ -238,18 +223,16 @@ def test_help_on_a_full_disk_is_an_error_of_one_line():
 
 
 @pytest.mark.exhaustive
-def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
+def test_a_closed_pipe_ends_quietly(tmp_path):
   corpus, run = tmp_path / "verse.txt", tmp_path / "run"
   corpus.write_text("Shall I compare thee to a summer's day?\n" * 20)
   train = ["train", f"--corpus={corpus}", "--hidden_size=12", "--seq_len=8"]
   train += ["--batch_size=3", "--num_epochs=1", f"--run={run}"]
-  # "pipe": nobody reads the output. "closed": there is no standard output.
+  # "pipe": nobody reads the output.
   cases = [
     ("pipe", "train", "--help"),
     ("pipe", *train),
-    ("closed", "train", "--help"),
-    ("closed", "train", "verse"),
-    ("closed", *train),
+    train,
     ("pipe", "sample", f"--run={run}"),
     ("sample", f"--run={run}", "--temperature=0", "--top_k=3", "--length=5"),
   ]
@@ -258,8 +241,6 @@ def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
   greedy = "--top_k=3 has no effect: --temperature=0 is greedy"
   assert err == f"warning: {greedy}\n"
   statuses = [status for status, _, _ in results]
-  assert statuses == [141, 141, 0, 2, 0, 141]  # 141: 128 + SIGPIPE
-  errors = [err.startswith("error: unknown argument") for _, _, err in results]
-  assert errors == [False, False, False, True, False, False]
-  assert "".join(err for _, _, err in results).count("\n") == 1
+  assert statuses == [141, 141, 0, 141]  # 141: 128 + SIGPIPE
+  assert "".join(err for _, _, err in results) == ""
   assert (run / "result.json").exists()

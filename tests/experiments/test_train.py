@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer import metric_buffer
+from experiments.trainer import logger
 from experiments.trainer.config import CELLS
 from experiments.trainer.data import read_corpus
 from experiments.trainer.records import replace, to_record
@@ -127,7 +127,7 @@ def test_the_seconds_are_those_of_training_steps_and_not_of_evaluations(
     return evaluate(*arguments)
 
   clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(waited))
-  monkeypatch.setattr(metric_buffer, "time", clock)
+  monkeypatch.setattr(logger, "time", clock)
   monkeypatch.setattr(train, "stateful_loss", slow)
   # Evaluations right after a row, and after steps that have no row yet.
   result = train.run(replace(config, eval_every=15), console)

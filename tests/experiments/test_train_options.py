@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer import plot
+from experiments.trainer import logger as run_logger
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace
@@ -25,7 +25,7 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(
 ):
   drawn = []
   monkeypatch.setattr(
-    plot, "draw", lambda directory, unit: drawn.append(read_rows(directory))
+    run_logger, "draw_losses", lambda rows, unit, path: drawn.append(rows)
   )
   config = replace(config, test_fraction=0.1, val_fraction=0.25, num_epochs=2)
   result = train.run(config, console)

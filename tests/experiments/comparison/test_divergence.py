@@ -9,7 +9,7 @@ from experiments import compare_cells
 from experiments.comparison import measurements
 from experiments.comparison.measurements import diverged, finished
 from experiments.comparison.tables import tables
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 
 TOO_LARGE = 3e38  # a learning rate at which training diverges at once

@@ -16,7 +16,7 @@ from experiments.comparison.training import (
   sample_steps,
   train_cell,
 )
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from lstm_jax.language import stateful_loss
 from lstm_jax.language.params import init_params
 from lstm_jax.training import Metrics

@@ -20,7 +20,7 @@ from experiments.comparison.tuning import (
   try_learning_rates,
   widen,
 )
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 
 TOO_LARGE = 3e38  # a learning rate at which training diverges at once

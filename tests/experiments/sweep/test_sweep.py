@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import sweep, train
-from experiments.trainer import sweep_members, training_bar
+from experiments.trainer import display, sweep_members
 from experiments.trainer.data import read_corpus
-from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.sweep_members import Member, make_members
 from experiments.trainer.trained import load
@@ -183,7 +183,7 @@ def test_the_bar_of_a_sweep_moves_at_every_step_and_shows_its_speed(
   steps, shown = [], []
   for name, values in (("advance", steps), ("update", shown)):
     monkeypatch.setattr(
-      training_bar.TrainingBar,
+      display.TrainingBar,
       name,
       lambda bar, *given, values=values: values.append(given),
     )

@@ -30,7 +30,7 @@ from rich.console import Console
 
 import tests.lowering  # noqa: F401 - lowers programs faster
 from experiments import train
-from experiments.trainer import plot, tensorboard
+from experiments.trainer import display, logger
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.environment import REPOSITORY, checkout
 from experiments.trainer.logger import RunLogger
@@ -91,9 +91,9 @@ def count_steps(run):
   file = os.open(f"{run}.step", os.O_CREAT | os.O_RDWR)
   log_step = RunLogger.log_step
 
-  def counted(logger, step, metrics):
+  def counted(self, step, metrics):
     os.pwrite(file, step.to_bytes(8, "big"), 0)
-    log_step(logger, step, metrics)
+    log_step(self, step, metrics)
 
   RunLogger.log_step = counted
 
@@ -139,8 +139,8 @@ def main():
   directory, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
   programs = sys.argv[4]
   (directory / "verse.txt").write_text(VERSES)
-  tensorboard.summary = None  # no events: they take half of a life
-  plot.draw = lambda directory, unit: None  # nor a picture
+  display.summary = None  # no events: they take half of a life
+  logger.draw_losses = lambda *given: None  # nor a picture
   checkout(REPOSITORY)  # kept for all lives: they do not start git
   if not os.listdir(programs):
     os.waitpid(start(make_config(directory, "cold"), programs), 0)

@@ -23,7 +23,7 @@ import pytest
 
 from experiments import train
 from experiments.cli import make_console
-from experiments.trainer import plot, setup
+from experiments.trainer import logger, setup
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import from_record
 from lstm_jax.training import CheckpointWriter
@@ -70,7 +70,7 @@ def main():
 
   with pytest.MonkeyPatch.context() as monkeypatch:
     # No test looks at the picture.
-    monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
+    monkeypatch.setattr(logger, "draw_losses", lambda *given: None)
     monkeypatch.setattr(setup, "host_device", lambda: jax.devices()[-1])
     monkeypatch.setattr(setup, "place", reported_place)
     monkeypatch.setattr(train, "initial_state", reported_state)

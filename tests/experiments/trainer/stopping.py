@@ -12,7 +12,7 @@ import pytest
 
 from experiments import train
 from experiments.cli import make_console
-from experiments.trainer import plot, setup, tensorboard
+from experiments.trainer import display, logger, setup
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import from_record
 from tests.experiments.trainer.resuming import signal_at
@@ -27,8 +27,8 @@ def main():
   )
   with pytest.MonkeyPatch.context() as monkeypatch:
     # No test looks at the picture and the events.
-    monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
-    monkeypatch.setattr(tensorboard, "summary", None)
+    monkeypatch.setattr(logger, "draw_losses", lambda *given: None)
+    monkeypatch.setattr(display, "summary", None)
     if step:
       signal_at(monkeypatch, step, maker=maker)
     train.run(config, make_console())

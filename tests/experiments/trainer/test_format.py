@@ -59,17 +59,14 @@ def test_a_time_below_10_ms_has_at_most_two_digits(ms, shown):
   assert format_milliseconds(ms) == shown
 
 
-# Cells whose words are broken into lines take 35 characters, whole ones 46.
-@pytest.mark.parametrize(("width", "shown"), [(20, 35), (37, 37), (80, 46)])
-def test_a_narrow_console_cuts_off_no_number_and_no_label(width, shown):
+@pytest.mark.parametrize("width", [20, 37, 80])
+def test_a_narrow_console_cuts_off_no_number_and_no_label(width):
   table = number_table("protocol", "nats/char", "perplexity")
   table.add_row("cold windows of 256", "1.9465", "1,072.179")
   console = Console(file=io.StringIO(), width=width)
   print_table(table, console)
-  lines = console.file.getvalue().splitlines()
-  assert {len(line) for line in lines} == {shown}
   text = console.file.getvalue()
-  for whole in ("cold", "windows", "256", "1.9465", "1,072.179"):
+  for whole in ("cold windows of 256", "1.9465", "1,072.179"):
     assert whole in text
 
 

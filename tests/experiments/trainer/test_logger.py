@@ -1,4 +1,4 @@
-"""The samples and the losses that a run logs."""
+"""The samples, the losses and the training time that a run logs."""
 
 import json
 import math
@@ -6,14 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
-from experiments.trainer import plot
-from experiments.trainer.errors import Diverged, closing_run
-from experiments.trainer.logger import Best, RunLogger
+from experiments.trainer import logger as run_logger
+from experiments.trainer.checkpoint import Progress, Restored
+from experiments.trainer.logger import RunLogger
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
-from lstm_jax.training import CheckpointError
+from lstm_jax.training import (
+  CheckpointError,
+  CheckpointWriter,
+  Metrics,
+  read_checkpoint,
+)
 from tests.experiments.trainer.resuming import read_rows
 
 
@@ -80,13 +87,13 @@ def test_the_test_loss_is_logged_at_the_step_of_the_best_weights(make_logger):
 def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
   kind, make_logger, console, monkeypatch
 ):
-  def fail(directory, unit):
+  def fail(*given):
     raise kind("no room " * 20)
 
-  monkeypatch.setattr(plot, "draw", fail)
+  monkeypatch.setattr(run_logger, "draw_losses", fail)
   logger, _, log = make_logger()
-  log.with_name("metrics.jsonl").write_text("{}\n")
-  with pytest.raises(Diverged, match=r"^worse$"), closing_run(logger, console):
+  log.with_name("metrics.jsonl").write_text("")
+  with pytest.raises(Diverged, match=r"^worse$"), logger:
     raise Diverged("worse")
   line = f"loss.png cannot be written: {'no room ' * 20}\n"
   assert console.file.getvalue() == line
@@ -103,15 +110,14 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
   ],
 )
 def test_a_divergence_is_raised_in_place_of_the_error_of_a_full_disk(
-  first, second, raised, console
+  first, second, raised, make_logger, console, monkeypatch
 ):
-  def close():
+  def close(writer):
     raise second("no room for [1]")
 
-  with (
-    pytest.raises(raised) as caught,
-    closing_run(SimpleNamespace(close=close), console),
-  ):
+  logger, _, _ = make_logger()
+  monkeypatch.setattr(CheckpointWriter, "close", close)
+  with pytest.raises(raised) as caught, logger:
     if first:
       raise first
   assert caught.type is raised
@@ -119,30 +125,146 @@ def test_a_divergence_is_raised_in_place_of_the_error_of_a_full_disk(
   assert console.file.getvalue() == printed
 
 
-def test_a_divergence_is_raised_if_its_output_is_full_too():
-  def full(*arguments, **options):
+def test_a_divergence_is_raised_if_its_output_is_full_too(
+  make_logger, console, monkeypatch
+):
+  def full(*given, **options):
     raise OSError("no room")
 
-  run, output = SimpleNamespace(close=full), SimpleNamespace(print=full)
-  with pytest.raises(Diverged, match=r"^worse$"), closing_run(run, output):
+  logger, _, _ = make_logger()
+  monkeypatch.setattr(CheckpointWriter, "close", full)
+  monkeypatch.setattr(console, "print", full)
+  with pytest.raises(Diverged, match=r"^worse$"), logger:
     raise Diverged("worse")
 
 
 def test_a_run_is_finished_only_after_its_last_checkpoint_is_written(
-  tmp_path, monkeypatch
+  make_logger, monkeypatch
 ):
-  done = []
+  logger, params, log = make_logger()
+  logger.log_evaluation(1.5, params)
+  result, found = log.with_name("result.json"), []
   monkeypatch.setattr(
-    "experiments.trainer.logger.write_json", lambda path, _: done.append(path)
+    CheckpointWriter, "wait", lambda writer: found.append(result.exists())
   )
-  unfinished = SimpleNamespace(
-    best=Best(step=3, val_loss=1.5, params=None),
-    buffer=SimpleNamespace(seconds=2.0),
-    directory=tmp_path,
-    step=9,
-    _setup=SimpleNamespace(num_steps=9),
-    _checkpoints=SimpleNamespace(wait=lambda: done.append("checkpoint")),
-    _is_writer=True,
+  logger.finish(test_loss=None)
+  assert found == [False] and result.exists()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands still until it is set."""
+  now = [10.0]
+  time = SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(run_logger, "time", time)
+  return now
+
+
+def log_steps(logger, *steps):
+  """Log training steps: (loss, gradient norm, number of tokens) of each."""
+  for loss, grad_norm, num_tokens in steps:
+    norms = {"layer1": np.float32(grad_norm)}
+    metrics = Metrics(np.float32(loss), grad_norm, num_tokens, norms)
+    logger.log_step(logger.step + 1, metrics)
+
+
+def last_row(log, *names):
+  row = read_rows(log.parent)[-1]
+  return tuple(row[name] for name in names)
+
+
+MEANS = "train_loss", "grad_norm", "tokens_per_second", "seconds", "skipped"
+
+
+def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(
+  make_logger, clock
+):
+  logger, _, log = make_logger(nonfinite="skip")
+  logger.start_clock()
+  log_steps(logger, (1, 3, 10), (2, 5, 10), (math.nan, 7, 10))
+  clock[0] += 2
+  logger.flush()
+  assert last_row(log, *MEANS) == (1.5, 4.0, 15, 2.0, 1)  # 30 tokens in 2 s
+  clock[0] += 5  # an evaluation: `flush` has stopped the clock
+  logger.start_clock()
+  log_steps(logger, (8, 1, 6), (4, math.inf, 6))
+  clock[0] += 3
+  logger.flush()
+  assert last_row(log, *MEANS) == (8.0, 1.0, 4, 5.0, 2)
+  logger.start_clock()
+  clock[0] += 9
+  logger.flush()  # no step has taken this time
+  assert len(read_rows(log.parent)) == 2 and logger.seconds == 5.0
+
+
+def test_the_time_includes_the_steps_that_were_still_running(
+  make_logger, clock
+):
+  class Running:
+    """A loss that is known 3 s after it is asked for."""
+
+    def __array__(self, dtype=None, copy=None):
+      clock[0] += 3
+      return np.asarray(1.0, dtype)
+
+  logger, _, log = make_logger()
+  logger.start_clock()
+  logger.log_step(1, Metrics(Running(), np.float32(2), 30, grad_norms={}))
+  clock[0] += 2
+  logger.flush()
+  assert last_row(log, *MEANS[:4]) == (1.0, 2.0, 6, 5.0)  # 30 tokens in 5 s
+
+
+def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(
+  make_logger, clock, monkeypatch
+):
+  monkeypatch.setattr(run_logger, "MAX_SKIPPED", 1)
+  logger, _, _ = make_logger(nonfinite="skip")
+  logger.step = 5
+  logger.start_clock()
+  # Steps 6 to 9, of which 6 and the last two are not finite.
+  fine, wrong = (1, 1, 1), (math.inf, 1, 1)
+  log_steps(logger, (math.nan, 1, 1), fine, wrong, (1, math.nan, 1))
+  clock[0] += 1
+  message = (
+    "^the gradient is not finite at step 9, and at most 1 in a row may be "
+    r"skipped$"
   )
-  RunLogger.finish(unfinished, test_loss=None)
-  assert done == ["checkpoint", tmp_path / "result.json"]
+  with pytest.raises(Diverged, match=message):
+    logger.flush()
+
+
+def test_what_a_checkpoint_holds_is_continued(make_logger, clock, monkeypatch):
+  monkeypatch.setattr(run_logger, "MAX_SKIPPED", 1)
+  logger, _, log = make_logger(nonfinite="skip")
+  state = logger._setup.make_state()
+  logger.start_clock()
+  log_steps(logger, (math.nan, 1, 10), (1, 1, 10), (math.nan, 1, 10))
+  clock[0] += 4
+  logger.flush()
+  logger.start_clock()
+  log_steps(logger, (1, 2, 10))
+  clock[0] += 2
+  logger.save(state)
+  logger.__exit__(None, None, None)
+  _, description = read_checkpoint(log.parent / "checkpoints")
+  progress = Progress(**description["progress"])
+  assert progress.pending_seconds == 2.0 and progress.seconds == 4.0
+  # Two steps were skipped in all, and one right before the pending step.
+  assert progress.pending == [[1, 2, 10]] and progress.skipped == [2, 1]
+  restored = Restored(state._replace(step=4), progress, None)
+
+  resumed, _, _ = make_logger(nonfinite="skip")
+  resumed.resume(restored)
+  resumed.start_clock()
+  log_steps(resumed, (3, 4, 20))
+  clock[0] += 1
+  resumed.flush()
+  assert last_row(log, *MEANS) == (2.0, 3.0, 10, 7.0, 2)
+  resumed.resume(restored._replace(progress=progress._replace(pending=[])))
+  resumed.start_clock()
+  resumed.step = 3
+  log_steps(resumed, (math.nan, 1, 10))
+  clock[0] += 1
+  with pytest.raises(Diverged, match="loss is nan at step 4, and at most 1"):
+    resumed.flush()

@@ -1,5 +1,7 @@
-"""The events that a run writes for TensorBoard, read back from its files."""
+"""The progress bar of a training, and its events for TensorBoard, read back."""
 
+import io
+import re
 import shutil
 from pathlib import Path
 
@@ -7,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import train
 from experiments.analysis.states import signals, trace_layers
-from experiments.trainer import tensorboard
+from experiments.cli import make_console
+from experiments.trainer import display
 from experiments.trainer.data import read_corpus
-from experiments.trainer.logger import EXCERPT
+from experiments.trainer.display import EXCERPT, TAGS, TensorBoard, TrainingBar
 from experiments.trainer.records import replace
-from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
 from experiments.trainer.trained import load
 from lstm_jax import Autodiff, gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
@@ -86,8 +89,7 @@ def test_the_gates_of_an_lstm_a_gru_and_an_rnn_are_counted(cell, tmp_path, key):
   model = language_model(ModelConfig(cell, hidden_size=9, num_layers=2), 7)
   params = jax.tree.map(lambda leaf: 4 * leaf, model.init(key))  # saturated
   tokens = np.arange(40) % 7
-  writer = TensorBoardWriter(tmp_path / "tensorboard", cell, tokens)
-  writer.begin(0)
+  writer = TensorBoard(tmp_path / "tensorboard", cell, tokens, 0)
   writer.evaluation(30, params)
   shown = shown_events(tmp_path)
   layers, _ = trace_layers(cell, params, jnp.asarray(tokens))
@@ -111,10 +113,8 @@ def test_the_gates_of_an_lstm_a_gru_and_an_rnn_are_counted(cell, tmp_path, key):
 def test_a_cell_whose_state_has_a_matrix_has_no_gates(tmp_path, key):
   config = ModelConfig(matrix_cell, embedding_size=3, hidden_size=4)
   params = language_model(config, 7, adjoint=Autodiff()).init(key)
-  writer = TensorBoardWriter(
-    tmp_path / "tensorboard", matrix_cell, np.arange(7)
-  )
-  writer.begin(0)
+  directory = tmp_path / "tensorboard"
+  writer = TensorBoard(directory, matrix_cell, np.arange(7), 0)
   writer.evaluation(30, params)
   assert {tag.partition("/")[0] for tag in shown_events(tmp_path)} == {
     "weight_norm"
@@ -145,8 +145,7 @@ def test_a_resumed_run_shows_each_step_once(config, console, tmp_path):
     signal_at(monkeypatch, 33)
     directory = train.run(again, console).directory
   # A row after the last checkpoint, as a kill leaves it: resuming drops it.
-  late = TensorBoardWriter(directory / "tensorboard", lstm, np.zeros(2, int))
-  late.begin(34)
+  late = TensorBoard(directory / "tensorboard", lstm, np.zeros(2, int), 34)
   late.row({"step": 40, "train_loss": 9.0}, {})
   train.run(again, console)
   shown, expected = shown_events(directory), shown_events(whole)
@@ -162,36 +161,23 @@ def test_without_tensorboardx_a_new_run_is_the_same_and_has_no_events(
   directory = tmp_path / "run"
   shutil.copytree(config.job.run, directory)
   assert (directory / "tensorboard").exists()  # of the run that is replaced
-  monkeypatch.setattr(tensorboard, "summary", None)
+  monkeypatch.setattr(display, "summary", None)
   again = replace(config, run=str(directory), overwrite=True)
   train.run(again, console)
   assert not (directory / "tensorboard").exists()
   assert outcome(directory) == outcome(Path(config.job.run))
 
 
-def test_a_run_that_goes_on_with_the_clock_put_back_shows_all(
-  tmp_path, monkeypatch
-):
-  for now, step in (1764500000.5, 0), (1764400000.5, 7), (1764400000.5, 8):
-    monkeypatch.setattr("time.time", lambda now=now: now)
-    writer = TensorBoardWriter(tmp_path / "tensorboard", lstm, np.zeros(2, int))
-    writer.begin(step)
-    for each in range(step, step + 2):
-      writer.row({"step": each, "train_loss": each}, {})
-  expected = [(0, 0.0), (1, 1.0), (7, 7.0), (8, 8.0), (9, 9.0)]
-  assert shown_events(tmp_path) == {"loss/train": expected}
-
-
 def test_a_directory_of_events_that_cannot_be_made_is_named(tmp_path):
   path = tmp_path / "tensorboard"
   path.touch()
   with pytest.raises(OSError, match=f"File exists: {exact(repr(str(path)))}"):
-    TensorBoardWriter(path, lstm, np.zeros(2, int)).begin(0)
+    TensorBoard(path, lstm, np.zeros(2, int), 0)
 
 
 def test_each_entry_of_a_row_is_shown(tmp_path):
-  writer = TensorBoardWriter(tmp_path / "tensorboard", lstm, np.zeros(2, int))
-  writer.begin(0)
+  directory = tmp_path / "tensorboard"
+  writer = TensorBoard(directory, lstm, np.zeros(2, int), 0)
   losses = {"train_loss": 1.0, "val_loss": 2.0, "test_loss": 3.0}
   speed = {"tokens_per_second": 4.0, "seconds": 5.0, "lr": 6.0}
   process = {"resident_mb": 7.0, "live_mb": 8.0, "compilations": 9.0}
@@ -211,3 +197,26 @@ def test_each_entry_of_a_row_is_shown(tmp_path):
     "process/skipped_steps": [(3, 11.0)],
     "grad_norm/layer1": [(3, 12.0)],
   }
+
+
+def test_a_bar_has_the_remaining_time_if_updates_are_minutes_apart():
+  now, sent = 0.0, io.StringIO()
+  console = Console(
+    file=sent, width=80, force_terminal=True, get_time=lambda: now
+  )
+  with TrainingBar(console, 100, "character") as bar:
+    for step in range(10, 40, 10):
+      bar.update(step, 3.0, 5.0)
+      now += 100.0
+    bar.advance(35)
+  text = re.sub(r"\x1b\[[0-9]+m", "", sent.getvalue())
+  # Steps 11 to 35 took 300 s, so that the last 65 take 780.
+  assert " 35/100 3.000 nats/char  5 chars/s 13:00 left\n" in text
+
+
+def test_a_run_of_one_row_has_one_line_and_a_longer_one_no_first(capsys):
+  for total in (10, 20):
+    bar = TrainingBar(make_console(), total, "character")
+    bar.update(10, 3.0, 5.0)
+    line = "10/10  3.000 nats/char  5 chars/s  0:00:00 left\n"
+    assert capsys.readouterr().out == (line if total == 10 else "")
