@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.analysis.chrono import GATE_BIASES, with_chrono_biases
+from experiments.analysis.recall import GATE_BIASES, with_chrono_biases
 from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig, language_model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.analysis import recall
-from experiments.analysis.chrono import with_chrono_biases
+from experiments.analysis.recall import with_chrono_biases
 from lstm_jax import lstm
 from lstm_jax.language import ModelConfig, language_model
 from tests.compiling import count_programs
