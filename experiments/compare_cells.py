@@ -15,7 +15,7 @@ training text. It measures
 - the validation loss by the length of the context;
 - delayed recall: the accuracy of naming a symbol after 1 to 500 blanks, with
   the cells' usual initial biases and, for gated cells, with those of chrono
-  initialization (`analysis.chrono`), which fit the delay;
+  initialization (`analysis.recall`), which fit the delay;
 - gradient flow: the norm of the gradient of one character's loss with respect
   to each earlier state, before and after training with equal steps.
 

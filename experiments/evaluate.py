@@ -44,9 +44,9 @@ from experiments.analysis.protocols import (
   MIXED,
   PROTOCOLS,
   Member,
-  Protocols,
   Settings,
   Texts,
+  outcomes,
 )
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
@@ -182,7 +182,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   _print_heading(
     config, members, excerpt, texts.tokens, spelling_nats, record, console
   )
-  protocols = Protocols(
+  results = outcomes(
     [Member(one.model, one.params) for one in members],
     texts,
     Settings(config.window, fixed, num_cores()),
@@ -190,8 +190,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   )
   rows: list[Row] = []
   try:
-    for name in (n for n in PROTOCOLS if n in config.protocol):
-      outcome = protocols.outcome(name)
+    for name, outcome in results:
       for choice in outcome.choices:
         if how := choice.description():
           console.print(how, soft_wrap=True)

@@ -50,15 +50,6 @@ STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6  # of a cell's check
 # Of the model's, which reads the table W_e W_x up to V 66 (`reads_table`).
 MODEL_STEPS, EMBEDDING, MODEL_HIDDEN, LAYERS = 22, 5, 7, 2
 
-# At a step of 1e-3, central differences of a layer-normalised LSTM are wrong by
-# 1.2e-6: its fifth derivative is large where a row has little variance.
-EPSILON = 5e-4
-
-# The derivative of ReLU jumps at 0, and a difference across the jump is wrong.
-# With a step as small as this, a difference crosses the jump only if a
-# pre-activation is almost 0.
-EPSILON_OF_RELU = 1e-6
-
 
 def check_cell(cell: Any, key: jax.Array) -> Report:
   """Check the gradient of an unrolled cell: weights, state and inputs."""
@@ -76,7 +67,7 @@ def check_cell(cell: Any, key: jax.Array) -> Report:
       cell, x["params"], x["state"], x["xs"], adjoint=adjoint
     )
 
-  return compare(run, arguments, key, epsilon_of(cell))
+  return compare(cell, run, arguments, key)
 
 
 def first_batch(text: str) -> tuple[int, tuple[Any, Any]]:
@@ -110,20 +101,14 @@ def check_model(
     lm = language_model(config, vocabulary_size, adjoint=adjoint)
     return lambda x: lm.loss(x["params"], x["state"], *batch)
 
-  return compare(run, arguments, key, epsilon_of(cell))
-
-
-def epsilon_of(cell: Any) -> float:
-  """Return the step of the central differences of a cell."""
-  has_relu = RELU in getattr(cell, "arguments", ())  # of `with_activation`
-  return EPSILON_OF_RELU if has_relu else EPSILON
+  return compare(cell, run, arguments, key)
 
 
 def compare(
+  cell: Any,
   run: Callable[[Adjoint], Callable],
   arguments: Callable,
   key: jax.Array,
-  epsilon: float,
 ) -> Report:
   """Compare the gradients of run(Explicit()) with those of run(Autodiff()).
 
@@ -131,6 +116,12 @@ def compare(
   """
   x_key, key = jax.random.split(key)  # with one key, cotangents would repeat x
   x = gaussian(arguments, x_key)
+  # The step of the central differences. At 1e-3, those of a layer-normalised
+  # LSTM are wrong by 1.2e-6: its fifth derivative is large where a row has
+  # little variance. The derivative of ReLU jumps at 0, which a step of 1e-6
+  # crosses only if a pre-activation is almost 0.
+  has_relu = RELU in getattr(cell, "arguments", ())  # of `with_activation`
+  epsilon = 1e-6 if has_relu else 5e-4
   return gradcheck(run(Explicit()), run(Autodiff()), x, key, epsilon=epsilon)
 
 
@@ -151,39 +142,25 @@ def gaussian(arguments: Callable[[jax.Array], Any], key: jax.Array) -> Any:
   return jax.tree.map_with_path(drawn, jax.eval_shape(arguments, key))
 
 
-def plantable_modules() -> dict[str, Any]:
-  """Return every cell or module with terms to plant an error in, by name."""
-  return CELLS | {"affine": affine, "loss": loss}
+def planted_module(planted: str) -> tuple[str, Any]:
+  """Return the name of a cell, `affine` or `loss`, and it with an error.
 
-
-def plantable_terms() -> list[str]:
-  """Return every value of `--plant`.
-
-  The terms of `affine` for tokens are left out: on a corpus of at most
+  The terms of `affine` for tokens cannot be planted: on a corpus of at most
   MODEL_STEPS × BATCH distinct characters, only the Mogrifier LSTM's language
   model applies `linear` to tokens (`reads_table`), so all others would pass.
+
+  Raises:
+    ValueError: there is no such term; the message lists those of its cell.
   """
-  return [
-    f"{p}.{t}"
-    for p, module in plantable_modules().items()
-    for t in terms(module)
-    if not t.endswith("_tokens")
-  ]
-
-
-def no_term(planted: str) -> str:
-  """Return the message about an unknown term, which lists the known ones.
-
-  The terms of all cells together would be too long for a line.
-  """
-  name, _, _ = planted.partition(".")
-  prefix = f"{name}."
-  found = [term for term in plantable_terms() if term.startswith(prefix)]
-  own = [term.removeprefix(prefix) for term in found]
-  advice = f"those of {name} are {', '.join(own)}"
-  if not own:
-    advice = f"pass one of {', '.join(plantable_modules())} to list its terms"
-  return f"no backward pass has a term {planted!r}; {advice}"
+  modules = CELLS | {"affine": affine, "loss": loss}
+  name, _, term = planted.partition(".")
+  advice = f"pass one of {', '.join(modules)} to list its terms"
+  if name in modules:
+    own = [t for t in terms(modules[name]) if not t.endswith("_tokens")]
+    if term in own:
+      return name, plant(modules[name], term)
+    advice = f"those of {name} are {', '.join(own)}"
+  raise ValueError(f"no backward pass has a term {planted!r}; {advice}")
 
 
 @contextmanager
@@ -245,10 +222,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
   cells = dict(CELLS)
   context: AbstractContextManager = nullcontext()
   if planted:
-    name, _, term = planted.partition(".")
-    if planted not in plantable_terms():
-      raise ValueError(no_term(planted))
-    module = plant(plantable_modules()[name], term)
+    name, module = planted_module(planted)
     if name in cells:
       cells = {name: module}
     else:

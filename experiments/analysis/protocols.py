@@ -11,8 +11,8 @@ dynamic evaluation each member adapts by itself, with settings of its own.
 """
 
 import math
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,122 +67,53 @@ class Outcome(NamedTuple):
   choices: list[dynamic_eval.Choice]  # the members' settings, to be printed
 
 
-class Protocols:
-  """Reads a text by one protocol after another.
+def outcomes(
+  members: list[Member],
+  texts: Texts,
+  settings: Settings,
+  names: Collection[str],
+) -> Iterator[tuple[str, Outcome]]:
+  """Read a text by one protocol after another: yield (name, its result).
+
+  What two protocols need is computed once. The protocols come in the order of
+  PROTOCOLS.
 
   Args:
     members: the models; one, or an ensemble of a common vocabulary.
     texts: the text to read, and the other texts that the protocols need.
     settings: the settings of the protocols.
-    names: the protocols that will be asked for. What two of them need is
-      computed once.
+    names: of the protocols, each one of PROTOCOLS.
+
+  Raises:
+    ValueError: a setting is out of its range.
+    Divergence: dynamic evaluation diverges.
   """
+  tokens, before, training = texts
 
-  def __init__(
-    self,
-    members: list[Member],
-    texts: Texts,
-    settings: Settings,
-    names: Iterable[str],
-  ):
-    self._members, self._texts, self._settings = members, texts, settings
-    self._names = set(names)
+  @cache
+  def stateful() -> np.ndarray:
+    """Return log probabilities of the text's tokens, [N − 1].
 
-  def outcome(self, name: str) -> Outcome:
-    """Return the result of a protocol.
-
-    Raises:
-      ValueError: the protocol is unknown or was not among the `names` of the
-        constructor, or a setting is out of its range.
-      Divergence: dynamic evaluation diverges.
+    If a mixture needs them, those of the whole vocabulary, [N − 1, V].
     """
-    if name not in PROTOCOLS:
-      raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
-    if name not in self._names:
-      named = ", ".join(sorted(self._names))
-      raise ValueError(
-        f"protocol must be one of those named ({named}), got {name!r}"
-      )
-    match name:
-      case "cold":
-        return self._cold()
-      case "stateful":
-        return Outcome("stateful", self._nats(self._stateful), {}, [])
-      case "dynamic":
-        return self._dynamic_outcome()
-      case "mixed":
-        return self._mixed_dynamic_outcome()
-      case _:
-        return self._mixed("stateful", self._stateful)
+    if "mixed_stateful" in names:
+      return log_mean(stateful_log_probs(*m, tokens) for m in members)
+    return log_mean(-stateful_nats(*m, tokens) for m in members)
 
-  def _cold(self) -> Outcome:
-    tokens, window = self._texts.tokens, self._settings.window
-    log_probs = (-cold_nats(*m, tokens, window) for m in self._members)
-    title, record = f"cold windows of {window}", {"window": window}
-    return Outcome(title, -log_mean(log_probs), record, [])
-
-  def _dynamic_outcome(self) -> Outcome:
-    choices, predicted = self._dynamic
-    title = "dynamic, settings of each member"
-    if len(choices) == 1:
-      config = choices[0].config
-      title = f"dynamic, rate {config.rate:g}, decay {config.decay:g}"
-    record = {"dynamic": _settings_of(choices)}
-    return Outcome(title, self._nats(predicted), record, choices)
-
-  def _mixed_dynamic_outcome(self) -> Outcome:
-    choices, predicted = self._dynamic
-    outcome = self._mixed("dynamic", predicted)
-    return outcome._replace(
-      record=outcome.record | {"mixed_dynamic": _settings_of(choices)},
-      # If both protocols were named, the outcome of dynamic has the choices.
-      choices=[] if "dynamic" in self._names else choices,
-    )
-
-  def _mixed(self, base: str, log_probs: np.ndarray) -> Outcome:
-    trained, untrained = self._ngrams
-    experts = log_probs, trained.log_probs, untrained.log_probs
-    targets = self._texts.tokens[1:]
-    nats = mixing.mixed_nats(experts, trained.longest, targets)
-    record = {
-      "order": ORDER,
-      "discount": DISCOUNT,
-      "rate": mixing.RATE,
-      "weights": [*mixing.WEIGHTS],
-    }
-    title = f"mixed, {base} and n-grams"
-    return Outcome(title, nats, {"mixed": record}, [])
-
-  @cached_property
-  def _stateful(self) -> np.ndarray:
-    """The log probabilities of one pass over the text.
-
-    They are of the text's tokens, [N − 1]; if mixed_stateful was named, of the
-    whole vocabulary, [N − 1, V].
-    """
-    tokens = self._texts.tokens
-    if "mixed_stateful" in self._names:
-      return log_mean(stateful_log_probs(*m, tokens) for m in self._members)
-    return log_mean(-stateful_nats(*m, tokens) for m in self._members)
-
-  @cached_property
-  def _dynamic(self) -> tuple[list[dynamic_eval.Choice], np.ndarray]:
-    """(each member's settings, the log probabilities by dynamic evaluation).
-
-    The log probabilities are of the text's tokens, [N − 1]; if mixed was named,
-    of the whole vocabulary, [N − 1, V].
-    """
+  @cache
+  def dynamic() -> tuple[list[dynamic_eval.Choice], np.ndarray]:
+    """Return (each member's settings, log probabilities as of `stateful`)."""
     choices = []
 
     def predictions():  # a generator: not all are in memory at once
-      for member in self._members:
+      for member in members:
         choice, predicted = dynamic_eval.evaluate_dynamically(
           *member,
-          self._texts.before,
-          self._texts.tokens,
-          self._settings.fixed,
-          threads=self._settings.threads,
-          full="mixed" in self._names,
+          before,
+          tokens,
+          settings.fixed,
+          threads=settings.threads,
+          full="mixed" in names,
         )
         choices.append(choice)
         yield predicted
@@ -190,32 +121,65 @@ class Protocols:
     mean = log_mean(predictions())  # which also fills choices
     return choices, mean
 
-  @cached_property
-  def _ngrams(self) -> tuple[Predictions, Predictions]:
-    """The predictions of two n-gram models.
+  @cache
+  def ngrams() -> tuple[Predictions, Predictions]:
+    """Return the predictions of two n-gram models.
 
     The counts of one start from the training text, those of the other from
     nothing; both count each token of the text once it has been predicted.
     """
-    vocabulary_size = len(self._members[0].params.bias)
-    tokens, _, training = self._texts
+    size = len(members[0].params.bias)
     return (
-      ngram_predictions(tokens, training, vocabulary_size),
-      ngram_predictions(tokens, [], vocabulary_size),
+      ngram_predictions(tokens, training, size),
+      ngram_predictions(tokens, [], size),
     )
 
-  def _nats(self, predicted: np.ndarray) -> np.ndarray:
-    """Return the nats of each token but the first, float64 [N − 1]."""
+  def nats(predicted: np.ndarray) -> np.ndarray:
     if predicted.ndim > 1:
-      targets = self._texts.tokens[1:]
-      predicted = predicted[np.arange(len(targets)), targets]
+      predicted = predicted[np.arange(len(tokens) - 1), tokens[1:]]
     return -predicted.astype(np.float64)
 
+  def mixed(base: str, log_probs: np.ndarray) -> Outcome:
+    trained, untrained = ngrams()
+    experts = log_probs, trained.log_probs, untrained.log_probs
+    record = {
+      "order": ORDER,
+      "discount": DISCOUNT,
+      "rate": mixing.RATE,
+      "weights": [*mixing.WEIGHTS],
+    }
+    mixture = mixing.mixed_nats(experts, trained.longest, tokens[1:])
+    title = f"mixed, {base} and n-grams"
+    return Outcome(title, mixture, {"mixed": record}, [])
 
-def _settings_of(choices: list[dynamic_eval.Choice]) -> Any:
-  """Return the settings of dynamic evaluation; of an ensemble, a list."""
-  records = [choice.config._asdict() for choice in choices]
-  return records[0] if len(records) == 1 else records
+  def outcome(name: str) -> Outcome:
+    if name == "cold":
+      window = settings.window
+      log_probs = (-cold_nats(*m, tokens, window) for m in members)
+      title, record = f"cold windows of {window}", {"window": window}
+      return Outcome(title, -log_mean(log_probs), record, [])
+    if name == "stateful":
+      return Outcome(name, nats(stateful()), {}, [])
+    if name == "mixed_stateful":
+      return mixed("stateful", stateful())
+    choices, predicted = dynamic()
+    records: Any = [choice.config._asdict() for choice in choices]
+    title = "dynamic, settings of each member"
+    if len(choices) == 1:
+      (records,) = records
+      title = "dynamic, rate {rate:g}, decay {decay:g}".format(**records)
+    if name == "dynamic":
+      return Outcome(title, nats(predicted), {"dynamic": records}, choices)
+    result = mixed("dynamic", predicted)
+    return result._replace(
+      record=result.record | {"mixed_dynamic": records},
+      # If both protocols were named, the outcome of dynamic has the choices.
+      choices=[] if "dynamic" in names else choices,
+    )
+
+  for name in PROTOCOLS:
+    if name in names:
+      yield name, outcome(name)
 
 
 def log_mean(log_probs: Iterable[np.ndarray]) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from experiments.analysis import recall
-from experiments.analysis.chrono import GATE_BIASES
 from experiments.analysis.context import bins, gradient_norms, nats_by_context
+from experiments.analysis.recall import GATE_BIASES
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import Corpus
 from experiments.comparison.models import CellModel, make_models
@@ -180,7 +180,7 @@ def delayed_recall(
 
   A cell of GATE_BIASES, which has a gate that keeps its memory, learns each
   delay twice: from its usual initial biases, and from those that fit the delay
-  (`experiments.analysis.chrono`).
+  (`experiments.analysis.recall`).
   Each list has the rows of one cell and one kind of biases, one for each delay.
   """
   sizes = ModelConfig(

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.analysis.context import gradient_paths
 from experiments.analysis.features import FEATURES, measure, scores, varies
-from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
   is_gate,
   meaning,

@@ -10,9 +10,9 @@ from experiments.analysis.mixing import mixed_nats
 from experiments.analysis.protocols import (
   PROTOCOLS,
   Member,
-  Protocols,
   Settings,
   Texts,
+  outcomes,
 )
 from lstm_jax.language import ModelConfig, language_model, make_batches, ngram
 from lstm_jax.language.dynamic_eval import (
@@ -45,15 +45,21 @@ def members(key):
   return [Member(model, normal_like(k, like)) for k in jax.random.split(key)]
 
 
-def outcomes(members, tokens=TOKENS, names=PROTOCOLS):
+def read(members, names, training=()):
+  return dict(
+    outcomes(members, Texts(TOKENS, BEFORE, [*training]), SETTINGS, names)
+  )
+
+
+def losses(members, tokens=TOKENS, names=PROTOCOLS):
   texts = Texts(tokens, BEFORE, [TRAINING])
-  protocols = Protocols(members, texts, SETTINGS, names)
-  return {name: protocols.outcome(name).nats for name in names}
+  found = outcomes(members, texts, SETTINGS, names)
+  return {name: outcome.nats for name, outcome in found}
 
 
 @pytest.mark.exhaustive
 def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
-  found, places = outcomes(members), (np.arange(N - 1), TOKENS[1:])
+  found, places = losses(members), (np.arange(N - 1), TOKENS[1:])
   epoch = make_batches(BEFORE, 32, 4)  # SCALE_BATCH and CONFIG.segment
   dynamic = np.mean(
     [
@@ -85,20 +91,20 @@ def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
 
 @pytest.mark.exhaustive
 def test_a_loss_does_not_depend_on_which_other_protocols_are_named(members):
-  alone = outcomes(members, names=("stateful", "dynamic"))
-  found = outcomes(members)
+  alone = losses(members, names=("stateful", "dynamic"))
+  found = losses(members)
   for name, nats in alone.items():
     assert worst(found[name], nats) < 1e-12
-  (single,) = outcomes(members[:1], names=("stateful",)).values()
+  (single,) = losses(members[:1], names=("stateful",)).values()
   assert (single == stateful_nats(*members[0], TOKENS)).all()
 
 
 def test_a_later_token_changes_no_earlier_loss(members):
-  before = outcomes(members)
+  before = losses(members)
   for position in (1, 20, N - 1):
     changed = TOKENS.copy()
     changed[position] = (changed[position] + 1) % V
-    for name, nats in outcomes(members, changed).items():
+    for name, nats in losses(members, changed).items():
       # The token at a position is the target of prediction position − 1.
       earlier = slice(0, position - 1)
       assert (nats[earlier] == before[name][earlier]).all(), name
@@ -106,19 +112,15 @@ def test_a_later_token_changes_no_earlier_loss(members):
 
 
 def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
-  def outcome(name, names):
-    protocols = Protocols(members, Texts(TOKENS, BEFORE, []), SETTINGS, names)
-    return protocols.outcome(name)
-
-  alone = outcome("mixed", ["mixed"])
+  alone = read(members, ["mixed"])["mixed"]
   settings = [CONFIG._asdict()] * len(members)
   assert alone.record["mixed_dynamic"] == settings
   # A "dynamic" entry would replace that of an earlier evaluation by dynamic.
   assert "dynamic" not in alone.record
   assert [choice.config for choice in alone.choices] == [CONFIG] * len(members)
-  both = outcome("mixed", ["dynamic", "mixed"])
+  both = read(members, ["dynamic", "mixed"])["mixed"]
   assert both.record == alone.record and both.choices == []  # dynamic has them
-  stateful = outcome("mixed_stateful", ["mixed_stateful"])
+  stateful = read(members, ["mixed_stateful"])["mixed_stateful"]
   assert "mixed_dynamic" not in stateful.record
   for base, mixed in (("dynamic", alone), ("stateful", stateful)):
     assert mixed.title == f"mixed, {base} and n-grams"
@@ -131,25 +133,13 @@ def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
 
 
 def test_an_outcome_says_its_settings(members):
-  texts = Texts(TOKENS, BEFORE, [])
   record = CONFIG._asdict()
   for count, title, settings in (
     (1, "dynamic, rate 0.05, decay 0.02", record),
     (2, "dynamic, settings of each member", [record, record]),
   ):
-    names = "cold", "dynamic"
-    protocols = Protocols(members[:count], texts, SETTINGS, names)
-    cold, dynamic = map(protocols.outcome, names)
+    found = read(members[:count], ("dynamic", "cold"))
+    assert [*found] == ["cold", "dynamic"]
+    cold, dynamic = found.values()
     assert (cold.title, cold.record) == ("cold windows of 8", {"window": 8})
     assert (dynamic.title, dynamic.record) == (title, {"dynamic": settings})
-
-
-def test_an_unknown_protocol_is_refused(members):
-  with pytest.raises(
-    ValueError, match=r"protocol must be one of .*, got 'hot'"
-  ):
-    outcomes(members, names=("hot",))
-  texts = Texts(TOKENS, BEFORE, [])
-  protocols = Protocols(members, texts, SETTINGS, ["dynamic"])
-  with pytest.raises(ValueError, match=r"those named \(dynamic\), got 'mixed'"):
-    protocols.outcome("mixed")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.analysis.gradient_flow import gradient_paths
+from experiments.analysis.context import gradient_paths
 from experiments.analysis.states import (
   MEANINGS,
   is_gate,
@@ -216,7 +216,7 @@ def test_paths_are_the_gradient_of_a_term_added_to_each_state(cell, key):
 def test_paths_in_chunks_and_with_a_tied_readout_are_the_same(key, monkeypatch):
   cell = TABLE["gru"].cell
   _, params = make(cell, key, tied=True)
-  monkeypatch.setattr("experiments.analysis.gradient_flow.CHUNK", 5)
+  monkeypatch.setattr("experiments.analysis.context.PREDICTIONS", 5)
   assert (
     worst(explicit_paths(cell, params), autodiff_paths(cell, params)) < 1e-12
   )

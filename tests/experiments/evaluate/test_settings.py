@@ -56,7 +56,10 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   chosen = {"rate": rate, "decay": 0.02, "segment": segment}
   assert record["dynamic"] == chosen
   printed = " ".join(console.file.getvalue().split())
-  assert "are the best of 4 settings on the 300 tokens" in printed
+  assert (
+    f"rate {rate:g}, decay 0.02 and segments of {segment} are the best of 4 "
+    "settings on the 300 tokens before: "
+  ) in printed
 
 
 def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
@@ -144,31 +147,3 @@ def test_the_choice_on_several_cores_is_the_same_as_on_one(run):
   (choice, nats), (expected, expected_nats) = results(4), results(1)
   assert choice == expected
   assert (nats == expected_nats).all()
-
-
-@pytest.mark.exhaustive
-def test_as_many_settings_are_tried_at_once_as_there_are_cores(
-  run, options, console, monkeypatch
-):
-  pool, threads = dynamic_eval.ThreadPoolExecutor, []
-  monkeypatch.setattr(
-    dynamic_eval,
-    "ThreadPoolExecutor",
-    lambda count: threads.append(count) or pool(count),
-  )
-  monkeypatch.setattr(evaluate, "num_cores", lambda: 3)
-  # The pool is made even where nothing is left to choose, as here.
-  fixed = {"rate": 1e-4, "decay": 0.02, "protocol": ("dynamic",)}
-  evaluate.run(replace(options, **fixed), console)
-  assert threads == [3]
-
-
-def test_a_choice_says_which_settings_are_the_best_and_of_how_many():
-  config = DynamicEvalConfig(rate=3e-5, decay=0.002, segment=40)
-  choice = dynamic_eval.Choice(config, 1.23456, 14, 20_000)
-  assert choice.description() == (
-    "dynamic evaluation: rate 3e-05, decay 0.002 and segments of 40 are the "
-    "best of 14 settings on the 20,000 tokens before: 1.2346 nats"
-  )
-  fixed = choice._replace(tuning_loss=None, num_tried=0)
-  assert fixed.description() == ""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import explore
+from experiments.analysis.context import gradient_paths
 from experiments.analysis.features import FEATURES, measure, scores
-from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import signals, trace_layers
 from experiments.explore import ExploreConfig
 from experiments.pages.explore import (

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.analysis.gradient_flow import gradient_paths
+from experiments.analysis.context import gradient_paths
 from experiments.analysis.states import signals, trace_layers
 from experiments.pages import packed_model
 from experiments.pages.explore import TEMPLATE, WINDOW
