@@ -19,17 +19,16 @@ from rich.console import Console
 
 from experiments.cli import launch, make_console
 from experiments.pages.explore import describe, describe_text, make_page
-from experiments.pages.packing import Page, write_page
+from experiments.pages.packing import Page, check_out, write_page
 from experiments.trainer import run_dir
-from experiments.trainer.corpus import check_is_no_corpus, find_corpus
+from experiments.trainer.corpus import find_corpus
 from experiments.trainer.data import SPLITS, default_split, read_excerpt
-from experiments.trainer.files import check_output
 from experiments.trainer.flags import (
   config_from_flags,
   decoded_as_utf8,
   define_flags,
 )
-from experiments.trainer.trained import load
+from experiments.trainer.trained import Trained, load
 from lstm_jax.language import read_text
 from lstm_jax.language.options import check_options, option
 
@@ -72,10 +71,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
   """Read the text with the run's model and write the page.
 
   Raises:
-    ValueError: the run is not usable; the path of the page is that of another
-      file of a run directory, of the text, of the run's corpus or of a
-      directory, or its directory does not exist; without --out, the run's
-      explore.html is no regular file; or the text cannot be read, has fewer
+    ValueError: the run is not usable; the page would replace the text, a corpus
+      or another file of a run directory; or the text cannot be read, has fewer
       than two tokens or a character that the model does not know, or makes its
       states overflow.
     OSError: the page cannot be written.
@@ -83,22 +80,10 @@ def run(config: ExploreConfig, console: Console) -> Page:
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.out or directory / run_dir.PAGE)
-  run_dir.check_outside_runs("out", path, run_dir.PAGE)
-  check_output(path)
+  check_out(path, [trained.corpus_sha256], run_dir.PAGE)
   if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"out must be another file than text, got {path}")
-  check_is_no_corpus("out", path, trained.corpus_sha256)
-  if config.prompt:
-    text, source = decoded_as_utf8(config.prompt), "a prompt"
-  elif config.text:
-    text, source = read_text(config.text), config.text
-  else:
-    sha256 = trained.corpus_sha256
-    data = find_corpus(directory, trained.config.data, sha256, console)
-    text = read_excerpt(data, sha256).text
-    source = (
-      f"the {SPLITS[default_split(data)]} split of {Path(data.corpus).name}"
-    )
+  text, source = _find_text(config, trained, console)
   tokenizer = trained.tokenizer
   if tokenizer.unit == "character":
     # Characters that are not shown need not be known to the model.
@@ -112,6 +97,21 @@ def run(config: ExploreConfig, console: Console) -> Page:
   about = f"{describe(trained)}; {text_about}"
   console.print(f"run     {directory}: {about}", soft_wrap=True)
   return write_page(path, make_page(trained, tokens, source), console)
+
+
+def _find_text(
+  config: ExploreConfig, trained: Trained, console: Console
+) -> tuple[str, str]:
+  """Return the text to show, and where it is from."""
+  if config.prompt:
+    return decoded_as_utf8(config.prompt), "a prompt"
+  if config.text:
+    return read_text(config.text), config.text
+  sha256 = trained.corpus_sha256
+  data = find_corpus(Path(config.run), trained.config.data, sha256, console)
+  split = SPLITS[default_split(data)]
+  source = f"the {split} split of {Path(data.corpus).name}"
+  return read_excerpt(data, sha256).text, source
 
 
 def main() -> None:
