@@ -6,10 +6,7 @@ writes explore.html into the run directory, one file that a browser opens from
 the disk. It shows a text colored by the state or gate of any unit, the
 distribution of the next token at the cursor, the units sorted by how well they
 track a feature of the text, and how far back the gradient of each prediction
-reaches. The text is the beginning of the run's development split, or else of
-its test split, or else of its validation split. --text names a file whose
-beginning is shown instead; --prompt is a text to show instead. The page also
-reads a text that is typed into it. docs/explore.md explains the page.
+reaches; and it reads a text that is typed into it. docs/explore.md explains it.
 """
 
 from dataclasses import dataclass
@@ -47,9 +44,8 @@ class ExploreConfig:
   length: int = option(
     5000,
     "At most this many tokens (characters, or words) of the text are shown. "
-    "Each token takes about a byte of the page for each signal of each unit "
-    "(an LSTM has six signals), and 96 for each part of a layer's state, such "
-    "as h; each weight takes a byte.",
+    "Each takes about a byte of the page for each signal of each unit, and 96 "
+    "for each part of a layer's state, such as h.",
     bounds="[2, inf)",
   )
   out: str = option(
@@ -62,8 +58,8 @@ class ExploreConfig:
     check_options(self)
     if self.text and self.prompt:
       raise ValueError(
-        "text and prompt exclude each other: pass one of them, "
-        f"got --text={self.text} and --prompt={self.prompt!r}"
+        "text and prompt exclude each other, got "
+        f"--text={self.text} and --prompt={self.prompt!r}"
       )
 
 
@@ -94,8 +90,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
       f"the text needs at least 2 {tokenizer.unit}s, got {len(tokens)}"
     )
   text_about = describe_text(trained, len(tokens), source)
-  about = f"{describe(trained)}; {text_about}"
-  console.print(f"run     {directory}: {about}", soft_wrap=True)
+  model = f"{directory}: {describe(trained)}"
+  console.print(f"run     {model}; {text_about}", soft_wrap=True)
   return write_page(path, make_page(trained, tokens, source), console)
 
 

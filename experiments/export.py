@@ -18,10 +18,8 @@ or writes a page for people:
 
   html       one file that a browser opens from the disk, without a network. It
              holds the model in 8-bit weights. The model writes text while one
-             watches, and scores and continues what one types (docs/write.md).
-             The program also prints what 8 bits cost: the change of the loss on
-             the first 20,000 tokens of the development split, or else of the
-             validation split
+             watches, and scores and continues what one types. The program also
+             prints what 8 bits cost (docs/write.md)
 """
 
 from pathlib import Path
