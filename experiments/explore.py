@@ -6,10 +6,7 @@ writes explore.html into the run directory, one file that a browser opens from
 the disk. It shows a text colored by the state or gate of any unit, the
 distribution of the next token at the cursor, the units sorted by how well they
 track a feature of the text, and how far back the gradient of each prediction
-reaches. The text is the beginning of the run's development split, or else of
-its test split, or else of its validation split. --text names a file whose
-beginning is shown instead; --prompt is a text to show instead. The page also
-reads a text that is typed into it. docs/explore.md explains the page.
+reaches; and it reads a text that is typed into it. docs/explore.md explains it.
 """
 
 from dataclasses import dataclass
@@ -19,17 +16,16 @@ from rich.console import Console
 
 from experiments.cli import launch, make_console
 from experiments.pages.explore import describe, describe_text, make_page
-from experiments.pages.packing import Page, write_page
+from experiments.pages.packing import Page, check_out, write_page
 from experiments.trainer import run_dir
-from experiments.trainer.corpus import check_is_no_corpus, find_corpus
+from experiments.trainer.corpus import find_corpus
 from experiments.trainer.data import SPLITS, default_split, read_excerpt
-from experiments.trainer.files import check_output
 from experiments.trainer.flags import (
   config_from_flags,
   decoded_as_utf8,
   define_flags,
 )
-from experiments.trainer.trained import load
+from experiments.trainer.trained import Trained, load
 from lstm_jax.language import read_text
 from lstm_jax.language.options import check_options, option
 
@@ -48,9 +44,8 @@ class ExploreConfig:
   length: int = option(
     5000,
     "At most this many tokens (characters, or words) of the text are shown. "
-    "Each token takes about a byte of the page for each signal of each unit "
-    "(an LSTM has six signals), and 96 for each part of a layer's state, such "
-    "as h; each weight takes a byte.",
+    "Each takes about a byte of the page for each signal of each unit, and 96 "
+    "for each part of a layer's state, such as h.",
     bounds="[2, inf)",
   )
   out: str = option(
@@ -63,8 +58,8 @@ class ExploreConfig:
     check_options(self)
     if self.text and self.prompt:
       raise ValueError(
-        "text and prompt exclude each other: pass one of them, "
-        f"got --text={self.text} and --prompt={self.prompt!r}"
+        "text and prompt exclude each other, got "
+        f"--text={self.text} and --prompt={self.prompt!r}"
       )
 
 
@@ -72,10 +67,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
   """Read the text with the run's model and write the page.
 
   Raises:
-    ValueError: the run is not usable; the path of the page is that of another
-      file of a run directory, of the text, of the run's corpus or of a
-      directory, or its directory does not exist; without --out, the run's
-      explore.html is no regular file; or the text cannot be read, has fewer
+    ValueError: the run is not usable; the page would replace the text, a corpus
+      or another file of a run directory; or the text cannot be read, has fewer
       than two tokens or a character that the model does not know, or makes its
       states overflow.
     OSError: the page cannot be written.
@@ -83,22 +76,10 @@ def run(config: ExploreConfig, console: Console) -> Page:
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.out or directory / run_dir.PAGE)
-  run_dir.check_outside_runs("out", path, run_dir.PAGE)
-  check_output(path)
+  check_out(path, [trained.corpus_sha256], run_dir.PAGE)
   if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"out must be another file than text, got {path}")
-  check_is_no_corpus("out", path, trained.corpus_sha256)
-  if config.prompt:
-    text, source = decoded_as_utf8(config.prompt), "a prompt"
-  elif config.text:
-    text, source = read_text(config.text), config.text
-  else:
-    sha256 = trained.corpus_sha256
-    data = find_corpus(directory, trained.config.data, sha256, console)
-    text = read_excerpt(data, sha256).text
-    source = (
-      f"the {SPLITS[default_split(data)]} split of {Path(data.corpus).name}"
-    )
+  text, source = _find_text(config, trained, console)
   tokenizer = trained.tokenizer
   if tokenizer.unit == "character":
     # Characters that are not shown need not be known to the model.
@@ -109,9 +90,24 @@ def run(config: ExploreConfig, console: Console) -> Page:
       f"the text needs at least 2 {tokenizer.unit}s, got {len(tokens)}"
     )
   text_about = describe_text(trained, len(tokens), source)
-  about = f"{describe(trained)}; {text_about}"
-  console.print(f"run     {directory}: {about}", soft_wrap=True)
+  model = f"{directory}: {describe(trained)}"
+  console.print(f"run     {model}; {text_about}", soft_wrap=True)
   return write_page(path, make_page(trained, tokens, source), console)
+
+
+def _find_text(
+  config: ExploreConfig, trained: Trained, console: Console
+) -> tuple[str, str]:
+  """Return the text to show, and where it is from."""
+  if config.prompt:
+    return decoded_as_utf8(config.prompt), "a prompt"
+  if config.text:
+    return read_text(config.text), config.text
+  sha256 = trained.corpus_sha256
+  data = find_corpus(Path(config.run), trained.config.data, sha256, console)
+  split = SPLITS[default_split(data)]
+  source = f"the {split} split of {Path(data.corpus).name}"
+  return read_excerpt(data, sha256).text, source
 
 
 def main() -> None:

@@ -18,10 +18,8 @@ or writes a page for people:
 
   html       one file that a browser opens from the disk, without a network. It
              holds the model in 8-bit weights. The model writes text while one
-             watches, and scores and continues what one types (docs/write.md).
-             The program also prints what 8 bits cost: the change of the loss on
-             the first 20,000 tokens of the development split, or else of the
-             validation split
+             watches, and scores and continues what one types. The program also
+             prints what 8 bits cost (docs/write.md)
 """
 
 from pathlib import Path
@@ -35,51 +33,35 @@ from jax import export
 from experiments.cli import launch
 from experiments.pages import writer
 from experiments.pages.packed_model import check_model, describe_cost
-from experiments.trainer.corpus import check_is_no_corpus, find_corpus
+from experiments.pages.packing import check_out
+from experiments.trainer.corpus import find_corpus
 from experiments.trainer.data import SPLITS, read_excerpt
-from experiments.trainer.files import check_output, write_bytes
-from experiments.trainer.run_dir import check_outside_runs
+from experiments.trainer.files import write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
 
 FORMATS = "onnx", "stablehlo", "html"
 
 
-def _define_flags() -> list[flags.FlagHolder]:
-  return [
-    flags.DEFINE_string("run", "", "Run directory."),
-    flags.DEFINE_enum(
-      "format",
-      "onnx",
-      FORMATS,
-      "onnx for runtimes of ONNX, stablehlo for programs with JAX, html for a "
-      "page in which the model writes text.",
-    ),
-    flags.DEFINE_string(
-      "out", "", "File to write or to replace, outside of run directories."
-    ),
-  ]
-
-
 def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the format is not one of FORMATS; `out` is a directory, a loop
-      of links or the run's corpus, or is in a run directory or in a directory
-      that does not exist; the run has no usable checkpoint; the format does not
-      support the run's cell; the package onnx is not installed; or, for a page,
-      the model is too large, its 8-bit weights raise the loss too much, or the
-      run's corpus cannot be read or has changed.
+    ValueError: the format is not one of FORMATS; `out` cannot be written, is
+      the run's corpus or is in a run directory; the run has no usable
+      checkpoint; the format does not support the run's cell; the package onnx
+      is not installed; or, for a page, the model is too large, its 8-bit
+      weights raise the loss too much, or the run's corpus cannot be read or has
+      changed.
     OSError: the file cannot be written.
   """
   if format not in FORMATS:
     known = ", ".join(FORMATS)
     raise ValueError(f"format must be one of {known}, got {format!r}")
-  check_outside_runs("out", Path(out))
-  check_output(Path(out))
-  trained, cost = load(Path(run)), ""
-  check_is_no_corpus("out", Path(out), trained.corpus_sha256)
+  path, cost = Path(out), ""
+  check_out(path, [])
+  trained = load(Path(run))
+  check_out(path, [trained.corpus_sha256])
   match format:
     case "onnx":
       written = _onnx(trained)
@@ -87,7 +69,7 @@ def run(run: str, format: str, out: str) -> str:
       written = _stablehlo(trained)
     case _:
       written, cost = _html(trained, Path(run))
-  write_bytes(Path(out), written)
+  write_bytes(path, written)
   tokenizer = trained.tokenizer
   return (
     f"{out}: {len(written):,} bytes, {format}, of training step "
@@ -138,5 +120,17 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  FLAGS = _define_flags()
+  FLAGS = [
+    flags.DEFINE_string("run", "", "Run directory."),
+    flags.DEFINE_enum(
+      "format",
+      "onnx",
+      FORMATS,
+      "onnx for runtimes of ONNX, stablehlo for programs with JAX, html for a "
+      "page in which the model writes text.",
+    ),
+    flags.DEFINE_string(
+      "out", "", "File to write or to replace, outside of run directories."
+    ),
+  ]
   launch(main, required=("run", "out"))

@@ -17,11 +17,9 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.cli import launch, make_console
-from experiments.pages.packing import Page, write_page
+from experiments.pages.packing import Page, check_out, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
-from experiments.trainer.corpus import check_is_no_corpus
-from experiments.trainer.files import check_output
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from lstm_jax.language.options import option
@@ -44,11 +42,8 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
 
   Raises:
     ValueError: no run is given, or one is '' or is given twice; a directory
-      holds no run or a damaged one; the page's path is that of a directory or
-      of a loop of links, or its directory does not exist; the page would be a
-      file of a run directory other than its report.html, or takes the place of
-      a run's corpus; or without --out, the run's report.html is no regular
-      file.
+      holds no run or a damaged one; or the page would replace a run's corpus or
+      another file of a run directory.
     OSError: a file of a run cannot be read, or the page cannot be written.
   """
   directories = [Path(name) for name in runs]
@@ -60,17 +55,11 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   for directory, real in zip(directories, resolved, strict=True):
     if resolved.count(real) > 1:
       raise ValueError(f"{directory} is given twice")
-  histories = [
-    history
-    for directory in directories
-    for history in read_run_histories(directory)
-  ]
+  histories = [run for each in directories for run in read_run_histories(each)]
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.out or default / run_dir.REPORT)
-  run_dir.check_outside_runs("out", path, run_dir.REPORT)
-  check_output(path)
-  for sha256 in {h.record.get(run_dir.SHA256) for h in histories}:
-    check_is_no_corpus("out", path, str(sha256))
+  hashes = {str(run.record.get(run_dir.SHA256)) for run in histories}
+  check_out(path, hashes, run_dir.REPORT)
   return write_page(path, make_page(histories), console)
 
 

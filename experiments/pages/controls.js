@@ -29,24 +29,16 @@ function listenToControls(writing) {
     const k = writing.spans.indexOf(event.target);
     if (k >= 0) writing.moveTo(writing.track.dropped + k);
   });
-  // Pressing the button takes the focus from the prompt, whose `change` starts the
-  // writing before the click: a click does what the button said at the press.
-  let wasRunning = null;  // a click of some screen readers has no press
-  $("play").addEventListener("pointerdown", () => {
-    wasRunning = writing.running;
-  });
-  $("play").addEventListener("click", ({ detail }) => {
-    const isPointer = detail > 0;  // 0 for a key
-    if (isPointer && wasRunning === false) writing.write();
-    else toggle();
-    wasRunning = null;
-  });
+  $("play").addEventListener("click", toggle);
   $("again").addEventListener("click", again);
   $("newSeed").addEventListener("click", () => {
     $("seed").value = Math.floor(Math.random() * 10000);
     again();
   });
-  for (const id of ["prompt", "seed"]) $(id).addEventListener("change", again);
+  // A text that is paused stays so: a click on "Write" also ends this change.
+  for (const id of ["prompt", "seed"]) {
+    $(id).addEventListener("change", () => writing.restart());
+  }
   for (const id of ["temperature", "topP", "speed"]) {
     $(id).addEventListener("input", () => writing.showSettings());
   }

@@ -82,20 +82,9 @@ function barHeights() {
 }
 
 function drawUnits() {
-  const canvas = $("units"), width = canvas.parentElement.clientWidth;
-  const perRow = Math.max(1, Math.floor(width / 14));
-  const height = Math.ceil(ranks.length / perRow) * 14;
-  resize(canvas, width, height);
-  const context = clear(canvas);
-  ranks.forEach((u, k) => {
-    const x = k % perRow * 14, y = Math.floor(k / perRow) * 14;
-    context.fillStyle =
-      palettes[signal.signed][levels[u * pieces.length + cursor]].fill;
-    context.fillRect(x + 1, y + 1, 12, 12);
-    context.strokeStyle = u === unit ? ink : border;
-    context.lineWidth = u === unit ? 2 : 1;
-    context.strokeRect(x + 1, y + 1, 12, 12);
-  });
+  const fillOf = (u) =>
+    palettes[signal.signed][levels[u * pieces.length + cursor]].fill;
+  drawSquares($("units"), ranks.map(fillOf), ranks.indexOf(unit), ink, border);
 }
 
 function drawPath() {
@@ -160,16 +149,8 @@ function showNext() {
   if (actual !== undefined && !rows.some(([token]) => token === actual)) {
     rows.push([actual, text.probability(cursor)]);
   }
-  $("next").replaceChildren(...rows.map(([token, p]) => {
-    const [item, name, bar, figure] =
-      ["li", "b", "i", "span"].map((tag) => document.createElement(tag));
-    item.className = token === actual ? "actual" : "";
-    name.textContent = visibleSymbol(data.symbols[token]);
-    bar.style.width = `${100 * p}%`;
-    figure.textContent = `${(100 * p).toFixed(2)} %`;
-    item.append(name, bar, figure);
-    return item;
-  }));
+  fillList($("next"), rows.map(([token, p]) => [data.symbols[token],
+    token === actual ? "actual" : "", `${(100 * p).toFixed(2)} %`, p, p]));
 }
 
 function showPath() {

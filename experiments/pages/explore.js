@@ -229,11 +229,7 @@ function listen() {
   listenToPointer();
   textBox.addEventListener("scroll", draw);
   $("units").addEventListener("click", (event) => {
-    // Squares of 14 pixels, as in drawUnits.
-    const perRow = Math.max(1, Math.floor($("units").clientWidth / 14));
-    const column = Math.floor(event.offsetX / 14);
-    if (column >= perRow) return;  // right of the last square
-    const u = ranks[Math.floor(event.offsetY / 14) * perRow + column];
+    const u = ranks[squareAt(event)];
     if (u !== undefined) chooseUnit(u);
   });
   $("layer").addEventListener("change", (event) => {

@@ -67,18 +67,3 @@ function tokenAt(line, column) {
   while (t + 1 < endOf(line) && columnOf[t + 1] <= column) t++;
   return t;
 }
-
-function resize(canvas, width, height) {
-  const ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  canvas.style.height = `${height}px`;
-  canvas.style.width = `${width}px`;
-}
-
-function clear(canvas) {
-  const context = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  return context;
-}

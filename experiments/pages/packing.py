@@ -22,14 +22,17 @@ import base64
 import gzip
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from experiments.trainer.files import write_bytes
+from experiments.trainer.corpus import check_is_no_corpus
+from experiments.trainer.files import check_output, write_bytes
 from experiments.trainer.format import format_bytes
+from experiments.trainer.run_dir import check_outside_runs
 
 # What a template includes, and where.
 HEAD, HEAD_PLACE = Path(__file__).with_name("head.html"), "<!-- head -->\n"
@@ -89,6 +92,20 @@ class Page(NamedTuple):
 
   path: Path
   size: int  # bytes
+
+
+def check_out(path: Path, hashes: Iterable[str], page: str = "") -> None:
+  """Raise ValueError if a program would replace what a run needs.
+
+  Args:
+    path: the file to be written, the program's --out.
+    hashes: SHA-256 of the corpora of the runs that it reads.
+    page: the only file that may be written in a run directory; "" for none.
+  """
+  check_outside_runs("out", path, page)
+  check_output(path)
+  for sha256 in hashes:
+    check_is_no_corpus("out", path, sha256)
 
 
 def write_page(path: Path, text: str, console: Console) -> Page:

@@ -16,8 +16,6 @@
 const CACHED = 8;  // unpacked arrays in memory
 const LONGEST = 2000;  // tokens of a typed text
 const MOST_BYTES = 96 * 2 ** 20;  // of the states and gates of a typed text
-const SLICE = 12;  // ms of a frame in which the model computes
-
 
 class PageText {
   static async of(data) {

@@ -34,8 +34,6 @@ class CharTokens {
 const SPACE = "\\t\\v\\f\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a"
   + "\\u2028\\u2029\\u202f\\u205f\\u3000";
 const WORD = "[\\p{L}\\p{N}_]";
-// Further characters that Python's re.IGNORECASE treats as a letter of a to z.
-const OTHER_CASES = { i: "İı", k: "\u212a", s: "ſ" };
 
 // The rules say where a space belongs. A piece that stands against them, with a
 // space or without one, is another token, whose symbol begins with a space.
@@ -47,12 +45,9 @@ class WordTokens {
     this.tokenOf = new Map(symbols.map((symbol, token) => [symbol, token]));
     this.unknown = [symbols.length - 1];  // <unk> is the last symbol
     this.rules = rules;
-    const anyCase = (words) => words.replace(/[a-z]/g,
-      (a) => `[${a}${a.toUpperCase()}${OTHER_CASES[a] ?? ""}]`);
-    this.piece = new RegExp(
-      `['’](?:${anyCase(rules.clipped_start)})(?!${WORD})`
-      + `|(?:${anyCase(rules.clipped_end)})['’](?!${WORD})`
-      + `|${WORD}+(?:['’]${WORD}+)*|--+|.`, "gsu");
+    this.piece = new RegExp(`['’](?:${rules.clipped_start})(?!${WORD})`
+      + `|(?:${rules.clipped_end})['’](?!${WORD})`
+      + `|${WORD}+(?:['’]${WORD}+)*|--+|.`, "gisu");
   }
 
   encode(text) {

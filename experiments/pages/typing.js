@@ -23,18 +23,11 @@ function listenToTyping(pageText) {
     await showText(shown, cursors.get(shown) ?? shown.pieces.length - 1);
   };
 
-  // Returns the model; unpacks it once.
-  const unpackModel = () => unpacking ??= Model.unpack(data.model).catch(
-    (error) => {
-      unpacking = null;
-      throw error;
-    });
-
   const read = async () => {
     const isCurrent = () => current === reading, current = ++reading;
     setBusy(true);
     try {
-      const model = await unpackModel();
+      const model = await (unpacking ??= Model.unpack(data.model));
       if (!isCurrent()) return;
       const items = tokenizer.encode($("own").value);
       const known = items.filter(({ token }) => token >= 0);

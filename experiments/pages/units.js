@@ -1,8 +1,6 @@
 "use strict";
 // The units that writer.html shows: one that colors the text, and all at once.
 
-const SQUARE = 14;  // pixels of a unit in the picture of all
-
 class Units {
   constructor(data, model, writing) {
     Object.assign(this, { data, model, writing });
@@ -67,30 +65,11 @@ class Units {
   // Draws all units of the layer's signal after the token t, or, if t is −1,
   // after the start token.
   showAll(t) {
-    const canvas = $("units"), { track } = this.writing;
-    const units = this.signal.scale.length;
-    const width = canvas.parentElement.clientWidth;
-    const perRow = Math.max(1, Math.floor(width / SQUARE));
-    const height = Math.ceil(units / perRow) * SQUARE;
-    const ratio = window.devicePixelRatio || 1;
-    if (canvas.width !== Math.round(width * ratio)
-      || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
-      canvas.style.height = `${height}px`;
-    }
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, height);
+    const { track } = this.writing;
     const state = t < track.dropped ? track.startState : track.stateAt(t);
-    for (let u = 0; u < units; u++) {
-      const x = u % perRow * SQUARE, y = Math.floor(u / perRow) * SQUARE;
-      context.fillStyle = this.colorOf(state[this.offset + u], u).fill;
-      context.fillRect(x + 1, y + 1, SQUARE - 2, SQUARE - 2);
-      context.strokeStyle = u === this.unit ? this.ink : this.line;
-      context.lineWidth = u === this.unit ? 2 : 1;
-      context.strokeRect(x + 1, y + 1, SQUARE - 2, SQUARE - 2);
-    }
+    const fills = this.signal.scale.map(
+      (_, u) => this.colorOf(state[this.offset + u], u).fill);
+    drawSquares($("units"), fills, this.unit, this.ink, this.line);
   }
 
   // Shows the chosen unit, in the menus, the legend and the text.
@@ -160,12 +139,10 @@ class Units {
     $("previous").addEventListener("click", () => this.step(-1));
     $("following").addEventListener("click", () => this.step(1));
     $("units").addEventListener("click", (event) => {
-      const width = $("units").clientWidth;
-      const perRow = Math.max(1, Math.floor(width / SQUARE));
-      const column = Math.floor(event.offsetX / SQUARE);
-      if (column >= perRow) return;  // right of the last square
-      const unit = Math.floor(event.offsetY / SQUARE) * perRow + column;
-      if (unit < this.signal.scale.length) this.step(unit - this.unit);
+      const unit = squareAt(event);
+      if (unit >= 0 && unit < this.signal.scale.length) {
+        this.step(unit - this.unit);
+      }
     });
   }
 }

@@ -18,13 +18,14 @@ import numpy as np
 from experiments.analysis.features import FEATURES, measure, scores, varies
 from experiments.analysis.states import meaning, trace_layers
 from experiments.pages.packed_model import (
+  Cost,
+  check_cost,
   describe_cost,
   num_weights,
   pack_model,
   recorded_cell,
 )
 from experiments.pages.packing import Blobs, quantize_signed
-from experiments.pages.quantized import Cost, check_cost
 from experiments.trainer.data import default_prompt
 from experiments.trainer.format import counted
 from experiments.trainer.trained import Trained

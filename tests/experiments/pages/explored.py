@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.pages.quantized import dequantize_params, quantize_params
+from experiments.pages.packed_model import dequantize_params, quantize_params
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import CELLS, TrainConfig

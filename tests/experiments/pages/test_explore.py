@@ -18,13 +18,13 @@ from experiments.pages.explore import (
   WINDOW,
   make_header,
 )
-from experiments.pages.packed_model import describe_cost
-from experiments.pages.packing import Blobs
-from experiments.pages.quantized import (
+from experiments.pages.packed_model import (
   dequantize_params,
+  describe_cost,
   measure_cost,
   quantize_params,
 )
+from experiments.pages.packing import Blobs
 from experiments.trainer.config import CELLS
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load

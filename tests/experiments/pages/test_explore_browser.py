@@ -598,6 +598,19 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
     ) in itertools.pairwise(boxes):
       assert column + width <= columns
       assert below > line or (below, next_column) == (line, column + width)
+    # Nor after an indentation or a hyphen.
+    indentation = "'\\n' + ' '.repeat(columns)"
+    for words, lines in (
+      (f"[{indentation}, 'temperate', ' more']", [0, 1, 2]),
+      (f"[{indentation}, 'more'.repeat(columns)]", [0, 1]),
+      ("['a', ' temperate', '-', 'temperate'.repeat(columns)]", [0, 1, 1, 2]),
+    ):
+      columns, boxes = chromium.run(
+        f"pieces = {words}; layOut(); return [columns, pieces.map("
+        "(_, t) => [lineOf[t], columnOf[t] + widths[t]])]"
+      )
+      assert [line for line, _ in boxes] == lines
+      assert all(end <= columns for _, end in boxes)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

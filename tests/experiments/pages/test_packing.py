@@ -12,23 +12,23 @@ import pytest
 
 from experiments.pages import explore, report, writer
 from experiments.pages.explore import pack_path
-from experiments.pages.packed_model import describe_cost
+from experiments.pages.packed_model import (
+  Cost,
+  Quantized,
+  check_cost,
+  dequantize,
+  dequantize_params,
+  describe_cost,
+  measure_cost,
+  quantize,
+  quantize_params,
+)
 from experiments.pages.packing import (
   Blobs,
   quantize_gate,
   quantize_norms,
   quantize_signed,
   script,
-)
-from experiments.pages.quantized import (
-  Cost,
-  Quantized,
-  check_cost,
-  dequantize,
-  dequantize_params,
-  measure_cost,
-  quantize,
-  quantize_params,
 )
 from experiments.trainer.trained import load
 from lstm_jax import layernorm_lstm

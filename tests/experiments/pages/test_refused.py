@@ -11,7 +11,7 @@ import pytest
 
 from experiments import explore, export, report
 from experiments.explore import ExploreConfig
-from experiments.pages import packed_model, quantized
+from experiments.pages import packed_model
 from experiments.pages.explore import make_header
 from experiments.pages.packing import Blobs
 from experiments.report import ReportConfig
@@ -132,7 +132,7 @@ def test_a_model_that_a_page_cannot_hold_is_not_written(
   with monkeypatch.context() as patch:
     patch.setattr(packed_model, "MAX_WEIGHTS", 1_000)
     refused(r"at most 1,000 weights, a byte each, and .* has [\d,]+$")
-  monkeypatch.setattr(quantized, "MAX_COST", -1.0)
+  monkeypatch.setattr(packed_model, "MAX_COST", -1.0)
   refused("8-bit weights may cost at most -1")
 
 

@@ -118,6 +118,22 @@ def test_numbers_of_any_size_are_apart_and_not_cut_off(
   assert min(np.diff(sorted(tops))) >= heights[0]
 
 
+def test_epochs_of_any_lengths_and_ticks_of_any_range(reporter):
+  steps = [0, 5, 10, 17.5, 25, 27.5, 30, 31]
+  epochs = reporter.run(
+    "return args[0].map((step) => epochsAt([10, 25, 30], step))", steps
+  )
+  assert epochs == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
+  ticks = reporter.run(
+    "return [[0.9, 60], [1e-2, 100], [1.25, 1.9]].map((v) => logTicks(...v))"
+  )
+  assert ticks == [
+    [1, 2, 5, 10, 20, 50],
+    [0.01, 0.1, 1, 10, 100],  # powers alone, over four decades
+    [1.4, 1.6, 1.8],  # none of 1, 2 and 5
+  ]
+
+
 def test_a_range_and_a_smoothing_are_chosen(reporter, runs):
   reporter.choose("smoothing", "0.5")
   assert "over 2 points" in reporter.text("smoothingname")
@@ -174,6 +190,12 @@ def test_the_pointer_and_keys_read_off_the_values_of_the_files(reporter, runs):
     reporter.press("home")
     reporter.click(left + x, top + 100, pointer)  # 20 is nearest to 21
     check(20)
+  reporter.run("positions = Array.from({ length: 25 }, (_, k) => k + 1)")
+  for key, index in (("Home", 0), *[("PageDown", k) for k in (10, 20, 24)]):
+    press = "$('chart').dispatchEvent(new KeyboardEvent('keydown', { key }))"
+    assert index == reporter.run(
+      f"const [key] = args; {press}; return cursor;", key
+    )
   for quantity, name in (
     ("learning rate", "lr"),
     ("gradient norm", "grad_norm"),

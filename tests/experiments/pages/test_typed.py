@@ -241,6 +241,17 @@ def test_the_button_goes_back_and_forth_between_the_texts(chromium, typing):
     "return $('swap').disabled"
   )
   assert chromium.text("score") == "1 not in the vocabulary, left out."
+  # A text is not read while an accent waits for its letter.
+  compose = """
+    $("own").value = "Thou";
+    $("own").dispatchEvent(new InputEvent("input", { isComposing: true }));
+    const before = numBusy;
+    $("own").dispatchEvent(new CompositionEvent("compositionend"));
+    return [before, numBusy];
+  """
+  assert chromium.run(compose) == [0, 1]
+  chromium.settle()
+  assert chromium.run("return pieces.join('')") == "Thou"
 
 
 def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(

@@ -61,6 +61,14 @@ def test_the_nats_of_a_text_are_those_of_the_quantized_model(
   found = chromium.run("const tokens = args[0];" + NATS, tokens[1:].tolist())
   assert np.abs(np.array(found) - expected).max() < 1e-9  # both in doubles
   assert np.ptp(expected) > 0.1
+  # So they are if there is no room to keep the tokens' products with W_x.
+  again = chromium.run(
+    "model.table.clear();"
+    "for (let k = 0; k < TABLE_ROWS; k++) model.table.set(-1 - k, null);"
+    "const tokens = args[0];" + NATS,
+    tokens[1:].tolist(),
+  )
+  assert again == found
   # What the page shows of the text that it opens with.
   pattern = r"([\d,]+) characters, ([\d.]+) nats"
   length, mean = map(
@@ -318,6 +326,8 @@ def test_the_oldest_tokens_are_forgotten_a_block_at_a_time(opened_writer):
 
 
 def test_the_buttons_write_pause_and_begin_anew(opened_writer):
+  placeholder = "Empty: it starts after a line break"
+  assert opened_writer.run("return $('prompt').placeholder") == placeholder
   opened_writer.run("$('again').click(); writing.pause(); scrollTo(0, 0);")
   opened_writer.choose("speed", 8)
   assert opened_writer.text("speedShown") == "all it can"
