@@ -10,9 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.trainer.files import (
-  ensure_directory,
-)
+from experiments.trainer.files import ensure_directory
 from experiments.trainer.run_dir import CONFIG, lock
 
 
@@ -26,13 +24,31 @@ def recorded_command(program: str) -> str:
 
 
 @contextmanager
+def opened(directory: Path) -> Iterator[None]:
+  """Create a directory, and lock it until the end of the block.
+
+  New directories are removed again if the block has written nothing there.
+
+  Raises:
+    ValueError: it is not a directory, or another process writes there.
+    OSError: it cannot be created or locked.
+  """
+  made = [p for p in (directory, *directory.parents) if not p.exists()]
+  ensure_directory(directory)
+  try:
+    with lock(directory):
+      yield
+  finally:
+    with suppress(OSError):  # a directory is not empty
+      for path in made:
+        path.rmdir()
+
+
+@contextmanager
 def open_results(
   directory: Path, names: Sequence[str], overwrite: bool
 ) -> Iterator[None]:
-  """Create the directory of results, and lock it until the end of the block.
-
-  What a kill has left half-written there is removed. New directories are
-  removed again if the block has written nothing there.
+  """Open the directory of a program's results, as `opened`.
 
   Args:
     directory: the directory.
@@ -41,53 +57,31 @@ def open_results(
 
   Raises:
     ValueError: the directory holds a run, or a record that may not be replaced,
-      or one of the other files without a record; or it is not a directory, or
-      another process writes there, or a file is a link, a pipe or a device.
+      or one of the other files without a record;
+      or as in `opened`.
     OSError: the directory cannot be written.
   """
-  with _made(directory), lock(directory):
+  with opened(directory):
     record, *others = names
-    if (directory / record).exists():
-      if not overwrite:
+    is_there = (directory / record).exists()
+    if is_there and not overwrite:
+      raise ValueError(
+        f"{directory} holds results already: --overwrite replaces them, "
+        "another --out keeps them"
+      )
+    foreign = [CONFIG] if is_there else [CONFIG, *others]
+    for name in foreign:
+      if (directory / name).exists():
         raise ValueError(
-          f"{directory} holds results already: --overwrite replaces them, "
-          "another --out keeps them"
+          f"{directory} holds {name}, which is not of these results: choose "
+          "another --out"
         )
-      if (directory / CONFIG).exists():
-        raise ValueError(
-          f"{directory} holds {CONFIG}, of a run: choose another --out"
-        )
-    else:
-      for name in (CONFIG, *others):
-        if (directory / name).exists():
-          raise ValueError(
-            f"{directory} holds {name} but no {record}: choose another --out"
-          )
     yield
-
-
-@contextmanager
-def _made(directory: Path) -> Iterator[None]:
-  """Make a directory and its missing parents; remove the empty ones at the end.
-
-  Those that the block has filled stay, and so does all that was there before.
-
-  Raises:
-    ValueError: the path is not that of a directory.
-  """
-  made = [p for p in (directory, *directory.parents) if not p.exists()]
-  ensure_directory(directory)
-  try:
-    yield
-  finally:
-    with suppress(OSError):  # a directory is not empty
-      for path in made:
-        path.rmdir()
 
 
 @contextmanager
 def naming_damaged(path: Path) -> Iterator[None]:
-  """Add the record's path to the errors of a block that checks the record.
+  """Add the record's path to the errors of a block that reads the record.
 
   Raises:
     ValueError: the record lacks an entry, or an entry is not what it must be.
@@ -96,23 +90,15 @@ def naming_damaged(path: Path) -> Iterator[None]:
     yield
   except KeyError as error:
     raise ValueError(f"{path} is damaged: it lacks {error}") from None
-  except (
-    IndexError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    ArithmeticError,  # an integer above the range of float
-  ) as error:
-    reason = str(error) if isinstance(error, ValueError) else repr(error)
-    raise ValueError(f"{path} is damaged: {reason}") from None
+  except (IndexError, TypeError, AttributeError, ValueError) as error:
+    raise ValueError(f"{path} is damaged: {error}") from None
 
 
 @contextmanager
 def naming_missing(path: Path) -> Iterator[None]:
   """Add the record's path to the KeyError of a block that draws the record.
 
-  Only a missing entry is blamed on the record; other errors are raised as they
-  are.
+  Only a missing entry is blamed on the record.
 
   Raises:
     ValueError: the record lacks an entry.
@@ -121,12 +107,6 @@ def naming_missing(path: Path) -> Iterator[None]:
     yield
   except KeyError as error:
     raise ValueError(f"{path} is damaged: it lacks {error}") from None
-
-
-def check_length(name: str, values: Sequence[Any], length: int) -> None:
-  """Raise ValueError unless an entry of a record has `length` values."""
-  if len(values) != length:
-    raise ValueError(f"{name} must have {length} values, got {len(values)}")
 
 
 def read_record(
@@ -146,15 +126,19 @@ def read_record(
   """
   if not path.is_file():
     raise ValueError(f"{missing} in {path.parent}: no {path.name}")
-  try:
+  with naming_damaged(path):
     record = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from None
   found = record if isinstance(record, dict) else {}
   lacking = [entry for entry in entries if entry not in found]
   if lacking:
     raise ValueError(f"{path} is damaged: it has no {', '.join(lacking)}")
   return record
+
+
+def check_length(name: str, values: Sequence[Any], length: int) -> None:
+  """Raise ValueError unless an entry of a record has `length` values."""
+  if len(values) != length:
+    raise ValueError(f"{name} must have {length} values, got {len(values)}")
 
 
 def print_held(directory: Path, names: Sequence[str], console: Console) -> None:
