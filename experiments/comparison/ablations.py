@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from experiments.comparison.plan import parse
+from experiments.comparison.reproduction import parse
 from experiments.comparison.results import naming_damaged, read_record
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.files import write_json
