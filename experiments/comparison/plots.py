@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,15 +39,10 @@ OTHERS = (
   *("tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan"),
   *("black", "navy", "teal", "gold", "darkgray"),
 )
-
-
-def colors(cells: Iterable[str]) -> dict[str, str]:
-  """Return the color of each cell; those of OTHERS are used again if needed."""
-  others = cycle(OTHERS)
-  return FIRST | {cell: next(others) for cell in cells if cell not in FIRST}
-
-
-COLORS = colors(CELLS)
+# Those of OTHERS are used again if needed.
+COLORS = FIRST | dict(
+  zip((c for c in CELLS if c not in FIRST), cycle(OTHERS), strict=False)
+)
 SHORT, LONG = 16, 128  # characters of context, at most
 BACK = 50  # time steps back of the gradient
 REFERENCE = "lstm"  # times are given relative to that of this cell
@@ -394,23 +388,19 @@ def edge(panel: Panel, order: list[str]) -> float | None:
   The axis ends after the values of the best cells (a share NEAR of all) if the
   values of the others would make it more than twice as long.
   """
-  if not panel.cut:
-    return None
-
-  def values(cells: list[str]) -> list[float]:
-    return [
-      value
-      for series in panel.series
-      for cell in cells
-      for value in series.values.get(cell, ())
-    ]
-
-  near = values(order[: math.ceil(NEAR * len(order))])
-  everything = values(order)
-  if not near:  # the best diverged
+  best = order[: math.ceil(NEAR * len(order))]
+  found = [
+    (value, cell in best)
+    for series in panel.series
+    for cell, values in series.values.items()
+    for value in values
+    if cell in order
+  ]
+  near = [value for value, is_near in found if is_near]
+  if not panel.cut or not near:  # if there is none, the best diverged
     return None
   length = max(near) - min(near)
-  if max(everything) - min(near) <= 2 * length:
+  if max(found)[0] - min(near) <= 2 * length:
     return None
   return max(near) + 0.05 * length
 

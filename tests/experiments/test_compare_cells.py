@@ -92,14 +92,6 @@ def test_a_training_that_diverges_does_not_stop_the_others(
 
 
 @pytest.mark.exhaustive
-def test_equal_time_and_recall_can_be_left_out(small, tmp_path, console):
-  config = replace(small, equal_time=False)
-  record = compare_cells.run(config, tmp_path, console)
-  assert [run["budget"] for run in record["runs"]] == ["equal steps"] * 2
-  assert record["recall"] == []
-
-
-@pytest.mark.exhaustive
 def test_if_every_training_diverges_so_does_the_comparison(
   small, tmp_path, console
 ):

@@ -19,11 +19,8 @@ from lstm_jax.language import ModelConfig
   [
     ({"learning_rate": ()}, "learning_rate must have at least one value"),
     ({"learning_rate": (1.0, 0.0)}, r"must be in \(0, inf\), got \(1.0, 0.0\)"),
-    ({"learning_rate": (float("inf"),)}, r"must be in \(0, inf\), got \(inf,"),
-    ({"recall_learning_rate": (-1.0,)}, "recall_learning_rate must be in"),
     ({"delay": (5, 0)}, r"delay must be in \[1, inf\), got \(5, 0\)"),
     ({"delay": (5, 1, 5)}, "delay must have distinct values, got 5, 1, 5"),
-    ({"delay": 3}, "delay must be a tuple, got 3"),
     ({"recall_learning_rate": (1e-2, 1e-2)}, "must have distinct values"),
     ({"learning_rate": (1e-2, 1e-2)}, "learning_rate must have distinct valu"),
     ({"cells": ("gru",)}, "cells must be distinct and include lstm, got"),
@@ -31,9 +28,6 @@ from lstm_jax.language import ModelConfig
     ({"cells": ("lstm", "gpt")}, "cells must be one of lstm, layernorm_lstm,"),
     ({"seed": -1}, r"seed must be in \[0, 2147483647\], got -1"),
     ({"num_seeds": 0}, r"num_seeds must be in \[1, inf\), got 0"),
-    ({"num_steps": 0}, r"num_steps must be in \[1, inf\), got 0"),
-    ({"val_fraction": 1.0}, r"val_fraction must be in \(0, 1\), got 1.0"),
-    ({"weight_decay": float("nan")}, "weight_decay must be in"),
   ],
 )
 def test_a_value_out_of_range_is_an_error(change, message):

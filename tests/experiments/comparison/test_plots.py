@@ -30,15 +30,6 @@ def legend(record, path, monkeypatch):
   return [handle.get_label() for handle in found[0]["handles"]]
 
 
-def test_cells_beyond_the_colors_use_them_again():
-  few, many = (
-    plots.colors(["lstm", *map(str, range(count))]) for count in (11, 12)
-  )
-  # 3 colors belong to the RNN, the GRU and the LSTM, and 11 to any others.
-  assert len({*few.values()}) == 14 and few.items() < many.items()
-  assert many["11"] == many["0"]
-
-
 def points(panel):
   """Return the points of each line of a panel."""
   return [line.get_xydata().tolist() for line in panel.lines]

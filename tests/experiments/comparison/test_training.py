@@ -70,17 +70,6 @@ def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
   assert set(last["text"]) <= set(corpus.tokenizer.symbols)
 
 
-@pytest.mark.exhaustive
-def test_a_loss_that_is_not_finite_ends_the_training(comparison, key):
-  corpus = read_corpus(comparison)
-  cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
-  keys = jax.random.split(key, 2)
-  with pytest.raises(
-    Diverged, match=r"rnn: the training loss is not finite at step 2$"
-  ):
-    train_cell(cell, corpus, comparison, TOO_LARGE, 30, keys)
-
-
 def test_samples_are_judged_by_the_words_of_both_splits(
   comparison, key, monkeypatch
 ):
@@ -256,15 +245,6 @@ def parabola(best, rates):
   if min(losses.values()) == math.inf:  # as in `try_learning_rates`
     raise Diverged("at each learning rate")
   return losses
-
-
-@pytest.mark.exhaustive
-def test_a_training_step_is_timed(comparison, key):
-  corpus = read_corpus(comparison)
-  cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
-  keys = jax.random.split(key, 2)
-  seconds = seconds_per_step({"rnn": cell}, corpus.batches, comparison, keys)
-  assert list(seconds) == ["rnn"] and 0 < seconds["rnn"] < 10
 
 
 def test_the_median_step_is_the_time_of_a_cell(comparison, key, monkeypatch):
