@@ -13,56 +13,44 @@ that of one pass over the text. --change=seed=1 shows what the seed alone does.
 The results are kept in ablations.json: a change that has a row there is not
 trained again, and one that was interrupted is resumed. A change that diverges
 is marked. The file has the checksums of the weights of --init_from and
---teacher; once they have changed, nothing is added to it. --overwrite trains
-the recipe and all changes again; every change in a file of this recipe and
-corpus must then be given. If this program is interrupted, the command that it
-prints resumes it, without --overwrite.
+--teacher; once they have changed, nothing is added to it. --overwrite deletes
+the file and the runs, and trains the recipe and all changes again; every change
+in the file must then be given. If this program is interrupted, the command that
+it prints resumes it, without --overwrite.
 """
 
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import train
+from experiments import evaluate, train
 from experiments.cli import (
   collect_stop_requests,
   exit_status,
   launch,
   make_console,
 )
-from experiments.comparison.ablation_models import add_models, models_of_run
 from experiments.comparison.ablations import (
   BASE,
   RECORD,
   Ablations,
-  check_all_named,
-  check_directories,
-  check_kept,
+  apply_change,
+  check_changes,
   make_table,
   read_ablations,
-  start_times,
 )
-from experiments.comparison.changes import apply_change, check_changes
+from experiments.comparison.results import opened
 from experiments.trainer import run_dir
-from experiments.trainer.config import DataConfig, JobConfig, TrainConfig
-from experiments.trainer.corpus import (
-  find_corpus,
-  read_corpus_text,
-  text_sha256,
-)
-from experiments.trainer.data import (
-  SPLITS,
-  check_unchanged,
-  read_corpus,
-)
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus import read_corpus_text, text_sha256
+from experiments.trainer.data import SPLITS
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment, environment_of
-from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
 from experiments.trainer.loop import Diverged
@@ -72,11 +60,9 @@ from experiments.trainer.run_dir import (
   REPLACE_OR_KEEP,
   check_not_extended,
   check_same_run,
+  lock,
   recorded_flags,
 )
-from experiments.trainer.trained import load
-from lstm_jax.language.evaluate import cold_nats, stateful_nats
-from lstm_jax.training.durable import check_path
 
 
 class Result(NamedTuple):
@@ -91,199 +77,158 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 
   Raises:
     ValueError: a change is malformed, has no effect, changes the corpus or its
-      tokens, equals another, or can have no directory of its own; --run is not
-      given, is a run, is refused by `check_path`, holds another recipe's or
-      corpus's results, or with --overwrite, those of changes not given; the
-      corpus or the weights of --init_from or --teacher change
-      meanwhile or are not those of the results; another process begins all
-      again; or as in `train.run`: for the corpus, the flags and those weights,
-      before the first run; for a run's directory and the memory, at that run.
+      tokens, or equals another; --run is not given, is a run, is in use, or
+      holds the results of another recipe or corpus, or with --overwrite, those
+      of changes that are not given; the corpus or the weights of --init_from or
+      --teacher change meanwhile; or as in `train.run`.
     Diverged: the recipe itself diverges.
   """
-  job = config.job
-  if not job.run:
+  if not config.job.run:
     raise ValueError("--run must be the directory of the runs, got none")
-  check_path(Path(job.run))
-  run_dir.check_is_no_run(job.run, "changes")
-  configs = _make_configs(config, changes)
+  base = Path(config.job.run)
+  run_dir.check_is_no_run(base, "changes")
+  configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
+  # `share_batches` reads in --run how many devices a resumed run has. One call
+  # for all runs: JAX starts its CPU devices only once.
+  runs = [
+    replace(single, run=str(base / name.replace("/", "-")))
+    for name, single in configs.items()
+  ]
+  configs = dict(zip(configs, share_batches(runs), strict=True))
   check_changes(configs)
+  for single in configs.values():
+    for name in (single.init_from, *single.distillation.teacher):
+      if name:
+        run_dir.read_record(Path(name))  # raises if it is no run
   sha256 = text_sha256(read_corpus_text(config.data.corpus))
-  path, recipe = Path(job.run) / RECORD, _recipe(config)
-  results = _start(path, config, recipe, sha256, configs)
-  rows, stopped_by = results.rows, None  # `rows` is changed in place
-  if rows:
-    console.print(f"results kept in {path}: {len(rows)}", soft_wrap=True)
-  for number, (name, changed) in enumerate(configs.items(), start=1):
+  recipe = {
+    name: value
+    for name, value in recorded_flags(config).items()
+    if name not in JOB_FLAGS
+  }
+  split = "dev" if config.data.dev_fraction else "val"
+  results = Ablations(recipe, sha256, split, rows=[], models={})
+  with opened(base):
+    return _run(base, configs, results, console)
+
+
+def _run(
+  base: Path,
+  configs: dict[str, TrainConfig],
+  results: Ablations,
+  console: Console,
+) -> Result:
+  """Train each configuration that has no row yet, into a directory of `base`.
+
+  Args:
+    base: the directory of the runs.
+    configs: those of BASE and of each change, by name.
+    results: the results if there are none so far.
+    console: where to print.
+  """
+  path, stopped_by = base / RECORD, None
+  if configs[BASE].job.overwrite:
+    _delete(path, configs, results)
+  results = read_ablations(path, results)
+  if results.rows:
+    console.print(
+      f"results kept in {path}: {len(results.rows)}", soft_wrap=True
+    )
+  for number, (name, single) in enumerate(configs.items(), start=1):
     if results.has(name):
       continue
     print_title(f"{name} ({number} of {len(configs)})", console)
-    directory = _directory(job, name)
-    single = results.config_in(directory, changed)
-    results = add_models(results, path, single)
-    row, stopped_by = _train(name, single, sha256, console)
+    try:
+      single = replace(single, overwrite=False)  # an old run is deleted
+      row, stopped_by = _train(single, results, console)
+    except Diverged as error:
+      if name == BASE:
+        raise
+      console.print(f"{error}", soft_wrap=True)
+      row = {"diverged": True, "environment": environment()}
+      stopped_by = error.signalled
     if row:
-      results = results.with_models(path, models_of_run(directory))
-      if path.exists():  # another process may have added a row meanwhile
-        found = read_ablations(path, recipe, sha256)
-        check_kept(path, results, found)
-        found = found.with_models(path, results.models)
-        rows[:], results = found.rows, results._replace(models=found.models)
-      if not results.has(name):  # that process may have measured the same run
-        rows.append({"change": name} | row)
+      results.rows.append({"change": name} | row)
       results.write(path)
     if stopped_by:
       break
-  if rows:
-    print_table(make_table(rows), console)
-    name = SPLITS[results.split]
-    console.print(f"cold, stateful: nats per token of the {name} split")
+  if results.rows:
+    print_table(make_table(results.rows), console)
+    split = SPLITS[results.split]
+    console.print(f"cold, stateful: nats per token of the {split} split")
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   is_done = all(map(results.has, configs))
-  return Result(rows, None if is_done else stopped_by)
+  return Result(results.rows, None if is_done else stopped_by)
 
 
-def _make_configs(
-  config: TrainConfig, changes: list[str]
-) -> dict[str, TrainConfig]:
-  """Return the configurations of BASE and of each change.
-
-  All keep the common --run; `Ablations.config_in` sets that of each run.
+def _delete(
+  path: Path, configs: dict[str, TrainConfig], new: Ablations
+) -> None:
+  """Delete the results and the runs of these changes, for --overwrite.
 
   Raises:
-    ValueError: a change is malformed, or can have no directory of its own; or
-      as in `share_batches`.
+    ValueError: there are results of other changes, which new ones could be
+      compared with; or a run is in use.
   """
-  job = config.job
-  configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
-  # `share_batches` reads in --run how many devices a resumed run has.
-  runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
-  for name, shared in zip(configs, share_batches(runs), strict=True):
-    mesh, devices = shared.job.mesh, shared.job.devices
-    configs[name] = replace(configs[name], mesh=mesh, devices=devices)
-  check_directories({name: _directory(job, name) for name in configs})
-  return configs
-
-
-def _start(
-  path: Path,
-  config: TrainConfig,
-  recipe: dict[str, Any],
-  sha256: str,
-  configs: dict[str, TrainConfig],
-) -> Ablations:
-  """Return the results kept in ablations.json; none with --overwrite.
-
-  Raises:
-    ValueError: as in `run`, about that file and the models that a run reads.
-  """
-  split = "dev" if config.data.dev_fraction else "val"
-  if config.job.overwrite:
-    check_all_named(path, recipe, sha256, configs)
-    outdated = start_times(path.parent.glob("*"))  # of all runs to be replaced
-    results = Ablations(recipe, sha256, [], outdated, split)
-  else:
-    results = read_ablations(path, recipe, sha256)._replace(split=split)
-  for name, changed in configs.items():
-    if not results.has(name):
-      single = results.config_in(_directory(config.job, name), changed)
-      results = add_models(results, path, single)
-  if config.job.overwrite and path.parent.is_dir():
-    results.write(path)  # now: the command that resumes has no --overwrite
-  return results
+  try:
+    rows = read_ablations(path, new).rows
+  except ValueError:  # damaged, or rows that cannot stay beside new ones
+    rows = []
+  others = [row["change"] for row in rows if row["change"] not in configs]
+  if others:
+    raise ValueError(
+      f"--overwrite trains all again, and {path} also holds "
+      f"{', '.join(others)}: name them with --change, or choose another --run"
+    )
+  for single in configs.values():
+    directory = Path(single.job.run)
+    if run_dir.read_config(directory):
+      with lock(directory):
+        shutil.rmtree(directory)
+  path.unlink(missing_ok=True)
 
 
 def _train(
-  name: str, config: TrainConfig, sha256: str, console: Console
+  config: TrainConfig, results: Ablations, console: Console
 ) -> tuple[dict[str, Any] | None, signal.Signals | None]:
   """Train a run, if it is not finished, and measure it.
+
+  A run has finished without a row if this program was interrupted before its
+  losses were measured, or if ablations.json was deleted.
 
   Returns:
     (row, signal): the entries of its row, or None if a signal stopped the
     training; and the signal that came, if one did.
-
-  Raises:
-    Diverged: the recipe itself diverges.
   """
-  try:
-    result = _finished(config, sha256)
-    if result is None:
-      check_not_extended(
-        Path(config.job.run), recorded_flags(config), advice=REPLACE_OR_KEEP
-      )
-      text = read_corpus_text(config.data.corpus)
-      check_unchanged(config.data, text_sha256(text), sha256)
-      result = train.run(config, console)
-  except Diverged as error:
-    if name == BASE:
-      raise
-    console.print(f"{error}", soft_wrap=True)
-    return {"diverged": True, "environment": environment()}, error.signalled
-  if result.stopped_by:
-    return None, result.stopped_by
+  directory, signalled = Path(config.job.run), None
+  recorded = recorded_flags(config)
+  if not (directory / run_dir.RESULT).exists():
+    check_not_extended(directory, recorded, advice=REPLACE_OR_KEEP)
+    result = train.run(config, console)
+    if result.stopped_by:
+      return None, result.stopped_by
+    signalled = result.signalled
+  sha256 = results.corpus_sha256
+  check_same_run(directory, recorded, sha256, advice=REPLACE_OR_KEEP)
+  record = run_dir.read_record(directory)
+  results.add_models(record)
+  options = evaluate.EvaluateConfig(
+    run=(str(directory),),
+    split=results.split,
+    protocol=("cold", "stateful"),
+  )
   with collect_stop_requests() as requests:  # so that the row is saved
-    row = _measure(result, config.data, sha256)
-  return row, requests[-1] if requests else result.signalled
-
-
-def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
-  """Return the result of a run that has finished already, if it has.
-
-  That happens if this program was interrupted after the end of the run, before
-  its losses were measured, or if ablations.json was deleted.
-
-  Raises:
-    ValueError: the directory holds a run of another configuration or corpus, or
-      the run's result is damaged.
-  """
-  directory = Path(config.job.run)
-  path = directory / run_dir.RESULT
-  if config.job.overwrite or not path.exists():
-    return None
-  flags = recorded_flags(config)
-  check_same_run(directory, flags, sha256, advice=REPLACE_OR_KEEP)
-  result = run_dir.read_result(directory) or {}
-  names = "step", "val_loss", "seconds"  # step is Result's best_step
-  entries: list[Any] = [result.get(name) for name in names]
-  if not are_numbers(entries):
-    raise ValueError(f"{path} is damaged: it must have step, val_loss, seconds")
-  return train.Result(directory, *entries)
-
-
-def _directory(job: JobConfig, name: str) -> Path:
-  """Return the run directory of a change."""
-  return Path(job.run) / name.replace("/", "-")
-
-
-def _measure(
-  result: train.Result, data: DataConfig, sha256: str
-) -> dict[str, Any]:
-  """Return the losses of a finished run, in nats per token.
-
-  They are of `Corpus.val`: the development split, if there is one, or else the
-  validation split. A choice between changes must not see the test split.
-  """
-  trained = load(result.directory)
-  data = find_corpus(result.directory, data, sha256)
-  corpus = read_corpus(data)
-  check_unchanged(data, corpus.sha256, sha256)
-  tokens, model, params = corpus.val.tokens, trained.model, trained.params
-  return {
-    "parameters": sum(p.size for p in jax.tree.leaves(params)),
-    "cold": float(cold_nats(model, params, tokens).mean()),
-    "stateful": float(stateful_nats(model, params, tokens).mean()),
-    "val_loss": trained.val_loss,
-    "step": trained.step,
-    "seconds": round(result.seconds, 3),
-    "environment": environment_of(run_dir.read_record(result.directory)),
+    found = evaluate.run(options, console)
+  row = {
+    "parameters": found["parameters"],
+    "cold": found["nats"]["cold"],
+    "stateful": found["nats"]["stateful"],
+    "val_loss": found["val_loss"][0],
+    "step": found["step"],
+    "seconds": found["training_seconds"],
+    "environment": environment_of(record),
   }
-
-
-def _recipe(config: TrainConfig) -> dict[str, Any]:
-  """Return the recipe's flags except JOB_FLAGS, with config.json's paths."""
-  record = recorded_flags(config)
-  return {
-    name: value for name, value in record.items() if name not in JOB_FLAGS
-  }
+  return row, requests[-1] if requests else signalled
 
 
 def main() -> int:

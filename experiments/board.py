@@ -12,8 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import launch
-from experiments.comparison.board import read_board, table
-from experiments.comparison.board_charts import CHARTS, draw
+from experiments.comparison.board import CHARTS, draw, read_board, table
 from experiments.trainer.files import check_output
 
 CORPUS = "tinyshakespeare"

@@ -28,46 +28,56 @@ is measured.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 
+from experiments.analysis import recall
+from experiments.analysis.context import bins, gradient_norms, nats_by_context
+from experiments.analysis.recall import GATE_BIASES
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
-from experiments.comparison.config import CompareConfig
-from experiments.comparison.corpus import Corpus, read_corpus
-from experiments.comparison.measurements import (
-  EQUAL_STEPS,
-  delayed_recall,
-  describe_cells,
-  finished,
-  gradient_flow,
-  loss_by_context,
-  plan_runs,
+from experiments.comparison.cells import (
+  CellModel,
+  CompareConfig,
+  Corpus,
+  make_models,
+  read_corpus,
 )
-from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.results import (
+  CHRONO_BIAS,
+  EQUAL_STEPS,
+  USUAL_BIAS,
+  finished,
   naming_damaged,
-  naming_missing,
   open_results,
   print_held,
   print_tables,
   read_record,
   recorded_command,
+  tables,
 )
-from experiments.comparison.tables import check_entries, tables
-from experiments.comparison.training import TrainedCell, train_cell
+from experiments.comparison.training import (
+  TrainedCell,
+  describe_cells,
+  plan_runs,
+  train_cell,
+)
+from experiments.trainer.config import CELLS
 from experiments.trainer.display import TrainingBar
-from experiments.trainer.distributed import share_members
+from experiments.trainer.distributed import members_mesh, share_members
 from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
 from experiments.trainer.loop import Diverged
 from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import lock
+from lstm_jax.language import ModelConfig
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 FILES = RECORD, FIGURE, SAMPLES
@@ -175,6 +185,103 @@ def train(
     return None
 
 
+def loss_by_context(
+  cell: CellModel, trained: TrainedCell, corpus: Corpus, config: CompareConfig
+) -> dict[str, Any]:
+  """Return each seed's validation loss in bins of the context's length."""
+  return {
+    "lengths": bins(config.context),
+    "val_loss": [
+      nats_by_context(cell.model, params, corpus.val, config.context)
+      for params in trained.final_params
+    ],
+  }
+
+
+def gradient_flow(
+  cell: CellModel, trained: TrainedCell, corpus: Corpus, config: CompareConfig
+) -> list[dict[str, Any]]:
+  """Return the gradient norms before and after training, means over seeds.
+
+  A norm that is NaN or infinite in float32 is None.
+  """
+  rows = []
+  stages = {
+    "untrained": trained.initial_params,
+    "trained": trained.final_params,
+  }
+  for stage, seeds in stages.items():
+    norms = [
+      gradient_norms(
+        CELLS[cell.name], params, corpus.val, config.gradient_steps
+      )
+      for params in seeds
+    ]
+    means = {
+      field: [
+        float(value) if np.isfinite(value) else None
+        for value in np.mean([seed[field] for seed in norms], axis=0)
+      ]
+      for field in norms[0]
+    }
+    rows.append({"cell": cell.name, "stage": stage, "norms": means})
+  return rows
+
+
+def delayed_recall(
+  config: CompareConfig, key: jax.Array, console: Console
+) -> Iterator[list[dict[str, Any]]]:
+  """Train each cell at each delay; yield and print each seed's accuracy.
+
+  A cell of GATE_BIASES, which has a gate that keeps its memory, learns each
+  delay twice: from its usual initial biases, and from those that fit the delay
+  (`experiments.analysis.recall`).
+  Each list has the rows of one cell and one kind of biases, one for each delay.
+  """
+  sizes = ModelConfig(
+    embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
+  )
+  models = make_models(config.cells, sizes, recall.VOCABULARY)
+  biases = [
+    (name, bias)
+    for name in models
+    for bias in (USUAL_BIAS, CHRONO_BIAS)
+    if bias == USUAL_BIAS or name in GATE_BIASES
+  ]
+  for name, bias in biases:
+    cell, rows = models[name], []
+    for delay in config.delay:
+      keys = jax.random.split(jax.random.fold_in(key, delay), config.num_seeds)
+      result = recall.learn(
+        cell.model,
+        keys,
+        delay,
+        config.recall_steps,
+        config.recall_learning_rate,
+        chrono=name if bias == CHRONO_BIAS else None,
+        mesh=members_mesh(config.job.devices, config.num_seeds),
+      )
+      rows.append(
+        {
+          "cell": name,
+          "forget_bias": bias,
+          "hidden_size": cell.hidden_size,
+          "num_parameters": cell.num_parameters,
+          "delay": delay,
+          "learning_rate": result.learning_rate,
+          "accuracy": result.accuracy,
+          "loss": result.nats,
+        }
+      )
+      accuracy = ", ".join(f"{value:.2f}" for value in result.accuracy)
+      console.print(
+        f"recall, {name}, {bias} initial biases, delay {delay}: "
+        f"accuracy {accuracy}",
+        soft_wrap=True,
+      )
+    yield rows
+
+
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt; the figure is drawn at the end."""
   write_json(directory / RECORD, record)
@@ -198,7 +305,6 @@ def load(directory: Path) -> dict[str, Any]:
   path = directory / RECORD
   record = read_record(path, "there is no comparison", ENTRIES)
   with naming_damaged(path):
-    check_entries(record)
     tables(record)
   if not finished(record):
     raise ValueError(f"{path} has no training that has finished")
@@ -207,13 +313,12 @@ def load(directory: Path) -> dict[str, Any]:
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
-  from experiments.comparison import dot_plot, plots
+  from experiments.comparison import plots
 
   print_tables(tables(record), console)
   # The lines of more cells than MANY could not be told apart.
-  many = len(record["cells"]) > dot_plot.MANY
-  with naming_missing(directory / RECORD):
-    (dot_plot if many else plots).draw(record, directory / FIGURE)
+  many = len(record["cells"]) > plots.MANY
+  (plots.draw_rows if many else plots.draw)(record, directory / FIGURE)
   print_held(directory, FILES, console)
 
 
@@ -221,9 +326,9 @@ def main() -> None:
   """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    load(directory)  # raises before `lock` if there is nothing to report
+    record = load(directory)
     with lock(directory):
-      report(load(directory), directory, console)
+      report(record, directory, console)
     return
   config = config_from_flags(CompareConfig(), FLAGS)
   with open_results(directory, FILES, OVERWRITE.value):

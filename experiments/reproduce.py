@@ -15,8 +15,6 @@ interrupted training. --dry_run prints each command that trains or evaluates.
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -24,35 +22,25 @@ from rich.console import Console
 from experiments import evaluate, train
 from experiments.cli import SIGNALLED, command_line, launch, make_console
 from experiments.comparison.board import Row, read_board
-from experiments.comparison.plan import (
+from experiments.comparison.reproduction import (
+  RECORD,
+  UNIT,
   Job,
   ReproduceConfig,
-  ensemble_flags,
-  ensemble_results,
-  ensemble_seeds,
-  is_trained,
-  parse,
-  plan,
-  plan_teachers,
-  single_run_results,
-  with_absolute_recipe,
-)
-from experiments.comparison.published import (
-  UNIT,
   compare,
   compare_together,
   cost,
+  ensemble_flags,
   make_table,
-)
-from experiments.comparison.reproduction import (
-  RECORD,
-  read_done,
-  read_together,
-  write_reproduction,
+  parse,
+  plan,
+  plan_teachers,
+  read_reproduced,
+  write_reproduced,
 )
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus import REPOSITORY, read_corpus_text, text_sha256
+from experiments.trainer.corpus import read_corpus_text, text_sha256
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -76,9 +64,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
 
   Raises:
     ValueError: as `plan`, `plan_teachers` and `train.run`; or a directory holds
-      another run, or one whose result.json lacks the seconds of training; or
-      --run is itself a run, or its reproduction.json is a link, a pipe or a
-      device.
+      another run; or --run is itself a run.
     Diverged: as in `train.run`.
   """
   jobs = plan(row, config)
@@ -86,138 +72,115 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   run_dir.check_is_no_run(base, "seeds")
   path = base / RECORD
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
+  teachers = plan_teachers(configs[0])
+  others = [parse(TrainConfig(), job.train_flags) for job in teachers]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
-  teachers = _untrained_teachers(configs[0], sha256)
+  # A directory of another run is refused before the first training.
+  for job, single in zip([*teachers, *jobs], [*others, *configs], strict=True):
+    _check(job, single, sha256)
   # One call for all trainings: JAX starts its CPU devices only once.
-  shared = share_batches([*teachers, *configs])
-  configs = shared[len(teachers) :]
-  if stopped_by := _train_teachers(shared[: len(teachers)], sha256, console):
-    return Reproduction([], stopped_by)
-  # {seed: what `_evaluate` returns}; {protocol: loss} of the ensemble, or {}.
-  done, together = read_done(path, row), read_together(path, row, jobs)
+  missing = [
+    single
+    for job, single in zip(teachers, others, strict=True)
+    if not job.is_trained
+  ]
+  shared = share_batches([*missing, *configs])
+  for single in shared[: len(missing)]:
+    print_title(f"teacher {single.job.run}", console)
+    if stopped_by := _train(single, console):
+      return Reproduction([], stopped_by)
   rows: list[dict[str, Any]] = []
-  for job, single in zip(jobs, configs, strict=True):
+  for job, single in zip(jobs, shared[len(missing) :], strict=True):
     print_title(f"{row.name}, seed {job.seed}", console)
-    advice = "another --run keeps it"
-    if not is_trained(job.directory):
-      check_not_extended(job.directory, recorded_flags(single), advice=advice)
-      outdated = bool(done.pop(job.seed, None))  # losses of an earlier run
-      if together and job.seed in ensemble_seeds(row):
-        outdated, together = True, {}
+    found = read_reproduced(path, row)
+    if not job.is_trained:
+      members = {s for r in row.results if r.is_ensemble for s in r.seeds}
+      outdated = bool(found.seeds.pop(job.seed, None))  # of an earlier run
+      if found.together and job.seed in members:
+        outdated, found = True, found._replace(together={})
       if outdated:
-        write_reproduction(path, row, done, together, rows)
-      result = train.run(single, console)
-      # A signal too late to stop the run (`signalled`) stops this program.
-      if stopped_by := result.stopped_by or result.signalled:
+        write_reproduced(path, row, found, rows)
+      if stopped_by := _train(single, console):
         return Reproduction(rows, stopped_by)
-    recorded = recorded_flags(single)
-    check_same_run(job.directory, recorded, sha256, advice=advice)
-    if job.seed not in done:
-      done[job.seed] = _evaluate(job, console)
-    # Another process may have evaluated other seeds meanwhile.
-    done = read_done(path, row) | done
-    together = read_together(path, row, jobs)
-    chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
-    rows = [compare(result, chosen) for result in single_run_results(row)]
-    write_reproduction(path, row, done, together, rows)
+    if job.seed not in found.seeds:
+      _check(job, single, sha256)
+      entry = _evaluate(job, console)
+      found = read_reproduced(path, row)  # another process may have added some
+      found.seeds[job.seed] = entry
+    done = [j.seed for j in jobs if j.seed in found.seeds]
+    rows = [
+      compare(r, {s: found.seeds[s][UNIT][r.protocol] for s in done})
+      for r in row.single_results
+    ]
+    write_reproduced(path, row, found, rows)
   if flags := ensemble_flags(row, jobs):
-    if not together:
+    if not found.together:
       print_title(f"{row.name}, {len(jobs)} seeds together", console)
       options = parse(evaluate.EvaluateConfig(), flags)
-      together = evaluate.run(options, console)[UNIT]
-      done = read_done(path, row) | done
-    results = ensemble_results(row, jobs)
-    rows += [compare_together(result, together) for result in results]
-    write_reproduction(path, row, done, together, rows)
-  minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
-  _report(row, rows, minutes, console)
-  console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
-  return Reproduction(rows)
-
-
-def _untrained_teachers(config: TrainConfig, sha256: str) -> list[TrainConfig]:
-  """Return the configurations of a recipe's teachers that are not trained yet.
-
-  Raises:
-    ValueError: as `plan_teachers` and `_is_trained_teacher`.
-  """
-  configs = []
-  for job in plan_teachers(config):
-    single = parse(TrainConfig(), job.train_flags)
-    if not _is_trained_teacher(single, sha256) and single not in configs:
-      configs.append(single)
-  return configs
-
-
-def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
-  """Return whether a teacher's directory holds its finished run.
-
-  Raises:
-    ValueError: the directory holds another finished run, or an unfinished one
-      that the recipe would extend.
-  """
-  directory = Path(config.job.run)
-  advice = "move it, and the teacher is trained there"
-  if not is_trained(directory):
-    check_not_extended(directory, recorded_flags(config), advice=advice)
-    return False
-  check_same_run(directory, recorded_flags(config), sha256, advice=advice)
-  return True
-
-
-def _train_teachers(
-  configs: Sequence[TrainConfig], sha256: str, console: Console
-) -> signal.Signals | None:
-  """Train teachers; return the signal that stopped the training, or None."""
-  for config in configs:
-    if _is_trained_teacher(config, sha256):  # by another process, meanwhile
-      continue
-    print_title(f"teacher {config.job.run}", console)
-    result = train.run(config, console)
-    if stopped_by := result.stopped_by or result.signalled:
-      return stopped_by
-  return None
-
-
-def _evaluate(job: Job, console: Console) -> dict[str, Any]:
-  """Evaluate a finished run; return its losses and seconds of training."""
-  config = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
-  record = evaluate.run(config, console)
-  seconds = record["training_seconds"]
-  if seconds is None:
-    path = job.directory / run_dir.RESULT
-    raise ValueError(f"{path} is damaged: it has no seconds of training")
-  entry = {UNIT: record[UNIT], "step": record["step"], "seconds": seconds}
-  trained = environment_of(run_dir.read_record(job.directory))
-  return entry | {"environment": trained}
-
-
-def _report(
-  row: Row,
-  rows: list[dict[str, Any]],
-  minutes: Sequence[float],
-  console: Console,
-) -> None:
-  """Print the table, each seed's minutes of training, and what is left out."""
+      losses = evaluate.run(options, console)[UNIT]
+      found = read_reproduced(path, row)._replace(together=losses)
+    rows += [
+      compare_together(r, found.together[r.evaluated_by])
+      for r in row.ensemble_results(job.seed for job in jobs)
+    ]
+    write_reproduced(path, row, found, rows)
   print_table(make_table(rows), console)
+  minutes = [found.seeds[job.seed]["seconds"] / 60 for job in jobs]
   console.print(cost(row, minutes), soft_wrap=True)
   compared = {entry["protocol"] for entry in rows}
   for left in (r for r in row.results if r.protocol not in compared):
     seeds = ", ".join(map(str, left.seeds))
     message = f"not evaluated here: {left.protocol}, of seeds {seeds}"
     console.print(message, soft_wrap=True)
+  console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
+  return Reproduction(rows)
 
 
-def commands(job: Job) -> list[str]:
-  """Return the commands to train and evaluate, for the current directory."""
-  here = Path.cwd() == REPOSITORY
-  train_flags = (
-    job.train_flags if here else with_absolute_recipe(job.train_flags)
-  )
-  return [
-    command_line("train", train_flags),
-    command_line("evaluate", job.evaluate_flags),
+def _check(job: Job, config: TrainConfig, sha256: str) -> None:
+  """Raise ValueError if a directory holds another run than the recipe's."""
+  advice, flags = "another directory keeps it", recorded_flags(config)
+  if job.is_trained:
+    check_same_run(job.directory, flags, sha256, advice=advice)
+  else:
+    check_not_extended(job.directory, flags, advice=advice)
+
+
+def _train(config: TrainConfig, console: Console) -> signal.Signals | None:
+  """Train; return the signal that came, if one did.
+
+  One that is too late to stop the run stops this program.
+  """
+  result = train.run(config, console)
+  return result.stopped_by or result.signalled
+
+
+def _evaluate(job: Job, console: Console) -> dict[str, Any]:
+  """Evaluate a finished run; return its losses and seconds of training."""
+  config = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
+  record = evaluate.run(config, console)
+  return {
+    UNIT: record[UNIT],
+    "step": record["step"],
+    "seconds": record["training_seconds"],
+    "environment": environment_of(run_dir.read_record(job.directory)),
+  }
+
+
+def commands(row: Row, config: ReproduceConfig) -> list[str]:
+  """Return the commands to train and evaluate, in order."""
+  jobs = plan(row, config)
+  teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
+  lines = [
+    command_line("train", job.train_flags)
+    for job in teachers
+    if not job.is_trained
   ]
+  for job in jobs:
+    lines.append(command_line("train", job.train_flags))
+    lines.append(command_line("evaluate", job.evaluate_flags))
+  if flags := ensemble_flags(row, jobs):
+    lines.append(command_line("evaluate", flags))
+  return lines
 
 
 def main(arguments: list[str]) -> int:
@@ -226,15 +189,7 @@ def main(arguments: list[str]) -> int:
   row = read_board().find(" ".join(arguments))
   config, console = config_from_flags(ReproduceConfig(), FLAGS), make_console()
   if config.dry_run:
-    jobs = plan(row, config)
-    teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
-    # Teachers are not evaluated.
-    untrained = [job for job in teachers if not is_trained(job.directory)]
-    lines = [commands(job)[0] for job in untrained]
-    lines += [line for job in jobs for line in commands(job)]
-    if flags := ensemble_flags(row, jobs):
-      lines.append(command_line("evaluate", flags))
-    console.print("\n".join(lines), soft_wrap=True)
+    console.print("\n".join(commands(row, config)), soft_wrap=True)
     return 0
   stopped_by = run(row, config, console).stopped_by
   if not stopped_by:

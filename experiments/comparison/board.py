@@ -1,23 +1,38 @@
-"""The board of results, ours and others', read from a file; and its table.
+"""The board of results, ours and others', read from a file; table and charts.
 
 `experiments/results/board.json` has a row for each model: what was trained, how
 it was evaluated, and where the result is recorded or published. The file is the
 single source of these numbers; `docs/results` shows its table and its charts,
 and `experiments.reproduce` trains a row again.
+
+The numbers beside the points of a chart are those of the rows of the table. The
+points are written into the PNG file, as text, so that a test can detect a chart
+that is out of date.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.trainer.corpus import REPOSITORY
+from experiments.trainer.figures import SMALL, save, tidy
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
 BOARD = REPOSITORY / "experiments" / "results" / "board.json"
 ROOT = "../.."  # of the repository, seen from docs/results
 # Prefix of a protocol's name: the models of all seeds are evaluated by that
 # protocol together, with the mean of their probabilities.
 ENSEMBLE = "ensemble_"
+MARKERS = "osD^v*PX"  # one for each protocol, in order
+OUR_COLOR, OTHERS_COLOR = "tab:blue", "tab:gray"
+NEAR = 0.1, 0.03  # in log x and in nats: labels that are closer overlap
+KEYWORD = "Description"  # of a PNG file's text
 
 
 class Result(NamedTuple):
@@ -85,6 +100,16 @@ class Row(NamedTuple):
     found = (r for r in self.results if r.protocol == protocol)
     return next(found, None)
 
+  @property
+  def single_results(self) -> list[Result]:
+    """The results of single runs, not of an ensemble."""
+    return [r for r in self.results if not r.is_ensemble]
+
+  def ensemble_results(self, seeds: Iterable[int]) -> list[Result]:
+    """Return the ensemble results whose seeds are exactly these."""
+    wanted = {*seeds}
+    return [r for r in self.results if r.is_ensemble and {*r.seeds} == wanted]
+
 
 class Board(NamedTuple):
   """All rows."""
@@ -92,7 +117,7 @@ class Board(NamedTuple):
   protocols: dict[str, str]  # {name: title}, in the order of the columns
   rows: list[Row]
 
-  def of_corpus(self, corpus: str) -> "Board":
+  def of_corpus(self, corpus: str) -> Board:
     """Return the rows on one corpus, in the order of their losses.
 
     Rows with a result by the board's first protocol come first, the lowest mean
@@ -122,44 +147,17 @@ class Board(NamedTuple):
 
 
 def read_board(path: Path = BOARD) -> Board:
-  """Read the board.
-
-  Raises:
-    ValueError: a row lacks a field, has an unknown one, has the name of another
-      row, no results, or a result by a protocol that the board does not list.
-  """
+  """Read the board."""
   data = json.loads(path.read_text("utf-8"))
-  rows = []
-  for fields in data["rows"]:
-    try:
-      rows.append(_make_row(dict(fields)))
-    except TypeError as error:
-      raise ValueError(
-        f"row {fields.get('name')!r} of {path}: {error}"
-      ) from None
-  board = Board(data["protocols"], rows)
-  names = [row.name for row in rows]
-  for row in rows:
-    if names.count(row.name) > 1:
-      raise ValueError(f"row {row.name!r} of {path}: another row has its name")
-    if not row.results:
-      raise ValueError(f"row {row.name!r} of {path}: it has no results")
-    for result in row.results:
-      if result.protocol not in board.protocols:
-        raise ValueError(
-          f"row {row.name!r} of {path}: protocol must be one of "
-          f"{', '.join(board.protocols)}, got {result.protocol!r}"
-        )
-  return board
+  return Board(data["protocols"], [_make_row(row) for row in data["rows"]])
 
 
 def _make_row(fields: dict[str, Any]) -> Row:
-  if "results" in fields:
-    fields["results"] = [Result(**result) for result in fields["results"]]
-  if "training" in fields:
-    fields["training"] = Training(**fields["training"])
-  if "source" in fields:
-    fields["source"] = Source(**fields["source"])
+  kinds = {"training": Training, "source": Source}
+  for name, kind in kinds.items():
+    if name in fields:
+      fields[name] = kind(**fields[name])
+  fields["results"] = [Result(**result) for result in fields["results"]]
   return Row(**fields)
 
 
@@ -229,3 +227,138 @@ def _commits(row: Row) -> str:
   pairs = zip(row.commits, row.records, strict=True)
   links = ", ".join(f"[{c}]({ROOT}/{record})" for c, record in pairs)
   return f"{links} ({row.date})"
+
+
+class Point(NamedTuple):
+  """A result in a chart."""
+
+  number: int  # of its row in the table
+  protocol: str
+  x: float
+  loss: float
+  deviation: float
+  ours: bool
+
+
+class Chart(NamedTuple):
+  """A chart, by its horizontal axis.
+
+  `value` takes a row and how many seeds a result counts (1, or all members of
+  an ensemble), and returns x, or None if the row does not state it.
+  """
+
+  file: str
+  title: str
+  label: str
+  value: Callable[[Row, int], float | None]
+
+
+def _millions(row: Row, num_seeds: int) -> float | None:
+  return num_seeds * (row.parameters / 1e6) if row.parameters else None
+
+
+def _minutes(row: Row, num_seeds: int) -> float | None:
+  """Return the minutes in which so many seeds are trained, one after another.
+
+  A seed counts with the middle of the least and the most minutes; minutes that
+  the seeds share count once.
+  """
+  if not row.training:
+    return None
+  (low, high), shared = row.training.minutes, row.training.shared
+  return shared + num_seeds * ((low + high) / 2 - shared)
+
+
+CHARTS = (
+  Chart("loss-by-parameters.png", "size", "parameters, millions", _millions),
+  Chart(
+    "loss-by-time.png",
+    "training time",
+    "minutes of training, on different machines",
+    _minutes,
+  ),
+)
+
+
+def draw(board: Board, directory: Path) -> None:
+  """Draw both charts of the rows into a directory."""
+  from matplotlib.figure import Figure
+
+  for chart in CHARTS:
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    found = points(board, chart)
+    _draw(board, found, chart, figure.subplots())
+    figure.legend(
+      fontsize=SMALL, ncols=2, loc="outside lower center", frameon=False
+    )
+    text = {KEYWORD: json.dumps(found)}
+    save(figure, directory / chart.file, dpi=100, metadata=text)
+
+
+def points(board: Board, chart: Chart) -> list[Point]:
+  """Return a point for each result of the rows that have the chart's value.
+
+  An ensemble counts the parameters and the minutes of all its members together;
+  it is left out if the number of members is not known.
+  """
+  return [
+    Point(number, r.protocol, x, r.mean, r.std or 0.0, row.is_ours)
+    for number, row in enumerate(board.rows, start=1)
+    for r in row.results
+    if (num_seeds := len(r.seeds) if r.is_ensemble else 1)
+    and (x := chart.value(row, num_seeds)) is not None
+  ]
+
+
+def labels(found: list[Point]) -> list[tuple[float, float, str]]:
+  """Return (x, loss, text) of a label for each row, at its first result.
+
+  Points that would hide each other's labels share one.
+  """
+  first: dict[int, Point] = {}
+  for point in found:
+    first.setdefault(point.number, point)
+  groups: list[list[Point]] = []
+  for point in first.values():
+    for group in groups:
+      ratio, gap = point.x / group[0].x, point.loss - group[0].loss
+      if abs(math.log(ratio)) < NEAR[0] and abs(gap) < NEAR[1]:
+        group.append(point)
+        break
+    else:
+      groups.append([point])
+  return [
+    (g[0].x, g[0].loss, ", ".join(str(point.number) for point in g))
+    for g in groups
+  ]
+
+
+def _draw(board: Board, found: list[Point], chart: Chart, panel: Axes) -> None:
+  from matplotlib.ticker import LogLocator
+
+  for number, (protocol, title) in enumerate(board.protocols.items()):
+    marker = MARKERS[number % len(MARKERS)]
+    for ours, color in ((True, OUR_COLOR), (False, OTHERS_COLOR)):
+      chosen = [p for p in found if (p.protocol, p.ours) == (protocol, ours)]
+      if chosen:
+        panel.errorbar(
+          [point.x for point in chosen],
+          [point.loss for point in chosen],
+          [point.deviation for point in chosen],
+          fmt=marker,
+          color=color,
+          label=f"{'ours' if ours else 'others’'}, {title}",
+          markersize=5,
+          capsize=2,
+        )
+  for x, loss, text in labels(found):
+    panel.annotate(
+      text, (x, loss), xytext=(6, 2), textcoords="offset points", fontsize=SMALL
+    )
+  panel.set_xscale("log")
+  panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  panel.xaxis.set_major_formatter("{x:g}")
+  panel.xaxis.set_minor_formatter("")
+  panel.margins(x=0.1)
+  title = f"Loss by {chart.title}; the numbers are those of the table"
+  tidy(panel, title, chart.label, "nats per character")

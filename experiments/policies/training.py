@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.comparison.tables import markdown
+from experiments.comparison.results import markdown
 from experiments.policies.environments import TASKS, Environment
 from experiments.policies.networks import FEED_FORWARD, make_network
 from experiments.policies.ppo import PPOConfig, make_learner, make_update

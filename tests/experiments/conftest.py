@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from experiments import explore, train
-from experiments.comparison.config import CompareConfig
+from experiments.comparison.cells import CompareConfig
 from experiments.trainer import logger
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace

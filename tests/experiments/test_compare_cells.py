@@ -1,4 +1,7 @@
+"""A comparison of cells: what it measures, records, prints and draws."""
+
 import json
+import math
 from types import SimpleNamespace
 
 import jax
@@ -8,49 +11,136 @@ import pytest
 
 from experiments import compare_cells
 from experiments.analysis import recall
-from experiments.comparison import measurements
-from experiments.comparison.config import CompareConfig
+from experiments.comparison import plots, training
+from experiments.comparison.cells import CompareConfig
+from experiments.comparison.results import diverged, finished, tables
 from experiments.trainer.config import CELLS
+from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace, to_record
-from tests.experiments.comparing import NAMES, RECALLS
-from tests.processes import as_flags, run_program
+from experiments.trainer.run_dir import lock
+from tests.experiments.comparing import NAMES, RECALLS, example
+from tests.patterns import exact
+from tests.processes import ROOT, as_flags, run_program
+
+RECORDS = sorted((ROOT / "experiments/results").glob("compare_cells*"))
+TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 
 
-def test_each_cell_has_its_best_learning_rate_and_its_steps_of_equal_time(
-  comparison, console, monkeypatch
+@pytest.fixture
+def small(comparison):
+  """A comparison of an RNN with the LSTM, without recall."""
+  options = {"cells": ("rnn", "lstm"), "recall_steps": 0, "num_steps": 2}
+  return replace(comparison, num_seeds=1, trial_steps=2, **options)
+
+
+@pytest.mark.exhaustive
+def test_a_cell_that_diverges_at_every_rate_does_not_stop_the_others(
+  small, tmp_path, console, monkeypatch
 ):
-  seconds = {"rnn": 0.4, "gru": 1e9, "lstm": 1.0}
-  losses = {0.01: 3.0, 0.02: 1.0, 0.04: 2.0}
-  models = {
-    name: SimpleNamespace(name=name, hidden_size=2, num_parameters=3)
-    for name in NAMES
-  }
-  corpus = SimpleNamespace(batches="batches", train="train", val="val")
+  search, saved = training.try_learning_rates, []
 
   def try_rates(cell, trial, config, key, rates):
-    assert (trial, key) == ("trial of train", "trial key")
-    return {rate: losses[rate] for rate in rates}
+    # What is on the disk when the search of a cell begins.
+    path = tmp_path / "comparison.json"
+    kept = json.loads(path.read_text())["cells"] if path.exists() else {}
+    saved.append((cell.name, [*kept]))
+    if cell.name == "rnn":
+      raise Diverged("this message is not printed")
+    return search(cell, trial, config, key, rates)
 
-  def make_trial(tokens, config):
-    return f"trial of {tokens}"
+  monkeypatch.setattr(training, "try_learning_rates", try_rates)
+  config = replace(small, learning_rate=(1e-3, 0.02))
+  record = compare_cells.run(config, tmp_path, console)
+  # Further calls may try rates beyond those that are given.
+  assert saved[:2] == [("rnn", []), ("lstm", ["rnn"])]
+  assert compare_cells.load(tmp_path) == json.loads(json.dumps(record))
+  rnn = record["cells"]["rnn"]
+  assert rnn["learning_rate"] is None and rnn["learning_rate_trials"] == []
+  assert rnn["seconds_per_step"] > 0
+  of_rnn = [run for run in record["runs"] if run["cell"] == "rnn"]
+  assert [run["evaluations"] for run in of_rnn] == [None, None]
+  assert [(run["cell"], run["budget"]) for run in finished(record)] == [
+    ("lstm", "equal steps")
+  ]
+  table, *_ = tables(record).values()
+  rows = [line.split(" | ") for line in table.splitlines()]
+  assert rows[2][0] == "| rnn, equal steps" and "diverged" in rows[2]
+  assert len({len(row) for row in rows}) == 1
+  assert (tmp_path / "comparison.png").stat().st_size > 10_000
+  assert "rnn diverges at each learning rate\n" in console.file.getvalue()
 
-  monkeypatch.setattr(measurements, "make_trial", make_trial)
-  monkeypatch.setattr(measurements, "seconds_per_step", lambda *args: seconds)
-  monkeypatch.setattr(measurements, "try_learning_rates", try_rates)
-  config = replace(comparison, learning_rate=tuple(losses))
-  args = models, corpus, config, [0, 1], "trial key", console
-  found = dict(measurements.describe_cells(*args))
-  # In the time of the 12 steps of the LSTM; at least one.
-  assert [row["steps_in_equal_time"] for row in found.values()] == [30, 1, 12]
-  for name, row in found.items():
-    assert row["learning_rate"] == 0.02
-    assert row["seconds_per_step"] == seconds[name]
-    trials = {
-      t["learning_rate"]: t["loss"] for t in row["learning_rate_trials"]
-    }
-    assert trials == losses
-  printed = console.file.getvalue()
-  assert "400 ms per training step of 2 seeds, learning rate 0.02 (" in printed
+
+@pytest.mark.exhaustive
+def test_a_training_that_diverges_does_not_stop_the_others(
+  small, tmp_path, console, monkeypatch
+):
+  train_cell = compare_cells.train_cell
+
+  def train(cell, corpus, config, rate, *others):
+    rate = TOO_LARGE if cell.name == "rnn" else rate
+    return train_cell(cell, corpus, config, rate, *others)
+
+  monkeypatch.setattr(compare_cells, "train_cell", train)
+  record = compare_cells.run(small, tmp_path, console)
+  # The runs: the RNN and the LSTM for equal steps, the RNN for equal time.
+  failed = [run["evaluations"] is None for run in record["runs"]]
+  assert failed == [True, False, True]
+  assert diverged(record, "rnn") == ", diverged: equal steps, equal time"
+  assert diverged(record, "lstm") == ""
+  assert [row["cell"] for row in record["context"]] == ["lstm"]
+  assert "rnn: the training loss is not finite" in console.file.getvalue()
+
+
+@pytest.mark.exhaustive
+def test_if_every_training_diverges_so_does_the_comparison(
+  small, tmp_path, console
+):
+  config = replace(small, learning_rate=(TOO_LARGE,), equal_time=False)
+  with pytest.raises(Diverged, match="every training of rnn, lstm diverged"):
+    compare_cells.run(config, tmp_path, console)
+  record = json.loads((tmp_path / "comparison.json").read_text())
+  assert [run["samples"] for run in record["runs"]] == [None, None]
+  assert math.isfinite(record["seconds"])
+
+
+@pytest.fixture
+def replot(tmp_path, monkeypatch):
+  """Return `main` with --replot in a directory of a comparison."""
+  compare_cells.save(example(), tmp_path)
+  flags = {"OUT": str(tmp_path), "REPLOT": True}
+  for name, value in flags.items():
+    flag = SimpleNamespace(value=value)
+    monkeypatch.setattr(compare_cells, name, flag, raising=False)
+  return compare_cells.main
+
+
+@pytest.mark.parametrize("directory", RECORDS, ids=lambda path: path.name)
+def test_a_kept_comparison_is_whole(directory):
+  assert compare_cells.load(directory)["runs"]
+
+
+def test_a_lost_entry_is_damaged(tmp_path):
+  record = example()
+  del record["corpus"]["text_statistics"]["validation text"]["rhymes"]
+  compare_cells.save(record, tmp_path)
+  with pytest.raises(ValueError, match=r"is damaged: it lacks 'rhymes'$"):
+    compare_cells.load(tmp_path)
+
+
+def test_a_comparison_without_a_finished_training_has_nothing_to_show(tmp_path):
+  record = example() | {"runs": [], "context": []}
+  compare_cells.save(record, tmp_path)
+  with pytest.raises(ValueError, match=r"has no training that has finished$"):
+    compare_cells.load(tmp_path)
+
+
+@pytest.mark.exhaustive
+def test_a_comparison_that_is_being_written_is_not_replotted(replot, tmp_path):
+  with lock(tmp_path), pytest.raises(ValueError, match="is in use by process"):
+    replot()
+  assert not (tmp_path / "comparison.png").exists()
+  replot()
+  assert (tmp_path / "comparison.png").exists()
 
 
 def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):
@@ -65,17 +155,17 @@ def test_every_seed_is_measured_on_the_validation_text(comparison, monkeypatch):
     assert (model, tokens, window) == ("model", "val", 16)  # context
     return [params] * 5  # a loss for each of the lengths below
 
-  monkeypatch.setattr(measurements, "gradient_norms", norms)
-  monkeypatch.setattr(measurements, "nats_by_context", nats)
+  monkeypatch.setattr(compare_cells, "gradient_norms", norms)
+  monkeypatch.setattr(compare_cells, "nats_by_context", nats)
   cell = SimpleNamespace(name="rnn", model="model")
   trained = SimpleNamespace(initial_params=[1, 3], final_params=[2, 4])
   corpus = SimpleNamespace(train="train", val="val")
   args = cell, trained, corpus, comparison
-  assert measurements.gradient_flow(*args) == [
+  assert compare_cells.gradient_flow(*args) == [
     {"cell": "rnn", "stage": "untrained", "norms": {"h": [2.0] * 11}},
     {"cell": "rnn", "stage": "trained", "norms": {"h": [3.0] * 11}},
   ]
-  assert measurements.loss_by_context(*args) == {
+  assert compare_cells.loss_by_context(*args) == {
     "lengths": [1, 2, 4, 8, 16],
     "val_loss": [[2] * 5, [4] * 5],
   }
@@ -101,10 +191,10 @@ def test_each_cell_learns_to_recall_at_each_delay_and_is_recorded(
     assert (num_steps, rates) == (10, (0.01,)) and len(keys) == 2
     return recall.Recall(0.01, [0.5, 1.0], [delay, None])
 
-  monkeypatch.setattr(measurements, "make_models", make_models)
+  monkeypatch.setattr(compare_cells, "make_models", make_models)
   monkeypatch.setattr(recall, "learn", learn)
   config = replace(comparison, cells=("rnn", "lstm"))
-  found = measurements.delayed_recall(config, key, console)
+  found = compare_cells.delayed_recall(config, key, console)
   rows = [row for each in found for row in each]
   kinds = ("rnn", "usual"), ("lstm", "usual"), ("lstm", "chrono")
   assert [(r["cell"], r["forget_bias"], r["delay"]) for r in rows] == [
@@ -239,3 +329,131 @@ def test_cells_recalled_before_an_interruption_are_kept(
     *[("rnn", 1), ("rnn", 3)],
     *[("gru", 1), ("gru", 3)],
   ]
+
+
+def test_the_tables_are_markdown_with_means_and_deviations():
+  training, context, recall, gradient_flow = tables(example()).values()
+  rows = [line.split(" | ") for line in training.splitlines()]
+  assert len({len(row) for row in rows}) == 1
+  assert rows[2][0] == "| rnn, equal steps"
+  assert rows[2][1:4] == ["12", "1,904", "150"]
+  assert rows[2][4:7] == ["4.000 ± 0.000", "2.100 ± 0.141", "1.2500 ± 0.3536"]
+  assert rows[2][7:] == ["60.0 ± 14.1", "25.0 ± 0.0", "30.0", "25.0 ± 35.4 |"]
+  assert rows[-1][0] == "| validation text"
+  assert rows[-1][-4:] == ["90.0", "100.0", "40.5", "– |"]
+  assert context.splitlines()[0] == "| cell | 1 | 2 | 3 – 4 |"
+  assert context.splitlines()[2].endswith("| 3.000 | 2.000 | 1.250 |")
+  # Accuracies at the delays 1 and 5, and the longest delay with more than 0.9.
+  recalled = "H 8, 700 parameters"
+  assert recall.splitlines()[2:] == [
+    *(f"| {name}, {recalled} | usual | 1.00 | 0.75 | 1 |" for name in NAMES),
+    *(f"| {n}, {recalled} | chrono | 1.00 | 0.85 | 1 |" for n in NAMES[1:]),
+  ]
+  assert gradient_flow.splitlines()[0] == "| cell | 1 | 5 | 10 |"
+  assert "| lstm, h, trained | 5.0e-01 | 3.1e-02 | 9.8e-04 |" in gradient_flow
+  assert "| lstm, c, trained | 1.0e+00 | 6.2e-02 | 2.0e-03 |" in gradient_flow
+  assert any("(chance 0.125)" in title for title in tables(example()))
+
+
+@pytest.mark.parametrize(
+  "num_seeds, said",
+  [(1, "(1 seed),"), (2, "(mean ± standard deviation of 2 seeds),")],
+)
+def test_the_title_names_the_number_of_seeds(num_seeds, said):
+  record = example()
+  record["config"]["num_seeds"] = num_seeds
+  assert said in next(iter(tables(record)))
+
+
+def test_a_loss_that_is_missing_or_a_norm_divided_by_zero_is_a_dash():
+  record = example()
+  record["runs"][0] |= {"evaluations": None, "samples": None}
+  record["gradient_flow"][0]["norms"]["h"][0] = 0.0
+  training, *_, gradient_flow = tables(record).values()
+  diverged, other = training.splitlines()[2:4]
+  losses = "| 150 | – | – | diverged |  |  |  |  |"
+  assert diverged == f"| rnn, equal steps | 12 | 1,904 {losses}"
+  assert "| 4.000 ± 0.000 | 2.100 ± 0.141 | 1.2500 ± 0.3536 |" in other
+  assert "| rnn, h, untrained | – | – | – |" in gradient_flow
+
+
+@pytest.mark.exhaustive
+def test_a_saved_comparison_is_loaded_and_reported(tmp_path, console):
+  record = example()
+  compare_cells.save(record, tmp_path)
+  loaded = compare_cells.load(tmp_path)
+  assert loaded == record
+  samples = (tmp_path / "samples.txt").read_text("utf-8")
+  # Two of each of the five runs.
+  assert samples.count("===\nShall I\n") == 10
+  assert "=== gru, equal time, step 140 ===" in samples
+  compare_cells.report(loaded, tmp_path, console)
+  printed = console.file.getvalue()
+  for table in tables(record).values():
+    assert all(line in printed for line in table.splitlines())
+  figure = tmp_path / "comparison.png"
+  assert figure.read_bytes()[:4] == b"\x89PNG"
+  compare_cells.save(record, tmp_path)  # which removes an earlier figure
+  assert not figure.exists()
+
+
+@pytest.mark.exhaustive
+def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
+  tmp_path, console
+):
+  record = example() | {"recall": []}
+  record["runs"], record["context"] = record["runs"][:1], record["context"][:1]
+  record["gradient_flow"] = record["gradient_flow"][:2]
+  record["gradient_flow"][0]["norms"]["h"][-1] = 0.0
+  compare_cells.report(record, tmp_path, console)
+  assert "rnn, equal steps" in console.file.getvalue()
+  assert "Delayed recall" not in console.file.getvalue()
+  assert (tmp_path / "comparison.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("{", "Expecting property name"),
+    ("[]", "it has no config, corpus, cells, runs, context, gradient_flow, re"),
+    ('{"config": {}, "corpus": {}, "cells": {}, "runs": []}', "it has no cont"),
+  ],
+)
+def test_a_damaged_comparison_is_an_error_that_names_it(tmp_path, text, reason):
+  path = tmp_path / "comparison.json"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=f"{exact(path)} is damaged: {reason}"):
+    compare_cells.load(tmp_path)
+
+
+def test_a_directory_without_a_comparison_is_an_error_that_names_it(tmp_path):
+  with pytest.raises(
+    ValueError, match=f"is no comparison in {exact(tmp_path)}"
+  ):
+    compare_cells.load(tmp_path)
+
+
+def test_the_kept_comparison_has_the_fields_of_the_configuration():
+  record = compare_cells.load(ROOT / "experiments/results/compare_cells")
+  assert set(record["config"]) == set(to_record(CompareConfig()))
+  assert len(tables(record)) == 4
+
+
+@pytest.mark.exhaustive
+def test_a_gradient_that_overflows_has_no_norm(monkeypatch, tmp_path):
+  """For example, in an untrained LayerNorm LSTM over thousands of steps."""
+  found = {"h": [2.0, 1.0, *[math.inf] * 4, *[math.nan] * 95]}
+  monkeypatch.setattr(compare_cells, "gradient_norms", lambda *args: found)
+  trained = SimpleNamespace(initial_params=[0, 1], final_params=[2, 3])
+  cell, corpus = SimpleNamespace(name="rnn"), SimpleNamespace(val=None)
+  config = CompareConfig()
+  rows = compare_cells.gradient_flow(cell, trained, corpus, config)
+  assert [row["norms"]["h"] for row in rows] == [[2.0, 1.0, *[None] * 99]] * 2
+  record = example()
+  record["gradient_flow"] = rows
+  record["config"]["gradient_steps"] = 100
+  compare_cells.save(record, tmp_path)
+  *_, table = tables(record).values()
+  assert "| rnn, h, trained | 5.0e-01 | – | – |" in table
+  for draw in (plots.draw, plots.draw_rows):
+    draw(record, tmp_path / "figure.png")

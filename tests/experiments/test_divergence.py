@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import ablate, train
+from experiments import train
 from experiments.trainer import setup
 from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from tests.experiments.ablating import ROW
 from tests.experiments.conftest import DIVERGES
 from tests.experiments.trainer.resuming import inject_nans, read_rows
 
@@ -91,26 +90,6 @@ def test_a_signal_while_a_run_diverges_is_not_lost(
   with pytest.raises(Diverged, match=r"^the loss is nan; no chec") as error:
     train.run(config, console)
   assert error.value.signalled == signal.SIGTERM
-
-
-def test_a_signal_while_a_change_diverges_stops_the_ablation(
-  config, console, monkeypatch
-):
-  def run(single, console):
-    directory = Path(single.job.run)
-    directory.mkdir(parents=True)
-    if directory.name == "base":
-      return train.Result(directory, 47, 1.5, 3.0)
-    error = Diverged("the loss is nan")
-    error.signalled = signal.SIGTERM
-    raise error
-
-  monkeypatch.setattr(train, "run", run)
-  monkeypatch.setattr(ablate, "_measure", lambda *given: ROW)
-  rows, stopped_by = ablate.run(config, ["seed=1", "seed=2"], console)
-  assert stopped_by == signal.SIGTERM
-  assert [row["change"] for row in rows] == ["base", "seed=1"]
-  assert rows[1]["diverged"]
 
 
 def test_a_run_that_diverges_at_once_keeps_no_checkpoint(config, console):

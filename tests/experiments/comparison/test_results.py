@@ -3,42 +3,35 @@
 import pytest
 
 from experiments.comparison.results import (
-  check_length,
   naming_damaged,
   open_results,
   print_held,
   read_record,
 )
-from experiments.trainer.files import ensure_directory
 from experiments.trainer.run_dir import LOCK
 from tests.patterns import exact
 
 NAMES = "record.json", "figure.png", "samples.txt"
 
 
-def test_results_are_replaced_only_with_overwrite(tmp_path):
+def test_results_are_replaced_only_with_overwrite(tmp_path, console):
   directory = tmp_path / "new" / "out"
   with open_results(directory, NAMES, overwrite=False):
     (directory / "record.json").write_text("{}")
+  message = f"{exact(directory)} holds results already"
   with (
-    pytest.raises(
-      ValueError, match=f"{exact(directory)} holds results already"
-    ),
+    pytest.raises(ValueError, match=message),
     open_results(directory, NAMES, overwrite=False),
   ):
     pass
+  (directory / "samples.txt").write_text("")
   with open_results(directory, NAMES, overwrite=True):
     pass
-  assert [path.name for path in directory.iterdir()] == ["record.json"]
-
-
-def test_what_a_kill_has_left_half_written_is_removed(tmp_path):
-  for name in ("record.json", "samples.txt.0a1b2c3d.part", "mine.part"):
-    (tmp_path / name).write_text("{}")
-  with open_results(tmp_path, NAMES, overwrite=True):
-    pass
-  found = {path.name for path in tmp_path.iterdir()}
-  assert found == {"record.json", "mine.part"}
+  found = {path.name for path in directory.iterdir()}
+  assert found == {"record.json", "samples.txt"}
+  print_held(directory, NAMES, console)
+  shown = "".join(console.file.getvalue().split())
+  assert shown == f"{directory}holdsrecord.json,samples.txt"
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -66,44 +59,26 @@ def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
   assert path.read_text() == "kept"
 
 
-def test_a_parent_that_is_a_file_is_named(tmp_path):
-  path = tmp_path / "out"
-  path.touch()
-  for wrong in (path, path / "a" / "b"):
-    with pytest.raises(ValueError, match=f"^{exact(path)} is not a directory"):
-      ensure_directory(wrong)
-
-
-@pytest.mark.parametrize("name", ["config.json", "samples.txt", "figure.png"])
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+  "names",
+  [
+    *(["config.json"], ["samples.txt"], ["figure.png"]),
+    ["config.json", "record.json"],
+  ],
+)
 def test_a_run_directory_or_another_file_is_not_written_over(
-  name, overwrite, tmp_path
+  names, overwrite, tmp_path
 ):
-  (tmp_path / name).write_text("kept")
+  for name in names:
+    (tmp_path / name).write_text("kept")
+  message = "holds results" if names[1:] and not overwrite else names[0]
   with (
-    pytest.raises(ValueError, match=f"holds {name} but no record.json: choose"),
+    pytest.raises(ValueError, match=f"{message}.* --out"),
     open_results(tmp_path, NAMES, overwrite),
   ):
     pass
-  assert (tmp_path / name).read_text() == "kept"
-
-
-def test_a_record_beside_a_run_is_not_replaced(tmp_path):
-  for name in ("record.json", "config.json"):
-    (tmp_path / name).write_text("kept")
-  with (
-    pytest.raises(ValueError, match=r"holds config.json, of a run: choose ano"),
-    open_results(tmp_path, NAMES, overwrite=True),
-  ):
-    pass
-
-
-def test_the_files_that_a_directory_holds_are_printed(tmp_path, console):
-  for name in ("samples.txt", "record.json"):
-    (tmp_path / name).write_text("")
-  print_held(tmp_path, NAMES, console)
-  lines = console.file.getvalue().splitlines()
-  assert lines == ["", f"{tmp_path} holds record.json, samples.txt"]
+  assert (tmp_path / names[0]).read_text() == "kept"
 
 
 def test_one_process_writes_into_a_directory(tmp_path):
@@ -116,10 +91,8 @@ def test_one_process_writes_into_a_directory(tmp_path):
   assert not (tmp_path / LOCK).exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"rows": 1}', "[" * 100_000])
-def test_a_damaged_record_is_an_error_that_names_it(
-  text, tmp_path, no_collection
-):
+@pytest.mark.parametrize("text", ["{", "[1]", '{"rows": 1}'])
+def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
   path = tmp_path / "record.json"
   path.write_text(text)
   with pytest.raises(ValueError, match=f"{exact(path)} is damaged"):
@@ -127,12 +100,7 @@ def test_a_damaged_record_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize(
-  "check",
-  [
-    *(lambda: {}["config"], lambda: [][0], lambda: None + 1),
-    lambda: float(10**400),
-    lambda: check_length("norms", [1.0], 2),
-  ],
+  "check", [lambda: {}["config"], lambda: [][0], lambda: None + 1]
 )
 def test_the_error_of_a_failed_check_names_the_damaged_record(check, tmp_path):
   with (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from experiments.comparison.config import CompareConfig
+from experiments.comparison.cells import CompareConfig
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.flags import (
   config_from_flags,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import ablate, evaluate, explore, sweep, train
-from experiments.comparison import corpus as compared
+from experiments.comparison import cells as compared
 from experiments.trainer import corpus, run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus import (
