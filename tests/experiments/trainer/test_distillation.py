@@ -160,25 +160,6 @@ def test_a_dry_run_counts_the_teachers_predictions(config, console):
     dry_run(replace(config, teacher=("nowhere",)), console)
 
 
-@pytest.mark.exhaustive
-def test_a_good_teacher_helps_a_student_of_few_steps(config, finished, console):
-  """The teacher has been trained for longer than the student is."""
-  long = replace(
-    config,
-    teacher=(),
-    run=f"{config.job.run}-long",
-    num_epochs=12,
-    eval_every=10**6,  # evaluated after steps 10 and 30, and at the end
-  )
-  teacher = train.run(long, console)
-  plain = replace(config, teacher=(), run=f"{config.job.run}-plain")
-  distilled = replace(
-    config, teacher=(str(teacher.directory),), teacher_weight=0.9
-  )
-  losses = [train.run(c, console).val_loss for c in (plain, distilled)]
-  assert losses[1] < losses[0]
-
-
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
