@@ -263,7 +263,7 @@ def _make_record(
     "checkpoint": config.checkpoint,
     "step": [one.step for one in members] if ensemble else trained.step,
     "val_loss": [one.val_loss for one in members],
-    **cost([Path(name) for name in config.run], members)._asdict(),
+    **cost([Path(name) for name in config.run], members),
     "split": excerpt.split,
     "begin": excerpt.begin,
     "end": excerpt.end,

@@ -264,5 +264,5 @@ def nearest_size(
 def count_parameters(config: ModelConfig, vocabulary_size: int) -> int:
   """Return the number of trainable parameters of a language model."""
   model = language_model(config, vocabulary_size)
-  shapes = init_shapes(config.cell, model.init)
+  shapes = init_shapes(model.init)
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -61,11 +61,11 @@ def read_corpus_text(corpus: str) -> str:
   if not corpus:  # as a path, it would be the current directory
     raise ValueError("corpus must be a file or a name, got ''")
   path = locate(corpus)
-  if is_special(Path(path)):
-    raise ValueError(f"corpus {path} is not a regular file: save it as one")
   try:
+    if is_special(Path(path)):
+      raise ValueError(f"{path} is not a regular file: save it as one")
     return read_text(path)
-  except ValueError as error:
+  except (ValueError, OSError) as error:  # `Path.exists` raises some OSErrors
     raise ValueError(f"corpus {error}") from None
 
 

@@ -25,9 +25,9 @@ from experiments.trainer.format import format_bytes
 from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import (
   Trained,
-  check_splits,
-  check_vocabulary,
+  check_fits,
   load_members,
+  on_host,
 )
 from lstm_jax.language import Batches, make_batches
 from lstm_jax.language.evaluate import batch_log_probs
@@ -66,36 +66,29 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
       or there is too little memory.
   """
   config = setup.config.distillation
-  if not config.teacher:
-    return []
   directories = [Path(name) for name in config.teacher]
+  if not directories:
+    return []
   try:
     teachers = load_members(directories, config.teacher_checkpoint)
   except ValueError as error:
     raise ValueError(f"--teacher: {error}") from None
-  # `load_members` has checked that the others have the vocabulary, text and
-  # splits of the first.
+  # The others have the vocabulary, text and splits of the first.
   teacher, name = teachers[0], f"--teacher={config.teacher[0]}"
-  check_vocabulary(setup, teacher, name)
+  check_fits(setup, teacher, name)
   if teacher.corpus_sha256 != setup.corpus.sha256:
     raise ValueError(
       f"{name} has another text: it must be trained on "
       f"{setup.config.data.corpus} as it is now, got a model trained on "
       f"{teacher.config.data.corpus} as it was then"
     )
-  check_splits(setup, teacher, name)
-  needed = soft_target_bytes(setup)
-  if needed > limit:
+  if (needed := soft_target_bytes(setup)) > limit:
     raise ValueError(
       "out of memory: the teachers' predictions of "
-      f"{len(setup.corpus.train.tokens):,} tokens over a vocabulary of "
-      f"{setup.corpus.tokenizer.size:,} need {format_bytes(needed)}, and there "
-      f"are {format_bytes(limit)}"
+      f"{len(setup.corpus.train.tokens):,} tokens need {format_bytes(needed)}, "
+      f"and there are {format_bytes(limit)}"
     )
-  return [
-    teacher._replace(params=jax.tree.map(np.asarray, teacher.params))
-    for teacher in teachers
-  ]
+  return [on_host(teacher) for teacher in teachers]
 
 
 def weights_sha256(trained: Trained) -> str:
@@ -114,24 +107,21 @@ def make_epochs(
 ) -> Iterator[Epoch]:
   """Return the epochs of a run; with teachers, the targets are `soft_targets`.
 
-  Args:
-    setup: of the run.
-    teachers: those of the run, which read the training text during this call.
-    console: prints their names and how long they read.
+  The teachers read the training text during this call. The console prints their
+  names and how long they read.
   """
   if not teachers:
     return setup.epochs()
   config, (_, tokens, gap) = setup.config, setup.corpus.train
+  start = time.perf_counter()
+  targets = soft_targets(setup, teachers)
   names = ", ".join(
     f"{name} (step {teacher.step})"
     for name, teacher in zip(config.distillation.teacher, teachers, strict=True)
   )
-  start = time.perf_counter()
-  targets = soft_targets(setup, teachers)
-  seconds = time.perf_counter() - start
   console.print(
     f"teachers    {names}, weight {config.distillation.teacher_weight:g}: read "
-    f"the training text in {seconds:.0f} s",
+    f"the training text in {time.perf_counter() - start:.0f} s",
     soft_wrap=True,
   )
   positions = np.arange(len(tokens), dtype=np.int32)

@@ -287,7 +287,7 @@ def pays(config: TrainConfig, count: int) -> bool:
     return False
   # A vocabulary of 1, since only the layers count.
   init = partial(init_params, model, 1)
-  layers = init_shapes(model.cell, init).layers  # starts no device
+  layers = init_shapes(init).layers  # starts no device
   weights = sum(leaf.size for leaf in jax.tree.leaves(layers))
   if model.compute_dtype is not None:
     # In bfloat16 two devices take 9.5 ms at H 256, one 14.2. At H 512 two took

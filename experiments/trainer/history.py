@@ -169,7 +169,7 @@ def derive(history: RunHistory) -> Derived | None:
     lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
     each = (length for epochs, length in lengths for _ in range(epochs))
     epoch_ends = [*accumulate(each)]
-    params = init_shapes(config.model.cell, model.init)
+    params = init_shapes(model.init)
   except (ValueError, OverflowError):  # sizes above JAX's integers
     return None
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

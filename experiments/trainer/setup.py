@@ -133,7 +133,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
       averaged=config.averaging.enabled,
     )
 
-  params_like = init_shapes(config.model.cell, model.init)
+  params_like = init_shapes(model.init)
   state_like = jax.eval_shape(state_of, params_like)
   if config.model.implementation == "mosaic_gpu":
     _check_traceable(config, model, state_like)

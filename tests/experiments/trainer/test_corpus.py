@@ -34,7 +34,7 @@ from experiments.trainer.run_dir import (
   open_run_dir,
   recorded_flags,
 )
-from tests.experiments.conftest import VERSES, copy_run
+from tests.experiments.conftest import VERSES, copy_run, edit_config
 from tests.experiments.evaluating import evaluated
 from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import stop_at
@@ -203,6 +203,18 @@ def test_a_pipe_is_no_corpus(config, console):
   with pytest.raises(ValueError, match=r"verse.txt is not a regular file"):
     train.run(config, console)
   assert not Path(config.job.run).exists()
+
+
+def test_a_path_that_cannot_be_looked_at_is_no_corpus_and_no_failure(
+  finished, config
+):
+  """A closed directory, or here, also for root, a name that is too long."""
+  corpus = Path(config.data.corpus)
+  corpus.rename(corpus.with_suffix(".moved"))
+  edit_config(finished, corpus=300 * "x")
+  assert derive(read_run_history(finished)) is None
+  with pytest.raises(ValueError, match=r"^corpus .*File name too long"):
+    read_corpus_text(300 * "x")
 
 
 def test_a_corpus_is_recorded_by_its_name_and_a_run_by_its_path(

@@ -19,7 +19,7 @@ from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language import make_batches
 from tests.experiments.conftest import VERSE, copy_run
-from tests.experiments.trainer.resuming import read_rows, signal_at
+from tests.experiments.trainer.resuming import read_rows, stop_at
 from tests.patterns import exact
 
 LIMIT = 10**9  # bytes that the teachers' predictions may take
@@ -123,9 +123,7 @@ def test_a_run_with_teachers_records_them_and_resumes_exactly(
   first, second = config.distillation.teacher
   assert f"teachers    {first} (step {step}), {second} (step {step}), " in shown
   again = replace(config, run=f"{config.job.run}-again")
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    signal_at(monkeypatch, 33)
-    assert train.run(again, console).stopped_by
+  assert stop_at(33, again, console).stopped_by
   resumed = train.run(again, console)
   assert resumed.stopped_by is None
   losses = [
@@ -141,9 +139,7 @@ def test_a_run_whose_teacher_has_changed_is_not_resumed(
   config, finished, console
 ):
   """Not even where the teacher has made as many training steps as before."""
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    signal_at(monkeypatch, 33)
-    train.run(config, console)
+  stop_at(33, config, console)
   step = load(finished).step
   teacher = load(finished).config
   train.run(replace(teacher, learning_rate=0.03, overwrite=True), console)
@@ -162,25 +158,6 @@ def test_a_dry_run_counts_the_teachers_predictions(config, console):
   assert with_teacher >= dry_run(plain, console).bytes + targets - 4 * 8 * 3
   with pytest.raises(ValueError, match="there is no run in nowhere"):
     dry_run(replace(config, teacher=("nowhere",)), console)
-
-
-@pytest.mark.exhaustive
-def test_a_good_teacher_helps_a_student_of_few_steps(config, finished, console):
-  """The teacher has been trained for longer than the student is."""
-  long = replace(
-    config,
-    teacher=(),
-    run=f"{config.job.run}-long",
-    num_epochs=12,
-    eval_every=10**6,  # evaluated after steps 10 and 30, and at the end
-  )
-  teacher = train.run(long, console)
-  plain = replace(config, teacher=(), run=f"{config.job.run}-plain")
-  distilled = replace(
-    config, teacher=(str(teacher.directory),), teacher_weight=0.9
-  )
-  losses = [train.run(c, console).val_loss for c in (plain, distilled)]
-  assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +188,7 @@ def test_an_unsuitable_teacher_is_refused(changes, message, config, console):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    (VERSE.replace("S", "Z"), "has another vocabulary: .*, without 'Z'"),
+    (VERSE.replace("S", "Z"), r"has another vocabulary: .* \['S', 'Z'\]$"),
     (
       VERSE + VERSE[::-1],
       r"has another text: it must be trained on (\S.*) as it is now, got a "
@@ -264,7 +241,7 @@ def test_with_a_development_split_a_teacher_reads_each_piece_by_itself(
 
 def test_predictions_that_do_not_fit_the_memory_are_refused(config):
   # The training split is 90 % of the 1,254 characters.
-  with pytest.raises(ValueError, match=r"predictions of 1,128 tokens over"):
+  with pytest.raises(ValueError, match=r"predictions of 1,128 tokens need"):
     read_teachers(make_setup(config), limit=1000)
 
 

@@ -125,41 +125,37 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
   [
     ("lsmt", None, "got 'lsmt': there is no module lsmt on Python's path"),
     ("nowhere.cell", None, "got 'nowhere.cell': there is no module nowhere on"),
-    ("my cell", None, "got 'my cell': that is not a name of a module"),
-    ("", None, "got '': that is not a name of a module"),
-    (
-      "broken",
-      "def f(:\n",
-      "got 'broken': its import raises SyntaxError: inva",
-    ),
+    ("my cell", None, "got 'my cell': there is no module my cell on"),
+    ("broken", "def f(:\n", "'broken': its import raises SyntaxError: inva"),
     ("needs", "import nothing_here", "there is no module nothing_here on"),
+    ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
     ("empty", "", "it has no function init, initial_state, project, recur, "),
     ("nostep", FILE + "\ndel step\n", "it has no function step$"),
     (
       "narrow",
       FILE.replace("return jnp.concatenate([h, h, h, h], axis=-1)", "return h"),
-      "its step raises ",
+      "its step or gradient raises ",
     ),
     (
       "other",
       FILE + "\ndef step(params, state, x):\n  return state._replace(h=x)\n",
-      r"must return a state like the previous state, with h, got \{'h': "
+      r"must return a state like the previous state, got \{'h': "
       r"'float32\[2, 3\]', .*\} for \{'h': 'float32\[2, 4\]'",
     ),
     (
       "forward_only",
       FILE.replace("tanh_c = ", "raise NotImplementedError('later') #"),
-      "the gradient of its step raises NotImplementedError: later$",
+      "gradient raises NotImplementedError: later$",
     ),
     (
       "one_axis",
       FILE.replace('jnp.einsum("...d,...k->dk", x, da)', "x.T @ da"),
-      "the gradient of a sequence raises ",
+      "gradient raises ",
     ),
     (
       "no_tokens",
       f"takes_tokens = True\n{FILE}",
-      r"the gradient of a sequence of tokens \(takes_tokens\) raises TypeError",
+      "gradient raises TypeError",
     ),
     (
       "one_for_all_rows",  # a c for the whole batch
@@ -169,13 +165,6 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       r"a reset needs a state whose arrays have the batch axes \[2\], got "
       r"state.c \[\]$",
     ),
-    (
-      "nameless",
-      "raise ModuleNotFoundError('install it')",
-      "got 'nameless': its import raises ModuleNotFoundError: install it$",
-    ),
-    ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
-    ("exits", "raise SystemExit(0)", "its import raises SystemExit: 0$"),
   ],
 )
 def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
@@ -198,15 +187,13 @@ def test_a_cell_may_refuse_some_sizes(wrong, path):
   assert from_flags("--cell=choosy").model.cell.__name__ == "choosy"
 
 
-@pytest.mark.parametrize("kind", ["AssertionError", "SystemExit"])
-def test_sizes_that_init_refuses_are_an_error_of_one_line(kind, path):
+def test_sizes_that_init_refuses_are_an_error_before_a_run_is_made(path):
   first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
-  refusal = f"  if hidden_size % 2: raise {kind}('H is odd')\n"
+  refusal = "  if hidden_size % 2: raise ValueError('H is odd')\n"
   (path / "even.py").write_text(FILE.replace(first, first + refusal))
   config = from_flags("--cell=even", "--hidden_size=7")
-  message = f"^init of the cell even raises {kind}: H is odd$"
   for read in (make_setup, partial(pays, count=2)):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"^H is odd"):
       read(config)
 
 
@@ -251,18 +238,24 @@ def test_a_cell_that_is_no_module_has_no_name():
 
 
 def test_a_module_in_a_run_directory_is_not_imported(path):
+  """In a package there, or where the current directory is such a run."""
+  record = json.dumps(to_record(TrainConfig()))
   run = path / "runs" / "theirs"
   (run / "more").mkdir(parents=True)
   for name in ("__init__", "mine", "more/__init__", "more/mine"):
-    place = run / f"{name}.py"
-    place.write_text("raise RuntimeError")
-  (run / "config.json").write_text(json.dumps(to_record(TrainConfig())))
+    (run / f"{name}.py").write_text("raise RuntimeError")
+  (run / "config.json").write_text(record)
   for end in ("", ".mine", ".more", ".more.mine"):
-    name = f"runs.theirs{end}"
     with pytest.raises(ValueError, match=r"theirs, the directory of a run$"):
-      import_cell(name)
+      import_cell(f"runs.theirs{end}")
   with pytest.raises(ValueError, match="no module nowhere"):
     import_cell("nowhere.mine")
+  (path / "beside.py").write_text(TWIN)
+  assert import_cell("beside")  # of the directory of runs
+  (path / "outside.py").write_text("raise RuntimeError")
+  (path / "config.json").write_text(record)
+  with pytest.raises(ValueError, match=r"mine, the directory of a run$"):
+    import_cell("outside")
 
 
 def test_no_device_is_started(path, monkeypatch):
@@ -272,14 +265,3 @@ def test_no_device_is_started(path, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", start)
   (path / "of_lstm.py").write_text(TWIN)
   import_cell("of_lstm")
-
-
-def test_a_module_in_a_run_directory_on_the_path_is_not_imported(path):
-  """As where the current directory is a run that someone else has made."""
-  (path / "theirs").mkdir()
-  for name in ("outside", "theirs/inside"):
-    (path / f"{name}.py").write_text("raise RuntimeError")
-  (path / "config.json").write_text(json.dumps(to_record(TrainConfig())))
-  for name in ("outside", "theirs", "theirs.inside"):
-    with pytest.raises(ValueError, match=r"lies in .*, the directory of a run"):
-      import_cell(name)
