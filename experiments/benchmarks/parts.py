@@ -7,8 +7,8 @@ peer, and times, bytes or launches) and the peers that it skips, and why.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from experiments.benchmarks import launches
-from experiments.benchmarks.peers import (
+from experiments.benchmarks import (
+  launches,
   linear,
   memory,
   models,
@@ -17,7 +17,7 @@ from experiments.benchmarks.peers import (
   samplers,
   sequences,
 )
-from experiments.benchmarks.peers.proof import Makers
+from experiments.benchmarks.proof import Makers
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import compare
 from lstm_jax.sequence.in_place import GPU_STEPS

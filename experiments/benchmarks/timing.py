@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.peers.proof import Makers, make_peers
+from experiments.benchmarks.proof import Makers, make_peers
 from experiments.trainer.distributed import num_cores
 from experiments.trainer.environment import REPOSITORY, checkout
 

@@ -5,8 +5,7 @@ import jax
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import parts, plots
-from experiments.benchmarks.peers import linear
+from experiments.benchmarks import linear, parts, plots
 from experiments.benchmarks.tables import case_table, change_table
 from tests.patterns import exact
 from tests.processes import ROOT

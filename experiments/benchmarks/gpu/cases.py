@@ -16,7 +16,7 @@ from experiments.benchmarks.gpu.races import Race
 from experiments.benchmarks.gpu.supervisor import Section
 from experiments.benchmarks.gpu.torch_layers import TorchLayer
 from experiments.benchmarks.gpu.training_step import TrainingStep
-from experiments.benchmarks.peers.proof import is_installed
+from experiments.benchmarks.proof import is_installed
 from experiments.benchmarks.tables import Row
 
 # For all sections; with the program's start and the figure, below 8 minutes.

@@ -2,8 +2,8 @@
 
 Before it is timed, each library must compute the same outputs and gradients as
 our scan in float32, to 5 % with products in bfloat16 and to 1 % with products
-in float32, which a GPU may compute in TF32. On a GPU, `benchmarks.peers.models`
-and `benchmarks.peers.proof` allow the same errors.
+in float32, which a GPU may compute in TF32. On a GPU, `benchmarks.models`
+and `benchmarks.proof` allow the same errors.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import layers
 from experiments.benchmarks.gpu.case import (
   ENDED,
   LayerCase,
@@ -32,10 +33,9 @@ from experiments.benchmarks.gpu.timing import (
   memory_of,
   time_calls,
 )
-from experiments.benchmarks.peers import layers
-from experiments.benchmarks.peers.proof import Unsupported, is_installed
-from experiments.benchmarks.peers.resets import draw_starts
-from experiments.benchmarks.peers.sequences import layer_gradient
+from experiments.benchmarks.proof import Unsupported, is_installed
+from experiments.benchmarks.resets import draw_starts
+from experiments.benchmarks.sequences import layer_gradient
 from experiments.benchmarks.tables import Row
 
 TOLERANCE = {"bfloat16": 5e-2, "float32": 1e-2}  # by the products' dtype

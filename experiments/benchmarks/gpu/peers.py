@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from experiments.benchmarks import layers, resets
 from experiments.benchmarks.gpu.case import compute_dtype, operands_of
-from experiments.benchmarks.peers import layers, resets
-from experiments.benchmarks.peers.layers import Layer
-from experiments.benchmarks.peers.proof import Unsupported
+from experiments.benchmarks.layers import Layer
+from experiments.benchmarks.proof import Unsupported
 from lstm_jax.sequence import Autodiff, Explicit
 
 # (cell, weights, starts of episodes [T, B] or None) -> the layer
@@ -23,7 +23,7 @@ Make = Callable[[str, Any, Any], Layer]
 
 
 class Peer(NamedTuple):
-  """How to make a program of a layer; `peers.proof.Peer` is a made program."""
+  """How to make a program of a layer; `proof.Peer` is a made program."""
 
   make: Make
   package: str  # that it needs

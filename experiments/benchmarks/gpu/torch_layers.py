@@ -23,11 +23,11 @@ from experiments.benchmarks.gpu.case import (
 from experiments.benchmarks.gpu.floor import find_device, layer_floor
 from experiments.benchmarks.gpu.inputs import random_params, without_tf32
 from experiments.benchmarks.gpu.timing import time_calls
-from experiments.benchmarks.peers.layers import ours
-from experiments.benchmarks.peers.proof import check_same, is_installed
-from experiments.benchmarks.peers.sequences import layer_gradient
-from experiments.benchmarks.peers.torch_layer import torch_layer
+from experiments.benchmarks.layers import ours
+from experiments.benchmarks.proof import check_same, is_installed
+from experiments.benchmarks.sequences import layer_gradient
 from experiments.benchmarks.tables import Row
+from experiments.benchmarks.torch_layer import torch_layer
 
 PROOF = 8, 5  # T and B of the proof
 # (dtype of everything, whether products may be in TF32, relative tolerance).

@@ -31,7 +31,7 @@ from experiments.benchmarks.gpu.timing import (
   memory_of,
   time_calls,
 )
-from experiments.benchmarks.peers.models import our_loss
+from experiments.benchmarks.models import our_loss
 from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig, language_model
 

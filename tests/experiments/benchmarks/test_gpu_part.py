@@ -25,7 +25,7 @@ from experiments.benchmarks.gpu.supervisor import Section, Supervisor
 from experiments.benchmarks.gpu.timing import check_equal
 from experiments.benchmarks.gpu.torch_layers import TorchLayer
 from experiments.benchmarks.gpu.training_step import TrainingStep
-from experiments.benchmarks.peers.proof import is_installed
+from experiments.benchmarks.proof import is_installed
 from experiments.trainer.files import write_json
 from tests.experiments.benchmarks.gpu_worker import InProcess
 from tests.interpreting import NEEDS_KERNELS, interpreted

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.benchmarks.peers import memory
+from experiments.benchmarks import memory
 from tests.forking import FORKING
 
 SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import rnn
 
-from experiments.benchmarks.peers import (
+from experiments.benchmarks import (
   layers,
   linear,
   models,
@@ -20,7 +20,7 @@ from experiments.benchmarks.peers import (
   sequences,
   torch_layer,
 )
-from experiments.benchmarks.peers.proof import (
+from experiments.benchmarks.proof import (
   Unsupported,
   check_same,
   compile_program,

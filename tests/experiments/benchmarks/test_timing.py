@@ -6,15 +6,15 @@ from importlib.metadata import version
 import jax
 import pytest
 
-from experiments.benchmarks import timing
-from experiments.benchmarks.peers import (
+from experiments.benchmarks import (
   linear,
   models,
   resets,
   samplers,
   sequences,
+  timing,
 )
-from experiments.benchmarks.peers.proof import Peer, Unsupported
+from experiments.benchmarks.proof import Peer, Unsupported
 from experiments.trainer.environment import REPOSITORY
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.peers.proof import Unsupported
+from experiments.benchmarks.proof import Unsupported
 from experiments.trainer.config import CELLS
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.interop.equinox import to_equinox

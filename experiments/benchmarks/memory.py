@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.peers import sequences
-from experiments.benchmarks.peers.proof import is_installed, make_peers
+from experiments.benchmarks import sequences
+from experiments.benchmarks.proof import is_installed, make_peers
 
 
 def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:

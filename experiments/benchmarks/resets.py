@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.peers import sequences
-from experiments.benchmarks.peers.layers import (
+from experiments.benchmarks import sequences
+from experiments.benchmarks.layers import (
   FLAX_CELLS,
   Layer,
   ours,
   zero_at_starts,
 )
-from experiments.benchmarks.peers.proof import Makers, Peer
+from experiments.benchmarks.proof import Makers, Peer
 from lstm_jax import Autodiff, Explicit
 from lstm_jax.interop.flax import to_linen
 from lstm_jax.sequence import Adjoint

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from experiments.benchmarks.peers.proof import Peer, compile_program
+from experiments.benchmarks.proof import Peer, compile_program
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.training import (
   OptimizerConfig,

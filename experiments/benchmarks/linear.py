@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.benchmarks.peers import sequences
-from experiments.benchmarks.peers.layers import Layer, autodiff, ours
-from experiments.benchmarks.peers.proof import Makers
+from experiments.benchmarks import sequences
+from experiments.benchmarks.layers import Layer, autodiff, ours
+from experiments.benchmarks.proof import Makers
 
 Recurrence = Callable[[jax.Array, jax.Array], jax.Array]
 

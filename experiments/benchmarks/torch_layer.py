@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.peers.proof import Unsupported
+from experiments.benchmarks.proof import Unsupported
 from lstm_jax.interop import torch as interop
 
 

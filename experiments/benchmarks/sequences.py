@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.peers.layers import LAYERS, Layer, ours
-from experiments.benchmarks.peers.proof import (
+from experiments.benchmarks.layers import LAYERS, Layer, ours
+from experiments.benchmarks.proof import (
   Makers,
   Peer,
   check_same,
   compile_program,
   tolerance,
 )
-from experiments.benchmarks.peers.torch_layer import as_tensor, torch_layer
+from experiments.benchmarks.torch_layer import as_tensor, torch_layer
 from experiments.trainer.config import CELLS
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.benchmarks.peers.layers import LAYERS, Layer
-from experiments.benchmarks.peers.products import make_products
-from experiments.benchmarks.peers.proof import (
+from experiments.benchmarks.layers import LAYERS, Layer
+from experiments.benchmarks.products import make_products
+from experiments.benchmarks.proof import (
   Makers,
   Peer,
   Unsupported,
@@ -31,7 +31,7 @@ from experiments.benchmarks.peers.proof import (
   compile_program,
   tolerance,
 )
-from experiments.benchmarks.peers.torch_layer import (
+from experiments.benchmarks.torch_layer import (
   as_tensor,
   torch_device,
   torch_layer,

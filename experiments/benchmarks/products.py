@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.peers.proof import Peer, compile_program
+from experiments.benchmarks.proof import Peer, compile_program
 from lstm_jax.cells.affine import product_transposed
 from lstm_jax.language import ModelConfig
 from lstm_jax.language.model import reads_table
