@@ -1,7 +1,7 @@
 """The recipe `original` against NumPy: forward, backward, Adagrad by hand.
 
 The recipe (`experiments/recipes/original.flags`) trains in the manner of
-min-char-rnn. `experiments/benchmarks/peers/original.py` implements the
+min-char-rnn. `experiments/benchmarks/original.py` implements the
 equations in float64, with batch size 1. From the same initial weights, the
 library must compute the same losses.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments.benchmarks.peers.original import adagrad, loss_and_gradient
+from experiments.benchmarks.original import adagrad, loss_and_gradient
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language import (

@@ -1,1 +1,0 @@
-"""The compared libraries, each used as its documentation shows."""
