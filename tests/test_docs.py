@@ -268,5 +268,5 @@ def test_the_functions_of_the_page_on_policies_are_those_of_the_program():
   shown = functions("\n".join(code_blocks(page)))
   shown.pop("__call__")  # of the agent in Flax
   assert set(shown) == {"act", "loss"}
-  expected = functions("\n".join(program))
+  expected = functions(program)
   assert {name: expected[name] for name in shown} == shown
