@@ -40,7 +40,13 @@ from experiments.trainer.distributed import share_batches
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
-from experiments.trainer.loop import Diverged, Observer, Tracer, fit
+from experiments.trainer.loop import (
+  Diverged,
+  Observer,
+  Tracer,
+  fit,
+  initial_state,
+)
 from experiments.trainer.memory import (
   check_memory,
   dry_run,
@@ -55,7 +61,6 @@ from experiments.trainer.setup import (
   make_setup,
   to_one_device,
 )
-from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained, read_pretrained
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (

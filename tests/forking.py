@@ -28,7 +28,7 @@ SERVER.set_forkserver_preload(
   [
     "experiments.cli",
     "experiments.trainer.logger",
-    "experiments.trainer.start",
+    "experiments.trainer.loop",
     "jaxlib.mlir.dialects.mhlo",
     "matplotlib.backends.backend_agg",
     "scipy.linalg",

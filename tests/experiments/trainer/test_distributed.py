@@ -24,9 +24,9 @@ from experiments.trainer.distributed import (
   share_batches,
   share_members,
 )
+from experiments.trainer.loop import initial_state
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import OpenedRun, recorded_flags
-from experiments.trainer.start import initial_state
 
 COUNT = "jax_num_cpu_devices"  # JAX's option for the number of devices
 JOINING = {
