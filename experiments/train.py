@@ -14,7 +14,7 @@ checkpoint. experiments/cli.py lists the exit statuses.
 
 import signal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 from rich.console import Console
@@ -26,19 +26,12 @@ from experiments.cli import (
   launch,
   make_console,
 )
-from experiments.trainer import distributed, run_dir
-from experiments.trainer.checkpoint import describe_kept
+from experiments.trainer import distributed, memory, run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
-from experiments.trainer.display import TrainingBar
-from experiments.trainer.distillation import (
-  make_epochs,
-  read_teachers,
-  weights_sha256,
-)
-from experiments.trainer.distributed import share_batches
+from experiments.trainer.distillation import Sources, make_epochs, read_sources
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import counted, format_loss, format_losses
+from experiments.trainer.format import format_loss
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import (
   Diverged,
@@ -47,21 +40,12 @@ from experiments.trainer.loop import (
   fit,
   initial_state,
 )
-from experiments.trainer.memory import (
-  check_memory,
-  dry_run,
-  host_memory,
-  one_line_if_out_of_memory,
-  placed_state_like,
-  sharing_memory,
-)
 from experiments.trainer.setup import (
   TrainSetup,
   heading,
   make_setup,
   to_one_device,
 )
-from experiments.trainer.trained import Trained, read_pretrained
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   Metrics,
@@ -72,7 +56,6 @@ from lstm_jax.training import (
 )
 
 SUGGESTED_PROMPT = "Shall I"  # for experiments.sample
-FINAL_SAMPLE_LENGTH = 1000  # tokens
 
 
 class Result(NamedTuple):
@@ -102,72 +85,71 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     setup = make_setup(config)
     console.print(heading(setup), soft_wrap=True)
     # Before a run directory is made: too large a model leaves none behind.
-    state = placed_state_like(setup, config.batching.batch_size)
-    check_memory(state, sharing_memory(setup))
-    pretrained = read_pretrained(setup)
-    teachers = read_teachers(setup, host_memory())
-  with one_line_if_out_of_memory(setup):
-    return _train(setup, pretrained, teachers, console, trace_steps)
+    memory.check_setup(setup)
+    sources = read_sources(setup, memory.host_memory())
+  record = run_dir.recorded_flags(config)
+  facts = {run_dir.SHA256: setup.corpus.sha256} | sources.facts()
+  with (
+    memory.one_line_if_out_of_memory(setup),
+    distributed.open_shared_run_dir(record, facts) as opened,
+    collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
+  ):
+    return _train(setup, sources, opened, requests, console, trace_steps)
 
 
 def _train(
   setup: TrainSetup,
-  pretrained: Trained | None,
-  teachers: list[Trained],
+  sources: Sources,
+  opened: run_dir.OpenedRun,
+  requests: list[signal.Signals],
   console: Console,
   trace_steps: int,
 ) -> Result:
   """Train in the run directory: a new run, or the one that is resumed."""
-  config = setup.config
-  facts: dict[str, Any] = {run_dir.SHA256: setup.corpus.sha256}
-  if pretrained:
-    facts["init_from_step"] = pretrained.step
-    facts[run_dir.INIT_FROM] = weights_sha256(pretrained)
-  if teachers:
-    facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
-  with (
-    distributed.open_shared_run_dir(
-      run_dir.recorded_flags(config), facts
-    ) as opened,
-    collect_stop_requests() as requests,  # KeyboardInterrupt may crash JAX
-  ):
-    directory = opened.directory
-    console.print(f"run         {directory}", soft_wrap=True)
-    unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
-    bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
-    with distributed.failing_together():
-      logger = RunLogger(
-        directory, setup, console, bar.update, is_writer=distributed.is_first()
-      )
-    try:
-      with logger:
-        state = initial_state(setup, logger, console, opened, pretrained)
-        with distributed.failing_together():
-          epochs = make_epochs(setup, teachers, console)
-        tracer = Tracer(directory / run_dir.PROFILE, trace_steps, console)
-        with bar, tracer:
-          logger.start_clock()
-          _, stopped_by = fit(
-            setup.train_step,
-            state,
-            epochs,
-            setup.num_steps,
-            _Observer(setup, logger),
-            evaluate_at=config.evaluation.is_due,
-            key=setup.keys.noise,
-            stop_requests=requests,
-            tracer=tracer,
-          )
-    except (Diverged, KeyboardInterrupt) as error:
-      kept = describe_kept(directory, logger.best.step)
-      reason = error if isinstance(error, Diverged) else "interrupted"
-      named = type(error)(f"{reason}; {kept} is kept in {directory}")
-      if isinstance(named, Diverged) and requests:
-        named.signalled = requests[-1]
-      raise named from None
-    result = _report_result(setup, logger, console, stopped_by)
-    late = requests[-1] if requests and not stopped_by else None
-    return result._replace(signalled=late)
+  directory = opened.directory
+  console.print(f"run         {directory}", soft_wrap=True)
+  with distributed.failing_together():
+    logger = RunLogger(
+      directory, setup, console, is_writer=distributed.is_first()
+    )
+  tracer = Tracer(directory / run_dir.PROFILE, trace_steps, console)
+  try:
+    with logger:
+      state = initial_state(setup, logger, console, opened, sources.pretrained)
+      with distributed.failing_together():
+        epochs = make_epochs(setup, sources.teachers, console)
+      with logger.bar, tracer:
+        logger.start_clock()
+        _, stopped_by = fit(
+          setup.train_step,
+          state,
+          epochs,
+          setup.num_steps,
+          _Observer(setup, logger),
+          evaluate_at=setup.config.evaluation.is_due,
+          key=setup.keys.noise,
+          stop_requests=requests,
+          tracer=tracer,
+        )
+  except (Diverged, KeyboardInterrupt) as error:
+    reason = error if isinstance(error, Diverged) else "interrupted"
+    named = type(error)(f"{reason}; {logger.kept()} is kept in {directory}")
+    if isinstance(named, Diverged) and requests:
+      named.signalled = requests[-1]
+    raise named from None
+  summary = logger.conclude(stopped_by)
+  if summary:
+    prompt = [f"--prompt={SUGGESTED_PROMPT}"]
+    known = in_vocabulary(setup.corpus.tokenizer, SUGGESTED_PROMPT)
+    arguments = [f"--run={directory}", *(prompt if known else ())]
+    console.print(
+      f"\n{summary}; to sample from the model:\n"
+      f"  {command_line('sample', arguments)}",
+      soft_wrap=True,
+    )
+  late = requests[-1] if requests and not stopped_by else None
+  step, loss = logger.best.step, logger.best.val_loss
+  return Result(directory, step, loss, logger.seconds, stopped_by, late)
 
 
 class _Observer(Observer):
@@ -217,68 +199,19 @@ class _Observer(Observer):
     self._logger.start_clock()
 
 
-def _report_result(
-  setup: TrainSetup,
-  logger: RunLogger,
-  console: Console,
-  stopped_by: signal.Signals | None,
-) -> Result:
-  """Print the result of a run; mark it as finished if nothing stopped it."""
-  corpus, best, directory = setup.corpus, logger.best, logger.directory
-  seconds = logger.seconds
-  result = Result(directory, best.step, best.val_loss, seconds, stopped_by)
-  if stopped_by:
-    console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
-  elif logger.step < setup.num_steps:
-    evaluations = counted(setup.config.evaluation.patience, "evaluation")
-    end = f"\nstopped early after step {logger.step} of {setup.num_steps}: "
-    reason = f"{evaluations} in a row without a lower validation loss"
-    console.print(end + reason, soft_wrap=True)
-  if not best.step:  # as after a signal before the first evaluation
-    if not stopped_by:
-      # The run was killed after its last step; its best checkpoint is damaged.
-      reason = "has made its last step and has no best checkpoint"
-      raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
-    return result
-  losses = format_losses(best.val_loss, corpus.tokenizer, corpus.val.text)
-  summary = f"best validation loss {losses} at step {best.step}"
-  if not stopped_by:
-    test_loss = None
-    if corpus.test:
-      test_loss = stateful_loss(setup.model, best.params, corpus.test.tokens)
-      losses = format_losses(test_loss, corpus.tokenizer, corpus.test.text)
-      summary += f", test loss {losses}"
-    title = f"best checkpoint, step {best.step}: validation "
-    title += format_loss(best.val_loss, corpus.tokenizer)
-    logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
-    logger.finish(test_loss)
-  if logger.skipped:
-    skipped = counted(logger.skipped, "step")
-    summary += f", {skipped} with a non-finite gradient skipped"
-  arguments = [f"--run={directory}"]
-  if in_vocabulary(corpus.tokenizer, SUGGESTED_PROMPT):
-    arguments.append(f"--prompt={SUGGESTED_PROMPT}")
-  drawn = "loss.png, " * (directory / run_dir.PICTURE).exists()
-  console.print(
-    f"\n{summary}, {logger.seconds:.0f} s of training\n{directory} "
-    f"holds config.json, metrics.jsonl, {drawn}samples.txt and checkpoints/; "
-    f"to sample from the model:\n  {command_line('sample', arguments)}",
-    soft_wrap=True,
-  )
-  return result
-
-
 def main() -> int:
   """Run the program; return its exit status, above 128 after a signal."""
   distributed.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   with distributed.failing_together():
-    (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
+    (config,) = distributed.share_batches(
+      [config_from_flags(TrainConfig(), FLAGS)]
+    )
   console = make_console()
   console.quiet = not distributed.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:
     raise ValueError("--profile traces a run, and --dry_run makes none")
   if DRY_RUN.value:
-    dry_run(config, console)
+    memory.dry_run(config, console)
     return 0
   result = run(config, console, TRACE_STEPS.value)
   return exit_status(

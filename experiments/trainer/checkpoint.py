@@ -80,19 +80,6 @@ def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
   return {"model": flags, "tokenizer": tokenizer._asdict()}
 
 
-def describe_kept(directory: Path, best: int) -> str:
-  """Return how a message names the checkpoint that a run has kept.
-
-  Args:
-    directory: the run directory.
-    best: the step of the lowest validation loss; 0 before the first evaluation.
-      If it has no checkpoint, the newest one is named.
-  """
-  saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
-  step = best if best in saved else max(saved, default=0)
-  return f"the checkpoint of step {step}" if step else "no checkpoint"
-
-
 def carried_batch_size(state: TrainState) -> int:
   """Return B of the carried state, h [B, H], in a sweep h [members, B, H]."""
   return int(state.carry[0].h.shape[-2])

@@ -15,12 +15,13 @@ teachers' weights are not those in config.json.
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.trainer import run_dir
 from experiments.trainer.format import format_bytes
 from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import (
@@ -28,6 +29,7 @@ from experiments.trainer.trained import (
   check_fits,
   load_members,
   on_host,
+  read_pretrained,
 )
 from lstm_jax.language import Batches, make_batches
 from lstm_jax.language.evaluate import batch_log_probs
@@ -51,6 +53,28 @@ class SoftBatches(NamedTuple):
     """Return (tokens [T, B], targets [T, B, V]) of one batch."""
     read_at, predicted_at = self.positions.batch(index)
     return self.tokens[read_at], self.targets[predicted_at]
+
+
+class Sources(NamedTuple):
+  """The other runs that a run learns from, their weights on the host."""
+
+  pretrained: Trained | None  # has the initial weights; None for random ones
+  teachers: list[Trained]
+
+  def facts(self) -> dict[str, Any]:
+    """Return the entries of config.json that identify their weights."""
+    facts: dict[str, Any] = {}
+    if self.pretrained:
+      facts["init_from_step"] = self.pretrained.step
+      facts[run_dir.INIT_FROM] = weights_sha256(self.pretrained)
+    if self.teachers:
+      facts[run_dir.TEACHERS] = [weights_sha256(t) for t in self.teachers]
+    return facts
+
+
+def read_sources(setup: TrainSetup, limit: int) -> Sources:
+  """Return what --init_from and --teacher name; see the two functions."""
+  return Sources(read_pretrained(setup), read_teachers(setup, limit))
 
 
 def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:

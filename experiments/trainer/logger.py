@@ -2,8 +2,8 @@
 
 import json
 import math
+import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,24 +22,32 @@ from experiments.trainer.checkpoint import (
   truncate_logs,
 )
 from experiments.trainer.data import default_prompt
-from experiments.trainer.display import TensorBoard
+from experiments.trainer.display import TensorBoard, TrainingBar
 from experiments.trainer.figures import draw_losses
 from experiments.trainer.files import append, write_json
-from experiments.trainer.format import print_sample, print_title
+from experiments.trainer.format import (
+  counted,
+  format_loss,
+  format_losses,
+  print_sample,
+  print_title,
+)
 from experiments.trainer.history import read_rows
 from experiments.trainer.loop import Diverged
 from experiments.trainer.memory import process_size
 from experiments.trainer.setup import TrainSetup
-from lstm_jax.language import LanguageParams, sample
+from lstm_jax.language import LanguageParams, sample, stateful_loss
 from lstm_jax.training import (
   CheckpointError,
   CheckpointWriter,
   Metrics,
   TrainState,
   eval_params,
+  list_checkpoints,
 )
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
+FINAL_SAMPLE_LENGTH = 1000  # tokens
 LOG_EVERY = 10  # training steps that a row of metrics.jsonl averages, at most
 
 
@@ -55,21 +63,20 @@ class RunLogger:
   """Writes a run's metrics, samples and checkpoints into its directory.
 
   At the end of its `with` block it draws loss.png and waits for the last
-  checkpoint; only `sample` and `finish` may follow. If the block raises
+  checkpoint; only `conclude` may follow. If the block raises
   Diverged, an OSError or CheckpointError of its end, as on a full disk, is
   printed, and Diverged is raised.
 
   Args:
     directory: the run directory.
     setup: of the run.
-    console: prints the samples.
-    show_progress: is called with every row of training metrics: the step, the
-      mean loss of the row in nats per token, and the tokens per second.
+    console: shows the progress and the samples, unless --quiet.
     is_writer: whether this process writes metrics and samples; of several,
       only the first does. All of them write checkpoints.
 
   Attributes:
     directory: the run directory.
+    bar: of the progress; a context manager.
     step: training steps made.
     seconds: training time of all rows so far.
     skipped: training steps with a non-finite loss or gradient, in these rows.
@@ -82,7 +89,6 @@ class RunLogger:
     directory: Path,
     setup: TrainSetup,
     console: Console,
-    show_progress: Callable[[int, float, float], None],
     *,
     is_writer: bool = True,
   ):
@@ -91,7 +97,9 @@ class RunLogger:
     self.best = Best(math.inf, 0, None)
     self.val_losses: list[float] = []
     self._setup, self._console = setup, console
-    self._show_progress, self._is_writer = show_progress, is_writer
+    self._is_writer = is_writer
+    unit, quiet = setup.corpus.tokenizer.unit, setup.config.job.quiet
+    self.bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     # (loss, grad_norm, num_tokens) of each step since the last row. They stay
     # on the device until a row needs them, so that no step waits for them.
     self._pending: list[Any] = []
@@ -180,7 +188,7 @@ class RunLogger:
     speed = float(num_tokens.sum() / self._pending_seconds)
     self.seconds += self._pending_seconds
     self._pending, self._pending_seconds = [], 0.0
-    self._show_progress(self.step, math.nan if loss is None else loss, speed)
+    self.bar.update(self.step, math.nan if loss is None else loss, speed)
     update = max(1, self.step - self.skipped)  # 1 if all were skipped
     record = {
       "step": self.step,
@@ -299,26 +307,92 @@ class RunLogger:
     key = jax.random.fold_in(self._setup.keys.samples, self.step)
     self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
-  def finish(self, test_loss: float | None) -> None:
-    """Write result.json, which marks the run as finished.
+  def kept(self) -> str:
+    """Return how a message names the checkpoint that the run has kept.
+
+    It is that of the lowest validation loss, or where it has none, the newest.
+    """
+    saved = list_checkpoints(self.directory / run_dir.CHECKPOINTS)
+    best = self.best.step
+    step = best if best in saved else max(saved, default=0)
+    return f"the checkpoint of step {step}" if step else "no checkpoint"
+
+  def conclude(self, stopped_by: signal.Signals | None) -> str:
+    """Print how the run has ended; finish it if nothing has stopped it.
+
+    A finished run has a sample of its best weights, its test loss, if there is
+    a test split, and result.json, which marks it as finished.
+
+    Returns:
+      A summary of its result; "" before the first evaluation.
+
+    Raises:
+      ValueError: the run was killed after its last step, and its best
+        checkpoint is damaged.
+    """
+    if stopped_by:
+      self._console.print(
+        f"\n{stopped_by.name}: stopped after step {self.step}"
+      )
+    elif self.step < self._setup.num_steps:
+      patience = self._setup.config.evaluation.patience
+      self._console.print(
+        f"\nstopped early after step {self.step} of {self._setup.num_steps}: "
+        f"{counted(patience, 'evaluation')} in a row without a lower "
+        "validation loss",
+        soft_wrap=True,
+      )
+    if not self.best.step:
+      if not stopped_by:
+        raise ValueError(
+          f"{self.directory} has made its last step and has no best "
+          "checkpoint: --overwrite trains it anew"
+        )
+      return ""
+    corpus = self._setup.corpus
+    val = format_losses(self.best.val_loss, corpus.tokenizer, corpus.val.text)
+    summary = f"best validation loss {val} at step {self.best.step}"
+    if not stopped_by:
+      summary += self._finish()
+    if self.skipped:
+      skipped = counted(self.skipped, "step")
+      summary += f", {skipped} with a non-finite gradient skipped"
+    drawn = "loss.png, " * (self.directory / run_dir.PICTURE).exists()
+    return (
+      f"{summary}, {self.seconds:.0f} s of training\n{self.directory} holds "
+      f"config.json, metrics.jsonl, {drawn}samples.txt and checkpoints/"
+    )
+
+  def _finish(self) -> str:
+    """Write the last sample and result.json; return what to say of the test.
 
     A test loss is written to metrics.jsonl and drawn into loss.png too.
     """
+    setup, best = self._setup, self.best
+    corpus, test_loss, said = setup.corpus, None, ""
+    if corpus.test:
+      test_loss = stateful_loss(setup.model, best.params, corpus.test.tokens)
+      losses = format_losses(test_loss, corpus.tokenizer, corpus.test.text)
+      said = f", test loss {losses}"
+    title = f"best checkpoint, step {best.step}: validation "
+    title += format_loss(best.val_loss, corpus.tokenizer)
+    self.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
     if test_loss is not None:
-      self._write_row({"step": self.best.step, "test_loss": test_loss})
+      self._write_row({"step": best.step, "test_loss": test_loss})
     record = {
-      "step": self.best.step,
-      "val_loss": self.best.val_loss,
+      "step": best.step,
+      "val_loss": best.val_loss,
       "test_loss": test_loss,
       "seconds": round(self.seconds, 3),
       "last_step": self.step,
-      "stopped_early": self.step < self._setup.num_steps,
+      "stopped_early": self.step < setup.num_steps,
     }
     self._checkpoints.wait()  # a finished run has its last checkpoint
     if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
       if test_loss is not None:
         self._draw()
+    return said
 
   def _draw(self) -> None:
     """Draw loss.png, if there is a loss."""

@@ -167,6 +167,12 @@ def operations(
   return 6 * (rows * first.w_x.size + num_tokens * per_token)
 
 
+def check_setup(setup: TrainSetup) -> None:
+  """Raise ValueError if the device has no room for a run's train state."""
+  state = placed_state_like(setup, setup.config.batching.batch_size)
+  check_memory(state, sharing_memory(setup))
+
+
 def check_memory(state: TrainState, sharing: int = 1) -> None:
   """Raise ValueError if the device has no room for an initial train state.
 

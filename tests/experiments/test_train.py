@@ -45,7 +45,7 @@ def test_a_run_learns_and_fills_its_directory(
   )
   # All samples are of one length, so that one compiled program draws them.
   length = config.evaluation.sample_length
-  monkeypatch.setattr(train, "FINAL_SAMPLE_LENGTH", length)
+  monkeypatch.setattr(logger, "FINAL_SAMPLE_LENGTH", length)
   result = train.run(config, console)
   directory = Path(config.job.run)
   assert result.directory == directory

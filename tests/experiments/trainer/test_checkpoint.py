@@ -5,7 +5,6 @@ import pytest
 
 from experiments.trainer.checkpoint import (
   Progress,
-  describe_kept,
   read_progress,
   truncate_logs,
 )
@@ -34,14 +33,6 @@ def test_a_log_that_lost_lines_and_has_grown_since_keeps_complete_lines(
   truncate_logs(tmp_path, {metrics.name: 8, samples.name: 8}, console)
   assert metrics.read_text() == "one\n"
   assert samples.read_text() == "one\ntwo\n"
-
-
-def test_the_message_names_the_best_checkpoint_or_else_the_newest(tmp_path):
-  assert describe_kept(tmp_path, 0) == "no checkpoint"
-  for step in (9, 20, 30):
-    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-  assert describe_kept(tmp_path, 20) == "the checkpoint of step 20"
-  assert describe_kept(tmp_path, 25) == "the checkpoint of step 30"
 
 
 @pytest.mark.parametrize("description", [{}, {"progress": {"members": 2}}])

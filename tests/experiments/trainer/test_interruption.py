@@ -60,7 +60,7 @@ def test_an_ignored_signal_stays_ignored():
 def test_ctrl_c_after_the_last_step_lets_the_run_finish(
   config, console, monkeypatch
 ):
-  monkeypatch.setattr(RunLogger, "finish", signalling(RunLogger.finish))
+  monkeypatch.setattr(RunLogger, "conclude", signalling(RunLogger.conclude))
   result = train.run(config, console)
   assert (result.stopped_by, result.signalled) == (None, signal.SIGINT)
   assert (result.directory / "result.json").exists()
