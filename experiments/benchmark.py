@@ -2,7 +2,7 @@
 
   uv run --group bench python -m experiments.benchmark
 
-A part is a set of cases of one kind (`benchmarks/parts.py` lists all but gpu).
+A part is a set of cases of one kind (`benchmarks/parts.py` lists them).
 Before a case is timed, every library must compute the same outputs, losses and
 gradients from the same weights (for `original`, an LSTM in JAX and NumPy, a
 test checks this); then all are timed in turns, in one process. PyTorch uses a
@@ -21,14 +21,13 @@ On an H100 or H200, in less than 8 minutes,
 
   python -m experiments.benchmark --part=gpu
 
-first checks that the GPU kernels compute what the scan does, and that repeated
-runs of them are equal bit by bit, and then times them. It takes only the sizes
---hidden_size, --seq_len and --batch_size: one layer of each cell, with these
-sizes, replaces the grids of layers. The checks, the repeated runs, the policies
-and the models keep their own sizes. Failures are printed and stored under
-"failures" in the JSON file, and the exit status is then 1. This part needs
-JAX's CUDA packages and the dependencies of this project; other libraries are
-timed if they are installed.
+first checks that the GPU kernels compute what the scan does, and then times
+them. Its --hidden_size, --seq_len and --batch_size are those of one layer of
+each cell, which replaces the grids of layers; checks, policies and models keep
+their own sizes. A case that fails does not end the run: failures are printed
+and stored under "failures" in the JSON file, and the exit status is then 1.
+This part needs JAX's CUDA packages and the dependencies of this project; other
+libraries are timed if they are installed.
 """
 
 import math
@@ -39,8 +38,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments.benchmarks.gpu import part as gpu
-from experiments.benchmarks.parts import MODEL, PARTS, check_sizes
+from experiments.benchmarks.parts import MODEL, PARTS, check
 from experiments.benchmarks.tables import (
   Row,
   case_table,
@@ -52,7 +50,7 @@ from experiments.cli import launch, make_console
 from experiments.comparison.results import naming_damaged, read_record
 from experiments.trainer.distributed import num_cores, start_cpu_devices
 from experiments.trainer.files import ensure_directory, write_json
-from experiments.trainer.format import print_table
+from experiments.trainer.format import counted, print_table
 from experiments.trainer.run_dir import check_outside_runs
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
@@ -80,22 +78,33 @@ def run(
   Raises:
     ValueError: a size is one that none of these parts has; the part `launches`
       cannot count for this sequence length, or JAX's CUDA packages are missing;
-      or a library does not compute what ours does.
-    RuntimeError: PyTorch's process fails, in the part `memory`.
+      there is no H100 or H200 for the part `gpu`; or a library does not compute
+      what ours does.
   """
-  check_sizes(parts, sizes)
-  record: dict[str, Any] = {"environment": environment(), "rows": []}
+  check(parts, sizes)
+  record: dict[str, Any] = {
+    "environment": environment(),
+    "rows": [],
+    "failures": [],
+  }
   console.print(record["environment"])
   printed = set()
   for part in parts:
-    for rows, skipped in PARTS[part].measure(sizes, rounds):
-      print_table(case_table(rows), console)
+    for rows, skipped, failures in PARTS[part].measure(sizes, rounds):
+      if rows:
+        print_table(case_table(rows), console)
+      for failure in failures:
+        console.print(f"FAILED {failure}", soft_wrap=True, markup=False)
       for name, reason in skipped.items():
         if (name, reason) not in printed:
-          console.print(f"skipped: {name}: {reason}", soft_wrap=True)
+          text = f"skipped: {name}: {reason}"
+          console.print(text, soft_wrap=True, markup=False)
           printed.add((name, reason))
       record["rows"] += rows
+      record["failures"] += failures
       save(record)
+  if record["failures"]:
+    console.print(f"{counted(len(record['failures']), 'case')} failed")
   return record
 
 
@@ -108,21 +117,12 @@ def figure_of(path: Path) -> Path:
   return path.with_name(f"{path.name.removesuffix('.json')}.png")
 
 
-def may_have_figure(path: Path) -> bool:
-  """Return whether results may have a figure: not beside a device or a pipe."""
-  return path.is_file() or not path.exists()
-
-
 def draw(record: dict[str, Any], path: Path, console: Console) -> None:
   """Draw the figure of the results, if any, beside their file."""
   from experiments.benchmarks import plots
-  from experiments.benchmarks.gpu import picture
 
   figure = figure_of(path)
-  rows = record["rows"]
-  drawn = may_have_figure(path) and (
-    plots.draw(rows, figure) or picture.draw(rows, figure)
-  )
+  drawn = plots.draw(record["rows"], figure)
   files = f"{path} and {figure}" if drawn else f"{path}"
   console.print(f"saved in {files}", soft_wrap=True)
 
@@ -130,33 +130,11 @@ def draw(record: dict[str, Any], path: Path, console: Console) -> None:
 def main() -> int:
   """Read the flags, run the benchmark, and print and save its results."""
   console = make_console()
-  old = None
-  if COMPARE.value:
-    path, entries = Path(COMPARE.value), ("environment", "rows")
-    path.stat()  # raises an error that names a missing file
-    if path.is_dir():
-      raise ValueError(f"--compare must be a file, got the directory {path}")
-    old = read_record(path, "there is no record", entries)
-    with naming_damaged(path):
-      timed = timed_parts(old["rows"])
-      old["environment"].get("num_devices")  # raises unless it is a dict
-    if not timed:
-      raise ValueError(f"{path} has no row with a time")
   chosen = [*dict.fromkeys(PART.value)]
-  if old and not any(name == "gpu" or PARTS[name].timed for name in chosen):
-    raise ValueError(
-      f"--compare needs a part with times, got {', '.join(chosen)}"
-    )
-  if old and timed.isdisjoint(chosen):
-    raise ValueError(
-      f"{path} has times of --part={' and '.join(sorted(timed))}, not of "
-      f"{', '.join(chosen)}"
-    )
+  old = _read_old(Path(COMPARE.value), chosen) if COMPARE.value else None
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
   if "gpu" in chosen:
-    if len(chosen) > 1:
-      raise ValueError("--part=gpu runs alone: its processes take the GPU")
     out = out or GPU_OUT
   if out and out.is_dir():
     raise ValueError(f"--out must be a file, got the directory {out}")
@@ -173,16 +151,12 @@ def main() -> int:
   def save(record: dict[str, Any]) -> None:
     if out:
       write_json(out, record)
-      if may_have_figure(out):
-        figure_of(out).unlink(missing_ok=True)  # it shows the earlier results
+      figure_of(out).unlink(missing_ok=True)  # it shows the earlier results
 
-  if "gpu" in chosen:
-    record = gpu.run(sizes, ROUNDS.value, console, save)
-  else:
-    if "model" in chosen:
-      batch_size: Any = (MODEL | sizes)["batch_size"]  # of each case
-      start_cpu_devices(math.gcd(num_cores(), batch_size))
-    record = run(chosen, sizes, ROUNDS.value, console, save)
+  if "model" in chosen:
+    batch_size: Any = (MODEL | sizes)["batch_size"]  # of each case
+    start_cpu_devices(math.gcd(num_cores(), batch_size))
+  record = run(chosen, sizes, ROUNDS.value, console, save)
   if out:
     draw(record, out, console)
   if old:
@@ -195,15 +169,37 @@ def main() -> int:
     if before != now:
       console.print(f"devices of JAX: {before} there and {now} here")
     print_table(change_table(old["rows"], record["rows"]), console)
-  return CHECK_FAILED if record.get("failures") else 0
+  return CHECK_FAILED if record["failures"] else 0
+
+
+def _read_old(path: Path, chosen: list[str]) -> dict[str, Any]:
+  """Return the record of an earlier run, which has times of a chosen part."""
+  path.stat()  # raises an error that names a missing file
+  if path.is_dir():
+    raise ValueError(f"--compare must be a file, got the directory {path}")
+  old = read_record(path, "there is no record", ("environment", "rows"))
+  with naming_damaged(path):
+    timed = timed_parts(old["rows"])
+    old["environment"].get("num_devices")  # raises unless it is a dict
+  if not timed:
+    raise ValueError(f"{path} has no row with a time")
+  if not any(PARTS[name].timed for name in chosen):
+    raise ValueError(
+      f"--compare needs a part with times, got {', '.join(chosen)}"
+    )
+  if timed.isdisjoint(chosen):
+    raise ValueError(
+      f"{path} has times of --part={' and '.join(sorted(timed))}, not of "
+      f"{', '.join(chosen)}"
+    )
+  return old
 
 
 if __name__ == "__main__":
-  default = [part for part in PARTS if part != "launches"]
   PART = flags.DEFINE_multi_enum(
     "part",
-    default,
-    [*PARTS, "gpu"],
+    [name for name, part in PARTS.items() if part.default],
+    [*PARTS],
     "What to measure; repeat for several. launches needs JAX's CUDA packages, "
     "gpu an H100 or H200.",
   )

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmarks.layers import LAYERS, ours
-from experiments.benchmarks.proof import make_peers
 from experiments.benchmarks.sequences import layer_gradient
 from experiments.benchmarks.tables import Row
+from experiments.benchmarks.timing import make_peers
 from experiments.trainer.config import CELLS
 from lstm_jax.cells.platform import traced_for
 

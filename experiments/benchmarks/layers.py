@@ -1,20 +1,30 @@
-"""One recurrent layer in each JAX library, used as its documentation shows.
+"""One recurrent layer in each library, used as its documentation shows.
 
-Each function in LAYERS takes the name of a cell and our weights, and returns a
-`Layer`: the library's weights, the layer as a function of them, and the
-conversion of our gradients to the library's. It raises `Unsupported` where the
-library has no such cell, or cannot be used here.
+A function that makes a layer takes the name of a cell and our weights, and
+returns a `Layer`: the library's weights, the layer as a function of them, and
+the conversion of our gradients to the library's. It raises `Unsupported` where
+the library has no such cell, or cannot be used here. `torch_layer` returns
+PyTorch's module itself.
+
+Minimal GRU, minimal LSTM and linear recurrent unit are compared with the same
+equations as a user of JAX writes them (`written_out`): after one matrix product
+for the inputs of all time steps, a `lax.scan` or a `lax.associative_scan` over
+time, which JAX differentiates.
 """
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from experiments.benchmarks.proof import Unsupported
+from experiments.benchmarks.timing import Unsupported
 from experiments.trainer.config import CELLS
+from lstm_jax.interop import torch as interop
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.interop.equinox import to_equinox
 from lstm_jax.interop.flax import to_linen, to_nnx
@@ -33,7 +43,9 @@ class Layer(NamedTuple):
   """A library's layer with our weights."""
 
   params: Any
-  apply: Callable[[Any, jax.Array], jax.Array]  # (params, xs [T, B, D]) -> hs
+  # (params, xs [T, B, D]) -> hs. Where episodes may begin inside a sequence,
+  # also (params, xs, starts bool [T, B]) -> hs: they begin with a zero state.
+  apply: Callable[..., jax.Array]
   convert: Callable[[Any], Any]  # gradients of our weights -> of the library's
 
 
@@ -43,16 +55,19 @@ def ours(
   """Return our `unroll` with these options as a layer."""
   module = CELLS[cell]
 
-  def apply(params, xs):
+  def apply(params, xs, starts=None):
     state = module.initial_state(params, xs.shape[1:-1])
-    return unroll(module, params, state, xs, adjoint=adjoint, **options)[1]
+    _, hs = unroll(
+      module, params, state, xs, reset=starts, adjoint=adjoint, **options
+    )
+    return hs
 
   return Layer(weights, apply, lambda w: w)
 
 
-def autodiff(cell: str, weights: Any) -> Layer:
+def autodiff(cell: str, weights: Any, **options: Any) -> Layer:
   """Return the same forward as ours, differentiated by JAX."""
-  return ours(cell, weights, adjoint=Autodiff())
+  return ours(cell, weights, Autodiff(), **options)
 
 
 def flax_linen(cell: str, weights: Any) -> Layer:
@@ -119,13 +134,56 @@ def haiku(cell: str, weights: Any) -> Layer:
   return Layer(to_haiku(weights), layer.apply, convert)
 
 
-def equinox(cell: str, weights: Any, starts: jax.Array | None = None) -> Layer:
-  """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch.
+def scanned_rnn(cell: str, dtype: Any = None) -> Any:
+  """Return a class ScannedRNN of Flax's cell, as agents in Flax define it.
 
   Args:
     cell: lstm, gru or rnn.
-    weights: ours.
-    starts: where the state is set to zero, bool [T, B]; None for nowhere.
+    dtype: in which Flax computes; None for the dtype of weights and inputs.
+  """
+  from flax import linen as nn
+
+  cell_class = getattr(nn, FLAX_CELLS[cell])
+
+  class ScannedRNN(nn.Module):
+    @partial(nn.scan, variable_broadcast="params", split_rngs={"params": False})
+    @nn.compact
+    def __call__(self, carry, x):
+      ins, resets = x
+      carry = _zero_at_starts(carry, resets)
+      size = jax.tree.leaves(carry)[0].shape[-1]
+      return cell_class(size, dtype=dtype)(carry, ins)
+
+    @staticmethod
+    def initialize_carry(batch_size, hidden_size):
+      module = cell_class(hidden_size, parent=None)
+      sizes = batch_size, hidden_size
+      return module.initialize_carry(jax.random.key(0), sizes)
+
+  return ScannedRNN
+
+
+def flax_scan(cell: str, weights: Any, dtype: Any = None) -> Layer:
+  """Return Flax's cell under `linen.scan`, which sets the carry to zero.
+
+  Its `apply` needs the starts of episodes; dtype is that of `scanned_rnn`.
+  """
+  scanned = scanned_rnn(cell, dtype)()
+  size = weights.w_h.shape[0]
+
+  def apply(params, xs, starts):
+    zeros = jnp.zeros((xs.shape[1], size), dtype or xs.dtype)
+    carry = (zeros, zeros) if cell == "lstm" else zeros
+    return scanned.apply(params, carry, (xs, starts))[1]
+
+  def convert(w):
+    return {"params": {f"{FLAX_CELLS[cell]}_0": to_linen(w)}}
+
+  return Layer(convert(weights), apply, convert)
+
+
+def equinox(cell: str, weights: Any) -> Layer:
+  """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch.
 
   Raises:
     Unsupported: Equinox does not have the cell.
@@ -134,24 +192,24 @@ def equinox(cell: str, weights: Any, starts: jax.Array | None = None) -> Layer:
     raise Unsupported("it has no plain RNN cell")
   size = weights.w_h.shape[0]
 
-  def apply(params, xs):
+  def apply(params, xs, starts=None):
     step = jax.vmap(params)
 
     def body(state, inputs):
       x, start = inputs
       if start is not None:
-        state = zero_at_starts(state, start)
+        state = _zero_at_starts(state, start)
       state = step(x, state)
       return state, state[0] if cell == "lstm" else state
 
     zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
     state = (zeros, zeros) if cell == "lstm" else zeros
-    return jax.lax.scan(body, state, (xs, starts))[1]
+    return lax.scan(body, state, (xs, starts))[1]
 
   return Layer(to_equinox(weights), apply, to_equinox)
 
 
-def zero_at_starts(state: Any, start: jax.Array) -> Any:
+def _zero_at_starts(state: Any, start: jax.Array) -> Any:
   """Return a tree of arrays [B, H] with zeros in rows where `start` is True."""
   return jax.tree.map(
     lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
@@ -223,6 +281,67 @@ def cudnn(cell: str, weights: Any) -> Layer:
   return Layer(to_cudnn((weights,)), apply, convert)
 
 
+Recurrence = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def loop(decay: jax.Array, increment: jax.Array) -> jax.Array:
+  """Return hₜ = λₜ ⊙ hₜ₋₁ + uₜ from λ and u, h₀ = 0, by `lax.scan`.
+
+  All are [T, B, H].
+  """
+
+  def body(h, inputs):
+    decay, increment = inputs
+    h = decay * h + increment
+    return h, h
+
+  return lax.scan(body, jnp.zeros_like(decay[0]), (decay, increment))[1]
+
+
+def parallel(decay: jax.Array, increment: jax.Array) -> jax.Array:
+  """Return what `loop` returns, by `lax.associative_scan`."""
+
+  def combine(earlier, later):
+    decay, increment = earlier
+    return decay * later[0], increment * later[0] + later[1]
+
+  return lax.associative_scan(combine, (decay, increment))[1]
+
+
+def _min_gru(params: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  az, an = jnp.split(a, 2, axis=-1)
+  z = jax.nn.sigmoid(az)
+  return 1 - z, z * an
+
+
+def _min_lstm(params: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  af, ai, an = jnp.split(a, 3, axis=-1)
+  f, i = jax.nn.sigmoid(af), jax.nn.sigmoid(ai)
+  return f / (f + i), i / (f + i) * an
+
+
+def _lru(params: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  decay = jnp.exp(-jnp.exp(params.nu))
+  return jnp.broadcast_to(decay, a.shape), jnp.sqrt(1 - decay**2) * a
+
+
+# (params, pre-activations [T, B, ...]) -> (λ, u) [T, B, H] of each cell.
+COEFFICIENTS = {"min_gru": _min_gru, "min_lstm": _min_lstm, "lru": _lru}
+
+
+def written_out(recurrence: Recurrence) -> Callable[[str, Any], Layer]:
+  """Return the maker of a linear cell's layer with this recurrence."""
+
+  def make(cell: str, weights: Any) -> Layer:
+    def apply(params, xs):
+      a = xs @ params.w_x + params.b
+      return recurrence(*COEFFICIENTS[cell](params, a))
+
+    return Layer(weights, apply, lambda w: w)
+
+  return make
+
+
 # The functions that make a layer, each with the package that it needs.
 LAYERS: dict[str, tuple[Callable[[str, Any], Layer], str]] = {
   "lstm_jax": (ours, "jax"),
@@ -234,3 +353,54 @@ LAYERS: dict[str, tuple[Callable[[str, Any], Layer], str]] = {
   "keras": (keras, "keras"),
   "jax.experimental.rnn": (cudnn, "jax"),
 }
+# The same of cells with a linear recurrence, in JAX alone. "scan of steps" is a
+# scan of whole time steps, with their products.
+LINEAR_LAYERS: dict[str, tuple[Callable[[str, Any], Layer], str]] = {
+  "lstm_jax": (ours, "jax"),
+  "scan of steps, autodiff": (autodiff, "jax"),
+  "lax.scan, autodiff": (written_out(loop), "jax"),
+  "associative_scan, autodiff": (written_out(parallel), "jax"),
+}
+
+
+def torch_device() -> str:
+  """Return the device of PyTorch's layers: a CPU or GPU, as JAX has.
+
+  Raises:
+    Unsupported: JAX has a GPU, and PyTorch none.
+  """
+  import torch
+
+  if jax.default_backend() == "cpu":
+    return "cpu"
+  if not torch.cuda.is_available():
+    raise Unsupported("PyTorch finds no GPU")
+  return "cuda"
+
+
+def as_tensor(array: Any) -> Any:
+  """Return an array as a tensor on `torch_device()`."""
+  import torch
+
+  return torch.tensor(np.array(array), device=torch_device())
+
+
+def torch_layer(cell: str, weights: tuple) -> Any:
+  """Return PyTorch's float32 module with our weights, on `torch_device()`.
+
+  Args:
+    cell: lstm, gru or rnn.
+    weights: our parameters of each of its layers, the lowest first.
+  """
+  import torch
+
+  layer_class = {
+    "lstm": torch.nn.LSTM,
+    "gru": torch.nn.GRU,
+    "rnn": torch.nn.RNN,
+  }[cell]
+  input_size, hidden_size = weights[0].w_x.shape[0], weights[0].w_h.shape[0]
+  layer = layer_class(input_size, hidden_size, len(weights)).to(torch_device())
+  arrays = interop.to_torch(weights)
+  layer.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()})
+  return layer

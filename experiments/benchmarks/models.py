@@ -7,7 +7,9 @@ the lowest layer reads rows of the table W_e W_x (see `reads_table`); `lstm_jax`
 computes the readout's gradient with the loss. The other JAX libraries provide
 only layers: around these, embedding and readout are the same few lines of
 jax.numpy. "lstm_jax layer" is our `unroll` in these lines. PyTorch runs
-eagerly. `products_alone` has only our step's matrix products.
+eagerly. `products_alone` has only our step's matrix products, compiled by XLA:
+its time says which share of our step they are; a library with faster products,
+such as PyTorch, can take less.
 """
 
 from collections.abc import Callable
@@ -19,29 +21,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.benchmarks.layers import LAYERS, Layer
-from experiments.benchmarks.products import make_products
-from experiments.benchmarks.proof import (
-  Makers,
-  Peer,
-  Unsupported,
-  check_same,
-  compile_program,
-  tolerance,
-)
-from experiments.benchmarks.torch_layer import (
+from experiments.benchmarks.layers import (
+  LAYERS,
+  Layer,
   as_tensor,
   torch_device,
   torch_layer,
 )
+from experiments.benchmarks.timing import (
+  Makers,
+  Peer,
+  Unsupported,
+  compile_program,
+  prove,
+  tolerance,
+)
+from experiments.trainer.config import CELLS
+from lstm_jax.cells.affine import product_transposed
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,
   ModelConfig,
   language_model,
 )
+from lstm_jax.language.model import reads_table
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit
 
 LEARNING_RATE = 1e-3
@@ -56,8 +62,14 @@ class Problem(NamedTuple):
   params: LanguageParams
   tokens: np.ndarray  # [T, B]
   targets: np.ndarray  # [T, B]
-  loss: float  # of our model in float32, also if its products are in bfloat16
+  loss: float  # of our scan in float32, also if the products are in bfloat16
   gradient: LanguageParams  # likewise
+
+  @property
+  def tolerance(self) -> float:
+    """The relative error that is allowed."""
+    low = self.config.compute_dtype is not None
+    return BFLOAT16_TOLERANCE if low else tolerance()
 
 
 def make_problem(
@@ -67,9 +79,12 @@ def make_problem(
   num_layers: int,
   vocabulary_size: int,
   dtype: str = "float32",
+  cell: str = "lstm",
 ) -> Problem:
   """Return a language model of these sizes with a batch of random tokens."""
-  exact = ModelConfig(hidden_size=hidden_size, num_layers=num_layers)
+  exact = ModelConfig(
+    cell=CELLS[cell], hidden_size=hidden_size, num_layers=num_layers
+  )
   config = exact
   if dtype != "float32":
     config = replace(exact, compute_dtype=jnp.dtype(dtype))
@@ -80,7 +95,8 @@ def make_problem(
   text = text.astype(np.int32)
   tokens, targets = text[:-1], text[1:]
   reference = jax.jit(jax.value_and_grad(our_loss(model)))
-  loss, gradient = reference(params, tokens, targets)
+  with jax.default_matmul_precision("highest"):  # on a GPU, not TF32
+    loss, gradient = reference(params, tokens, targets)
   return Problem(
     config, vocabulary_size, params, tokens, targets, float(loss), gradient
   )
@@ -97,11 +113,15 @@ def our_loss(model: LanguageModel) -> Callable:
 
 
 def lstm_jax(
-  problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
+  problem: Problem,
+  devices: int = 1,
+  adjoint: Adjoint = Explicit(),
+  implementation: Any = None,
 ) -> Peer:
   """Return the peer of our model, with the gradient of `adjoint`."""
-  sizes = problem.config, problem.vocabulary_size
-  loss = our_loss(language_model(*sizes, adjoint=adjoint))
+  config = replace(problem.config, implementation=implementation)
+  model = language_model(config, problem.vocabulary_size, adjoint=adjoint)
+  loss = our_loss(model)
   name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
   return _make_peer(name, loss, problem.params, problem, lambda w: w, devices)
 
@@ -156,8 +176,6 @@ def _make_peer(
   Several devices share the batch: each computes the gradient of its sequences,
   and the mean of these is taken once, for every library in the same way.
   """
-  low = problem.config.compute_dtype is not None
-  allowed = BFLOAT16_TOLERANCE if low else tolerance()
   batch = jnp.asarray(problem.tokens), jnp.asarray(problem.targets)
   value_and_grad = jax.value_and_grad(loss)
   if problem.tokens.shape[1] % devices:
@@ -170,7 +188,7 @@ def _make_peer(
     local = value_and_grad
 
     def mean_value_and_grad(*arguments):
-      return jax.lax.pmean(local(*arguments), "data")
+      return lax.pmean(local(*arguments), "data")
 
     value_and_grad = jax.shard_map(
       mean_value_and_grad,
@@ -179,9 +197,9 @@ def _make_peer(
       out_specs=whole,
       check_vma=False,  # the check refuses the scans of some libraries
     )
-  actual = jax.jit(value_and_grad)(params, *batch)
+  gradient = partial(jax.jit(value_and_grad), params, *batch)
   expected = problem.loss, convert(problem.gradient)
-  check_same(name, actual, expected, allowed)
+  prove(name, gradient, expected, problem.tolerance)
   optimizer = optax.adam(LEARNING_RATE)
 
   def train_step(params, state, tokens, targets):
@@ -195,8 +213,7 @@ def _make_peer(
   )
 
   def run():
-    results = program(*train_state, *batch)
-    *train_state[:], value = jax.block_until_ready(results)
+    *train_state[:], value = program(*train_state, *batch)
     return value
 
   return Peer(run, seconds, size)
@@ -236,23 +253,25 @@ def pytorch(problem: Problem) -> Peer:
     loss.backward()
     return loss
 
+  def results():
+    loss = loss_and_gradient()
+    # Ours are [in, out]; PyTorch's are [out, in], but for the embedding.
+    arrays = [embedding.weight.grad]
+    for k in range(config.num_layers):
+      for name in ("weight_ih", "weight_hh", "bias_ih"):
+        arrays.append(getattr(stack, f"{name}_l{k}").grad)
+    arrays += [readout.weight.grad, readout.bias.grad]
+    arrays[1:] = [x.mT if x.ndim > 1 else x for x in arrays[1:]]
+    return [loss.item(), *(x.float().cpu().numpy() for x in arrays)]
+
   try:
-    loss = loss_and_gradient().item()
+    prove(
+      "pytorch", results, (problem.loss, problem.gradient), problem.tolerance
+    )
   except RuntimeError as error:
     if not low or "could not create a primitive" not in str(error):
       raise
     raise Unsupported("PyTorch has no bfloat16 LSTM for this CPU") from None
-  gradients = [embedding.weight.grad, readout.weight.grad.T, readout.bias.grad]
-  expected = [problem.gradient.embedding, problem.gradient.readout]
-  expected.append(problem.gradient.bias)
-  for k, layer in enumerate(problem.gradient.layers):
-    for name in ("weight_ih", "weight_hh", "bias_ih"):
-      grad = getattr(stack, f"{name}_l{k}").grad
-      gradients.append(grad.mT if grad.ndim > 1 else grad)
-    expected += list(layer)
-  gradients = [g.float().cpu().numpy() for g in gradients]
-  allowed = BFLOAT16_TOLERANCE if low else tolerance()
-  check_same("pytorch", [loss, *gradients], [problem.loss, *expected], allowed)
 
   def run():
     loss = loss_and_gradient()
@@ -263,9 +282,82 @@ def pytorch(problem: Problem) -> Peer:
 
 
 def products_alone(problem: Problem) -> Peer:
-  """Return the peer that has only our training step's matrix products."""
-  vocabulary_size, shape = problem.vocabulary_size, problem.tokens.shape
-  return make_products(problem.config, vocabulary_size, *shape)
+  """Return the peer that has only our training step's matrix products.
+
+  The recurrent products of forward and backward run time step by time step in a
+  scan; each other product is computed once for the whole sequence. Outside of
+  the scans, no product uses a result of another. Embedding lookups, gates,
+  softmax and Adam are left out.
+
+  Args:
+    problem: of a model whose cell is `lstm`.
+  """
+  config, (seq_len, batch_size) = problem.config, problem.tokens.shape
+  dtype = config.compute_dtype or jnp.float32
+  size, hidden = config.embedding_size, config.hidden_size
+  vocabulary_size, num_tokens = problem.vocabulary_size, seq_len * batch_size
+  has_table = reads_table(config.cell, vocabulary_size, num_tokens)
+  # The rows that W_x multiplies: of the embedding, for the table W_e W_x.
+  rows = vocabulary_size if has_table else num_tokens
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape) / 64, dtype)
+
+  def product(a, b):
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+  def weight_product(xs, das):
+    return jnp.einsum(
+      "tbh,tbk->hk", xs, das, preferred_element_type=jnp.float32
+    )
+
+  def outputs_and_weights():
+    return normal(seq_len, batch_size, hidden), normal(hidden, 4 * hidden)
+
+  arguments = {
+    # The lowest layer's inputs, its W_x, and the gradient of their product.
+    "embedding": (normal(rows, size), normal(size, 4 * hidden)),
+    "dinputs": normal(rows, 4 * hidden),
+    # Each layer has outputs of its own: XLA computes equal products only once.
+    "w_x": [outputs_and_weights() for _ in range(config.num_layers - 1)],
+    "w_h": [outputs_and_weights() for _ in range(config.num_layers)],
+    "readout": normal(hidden, vocabulary_size),
+    "h": normal(batch_size, hidden),
+    "hs": normal(seq_len, batch_size, hidden),
+    "das": normal(seq_len, batch_size, 4 * hidden),
+    "dy": normal(seq_len, batch_size, vocabulary_size),
+  }
+
+  def products(a):
+    results = [product(*a["embedding"]), product(a["hs"], a["readout"])]
+    results += [product(a["dy"], a["readout"].T)]
+    results += [weight_product(a["hs"], a["dy"])]
+    results += [product(a["dinputs"], a["embedding"][1].T)]
+    results += [product(a["embedding"][0].T, a["dinputs"])]
+    for hs, w_x in a["w_x"]:
+      results += [product(hs, w_x), product(a["das"], w_x.T)]
+      results += [weight_product(hs, a["das"])]
+    for hs, w_h in a["w_h"]:
+
+      def forward(h, _, w_h=w_h):
+        i, f, g, o = jnp.split(product(h, w_h), 4, axis=-1)
+        return (i + f + g + o).astype(dtype), None  # so XLA needs all columns
+
+      def backward(dh, da, w_h=w_h):
+        # As in a training step, da waits for dh and has 4H columns.
+        da = (da[:, :hidden] + dh).astype(dtype)
+        da = jnp.concatenate([da] * 4, axis=-1)
+        return product_transposed(da, w_h), None
+
+      results.append(lax.scan(forward, a["h"], None, length=seq_len)[0])
+      zeros = jnp.zeros((batch_size, hidden), jnp.float32)
+      results.append(lax.scan(backward, zeros, a["das"])[0])
+      results.append(weight_product(hs, a["das"]))
+    return results
+
+  program, seconds, size = compile_program(products, arguments)
+  return Peer(partial(program, arguments), seconds, size)
 
 
 def models() -> Makers:

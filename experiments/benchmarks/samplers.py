@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.proof import Makers, Peer, Unsupported
-from experiments.benchmarks.torch_layer import as_tensor, torch_layer
+from experiments.benchmarks.layers import as_tensor, torch_layer
+from experiments.benchmarks.timing import Makers, Peer, Unsupported
 from lstm_jax import lstm
 from lstm_jax.interop.flax import to_linen
 from lstm_jax.interop.onnx import language_model_to_onnx

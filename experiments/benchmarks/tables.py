@@ -4,8 +4,8 @@ A case is one problem, such as a layer of a cell and its sizes. A peer is one
 library's program for it, ours included.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -14,23 +14,20 @@ from experiments.trainer.format import number_table
 
 Row = dict[str, Any]  # the case, the peer, and its results
 RESULTS = (  # keys that are not in a row's name; the others name case and peer
-  "median_ms",
-  "quartiles_ms",
-  "ratio_to_ours",
-  "compile_s",
-  "bytes",
-  "tokens_per_second",
-  "forward_launches",
-  "forward_in_graph",
-  "backward_launches",
-  "backward_in_graph",
-  "operands",
-  "us_per_step",
-  "quartiles_us",
-  "floor_us",
-  "temporary_bytes",
-  "peak_bytes",
+  *("median_ms", "quartiles_ms", "ratio_to_ours", "compile_s", "bytes"),
+  *("tokens_per_second", "temporary_bytes", "operands", "floor_ms"),
+  *("forward_launches", "forward_in_graph"),
+  *("backward_launches", "backward_in_graph"),
+  *("error", "allowed", "array"),
 )
+
+
+class Found(NamedTuple):
+  """What a part found of a case."""
+
+  rows: list[Row]
+  skipped: dict[str, str]  # what was not measured, and why
+  failures: Sequence[str] = ()  # a line each
 
 
 def format_time(time: float) -> str:
@@ -45,20 +42,20 @@ def _format_quartiles(times: list[float]) -> str:
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # (heading, format)
   "operands": ("operands", "{}".format),
-  "us_per_step": ("µs/step", format_time),
-  "quartiles_us": ("quartiles", _format_quartiles),
-  "times_floor": ("× floor", "{:.1f}".format),
-  "temporary_mebibytes": ("temp MiB", "{:,.0f}".format),
-  "peak_mebibytes": ("peak MiB", "{:,.0f}".format),
   "median_ms": ("ms", format_time),
   "quartiles_ms": ("quartiles", _format_quartiles),
   "ratio_to_ours": ("ratio", "{:.2f}".format),
   "products_share": ("products", "{:.0%}".format),
+  "times_floor": ("× floor", "{:.1f}".format),
   "tokens_per_second": ("tokens/s", "{:,.0f}".format),
   "compile_s": ("compile s", "{:.1f}".format),
   "mebibytes": ("MiB", "{:,.1f}".format),
   "forward_loop": ("forward launches", "{}".format),
   "backward_loop": ("backward launches", "{}".format),
+  "temporary_mebibytes": ("temp MiB", "{:,.1f}".format),
+  "error": ("error", "{:.1e}".format),
+  "allowed": ("allowed", "{:.0e}".format),
+  "array": ("largest in", "{}".format),
 }
 
 
@@ -66,18 +63,18 @@ def case_table(rows: list[Row]) -> Table:
   """Return the results of one case, a row per peer.
 
   A column that no peer has is left out. The columns:
+    operands: the format of the operands of matrix products, on a GPU.
     ms, quartiles: the median and the quartiles of a call; in the part called
       original, of a training step.
-    ratio: the median, divided by lstm_jax's.
+    ratio: the median, divided by lstm_jax's; on a GPU, by the first peer's.
     products: the time of a program, compiled by XLA, that has only the matrix
       products of our training step, divided by the median.
+    × floor: the median, divided by the least that a GPU needs (see `floor`).
     MiB: of arguments, results and temporaries; for PyTorch, in the part called
       memory, by how much the process grew.
     launches: of kernels in a time step, and whether a CUDA graph holds them.
-    operands: the dtype of the operands of matrix products, on a GPU.
-    µs/step, quartiles: the median and the quartiles of a time step, on a GPU.
-    × floor: the median of a time step, divided by its lower bound, `gpu.floor`.
-    temp MiB, peak MiB: of the temporaries, and of all memory at its peak.
+    temp MiB: of the temporaries.
+    error, allowed, largest in: of a GPU's kernel, and of which array.
   """
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")
@@ -107,13 +104,11 @@ def _case_title(row: Row) -> str:
 def _with_derived(row: Row, products_ms: float | None) -> Row:
   """Return a row with the columns that follow from its results."""
   derived: Row = {}
-  if row.get("bytes") is not None:
-    derived["mebibytes"] = row["bytes"] / 2**20
-  for kind in ("temporary", "peak"):
-    if row.get(f"{kind}_bytes") is not None:
-      derived[f"{kind}_mebibytes"] = row[f"{kind}_bytes"] / 2**20
-  if row.get("floor_us"):
-    derived["times_floor"] = row["us_per_step"] / row["floor_us"]
+  for key in ("bytes", "temporary_bytes"):
+    if row.get(key) is not None:
+      derived[key.replace("bytes", "mebibytes")] = row[key] / 2**20
+  if row.get("floor_ms"):
+    derived["times_floor"] = row["median_ms"] / row["floor_ms"]
   for loop in ("forward", "backward"):
     if launches := row.get(f"{loop}_launches"):
       graph = ", in a graph" if row[f"{loop}_in_graph"] else ""
@@ -131,16 +126,15 @@ def timed_parts(rows: Any) -> set[str]:
   Raises:
     ValueError: a time is not a number.
   """
-  times = _medians(rows)
-  check_numbers("median_ms and us_per_step", times.values())
-  timed = (row for row in rows if _median(row))
+  check_numbers("median_ms", _medians(rows).values())
+  timed = (row for row in rows if row.get("median_ms"))
   return {str(row["part"]).partition(" ")[0] for row in timed}
 
 
 def change_table(old: list[Row], new: list[Row]) -> Table:
   """Return the median times of the cases that both runs have, and their ratio.
 
-  Times are in milliseconds; those of --part=gpu are in µs per time step.
+  Times are in milliseconds.
 
   Raises:
     ValueError: no case is in both runs.
@@ -160,12 +154,7 @@ def change_table(old: list[Row], new: list[Row]) -> Table:
 def _medians(rows: list[Row]) -> dict[str, float]:
   """Return the median time of each row that has one, by case and peer."""
   return {
-    f"{_case_title(row)}: {row['peer']}": median
+    f"{_case_title(row)}: {row['peer']}": row["median_ms"]
     for row in rows
-    if (median := _median(row))
+    if row.get("median_ms")
   }
-
-
-def _median(row: Row) -> Any:
-  """Return the median time of a row; None if it was not timed."""
-  return row.get("median_ms") or row.get("us_per_step")

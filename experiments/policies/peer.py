@@ -16,15 +16,14 @@ import jax.numpy as jnp
 import optax
 from flax import linen
 
-from experiments.benchmarks.layers import FLAX_CELLS
-from experiments.benchmarks.proof import (
+from experiments.benchmarks.layers import FLAX_CELLS, scanned_rnn
+from experiments.benchmarks.timing import (
   Peer,
   check_same,
+  compare,
   compile_program,
   tolerance,
 )
-from experiments.benchmarks.resets import scanned_rnn
-from experiments.benchmarks.timing import compare
 from experiments.policies.environments import Environment
 from experiments.policies.networks import (
   Linear,

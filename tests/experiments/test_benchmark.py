@@ -5,8 +5,8 @@ import jax
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import linear, parts, plots
-from experiments.benchmarks.tables import case_table, change_table
+from experiments.benchmarks import parts, plots
+from experiments.benchmarks.tables import Found, case_table, change_table
 from tests.patterns import exact
 from tests.processes import ROOT
 
@@ -36,10 +36,17 @@ def check(rows, names):
   assert case_table(rows).row_count == len(rows)
 
 
+def measure(part, sizes=SIZES):
+  """Return the rows of each case, and what was skipped in any."""
+  found = [*parts.PARTS[part].measure(sizes, 2)]
+  skipped = {name: why for each in found for name, why in each.skipped.items()}
+  return [each.rows for each in found], skipped
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_are_proven_equal_and_timed(dtype):
-  ((rows, skipped),) = parts.model_part([MODEL | {"dtype": dtype}], rounds=2)
+  (rows,), skipped = measure("model", MODEL | {"dtype": dtype})
   ours = ["lstm_jax", "autodiff", "lstm_jax layer"]  # the last: float32 only
   check(rows, ours if dtype == "float32" else ours[:2])
   assert {"flax linen", "flax nnx"} <= {r["peer"] for r in rows} | set(skipped)
@@ -48,42 +55,45 @@ def test_models_are_proven_equal_and_timed(dtype):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_layers_are_proven_equal_and_timed(cell):
-  outputs, gradients = parts.layer_part([SIZES], rounds=2, cells=(cell,))
-  for rows, _ in (outputs, gradients):
-    check(rows, ["lstm_jax", "autodiff", "flax linen", "flax nnx"])
-  assert [outputs[0][0]["backward"], gradients[0][0]["backward"]] == [0, 1]
+@pytest.mark.parametrize(
+  ("part", "cells", "names"),
+  [
+    (
+      "layer",
+      ["lstm", "gru", "rnn"],
+      ["lstm_jax", "autodiff", "flax linen", "flax nnx"],
+    ),
+    (
+      "linear",
+      ["min_gru", "min_lstm", "lru"],
+      ["lstm_jax", "scan of steps, autodiff", "lax.scan, autodiff"],
+    ),
+    ("resets", [None], ["lstm_jax", "recompute", "autodiff", "flax scan"]),
+  ],
+)
+def test_layers_are_proven_equal_and_timed(part, cells, names):
+  cases, _ = measure(part)
+  for rows in cases:
+    check(rows, names)
+  found = [(rows[0].get("cell"), rows[0]["backward"]) for rows in cases]
+  assert found == [(cell, mode) for cell in cells for mode in (False, True)]
 
 
 @pytest.mark.exhaustive
-def test_a_policy_with_resets_is_proven_equal_and_timed():
-  outputs, gradients = parts.resets_part([SIZES], rounds=2)
-  for rows, _ in (outputs, gradients):
-    check(rows, ["lstm_jax", "recompute", "autodiff", "flax scan"])
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("cell", ["min_gru", "min_lstm", "lru"])
-def test_linear_recurrences_are_proven_equal_and_timed(cell):
-  assert cell in linear.COEFFICIENTS
-  outputs, gradients = parts.linear_part([SIZES], rounds=2, cells=[cell])
-  for rows, _ in (outputs, gradients):
-    check(rows, ["lstm_jax", "scan of steps, autodiff", "lax.scan, autodiff"])
-
-
-@pytest.mark.exhaustive
-def test_sampling_is_proven_equal_and_timed():
-  cases = [{"hidden_size": 5, "num_samples": 2}]
-  ((rows, _),) = parts.sampling_part(cases, rounds=2, length=3)
+def test_sampling_is_proven_equal_and_timed(monkeypatch):
+  monkeypatch.setattr(parts, "SAMPLE_LENGTH", 3)
+  case = {"hidden_size": 5, "num_samples": 2}
+  monkeypatch.setattr(parts, "SAMPLING", [case])
+  (rows,), _ = measure("sampling")
   check(rows, ["lstm_jax", "flax linen"])
   assert rows[0]["tokens_per_second"] > 0
 
 
 @pytest.mark.exhaustive
-def test_models_are_timed_as_one_size_grows():
+def test_models_are_timed_as_one_size_grows(monkeypatch):
   growth = {"growth in steps": ("seq_len", (1, 2))}
-  cases = [rows for rows, _ in parts.growth_part(growth, rounds=1)]
+  monkeypatch.setattr(parts, "GROWTH", growth)
+  cases, _ = measure("growth")
   assert [rows[0]["seq_len"] for rows in cases] == [1, 2]
   for rows in cases:
     assert rows[0]["part"] == "growth in steps"
@@ -92,7 +102,7 @@ def test_models_are_timed_as_one_size_grows():
 
 @pytest.mark.exhaustive
 def test_the_memory_of_the_compiled_programs_is_measured():
-  ((rows, _),) = parts.memory_part(SIZES | {"seq_len": 50})
+  (rows,), _ = measure("memory", SIZES | {"seq_len": 50})
   needed = {row["peer"]: row["bytes"] for row in rows}
   assert needed["lstm_jax"] > 0 and needed["autodiff"] > 0
   assert case_table(rows).row_count == len(rows)
@@ -102,10 +112,7 @@ def test_the_memory_of_the_compiled_programs_is_measured():
 def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
   console, monkeypatch
 ):
-  def original_part(sizes, rounds):
-    yield from parts.original_part(rounds, num_steps=2)
-
-  monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
+  monkeypatch.setattr(parts, "STEPS", 2)
   saved = []
   record = benchmark.run(["original"], {}, 1, console, saved.append)
   assert saved == [record]
@@ -158,7 +165,6 @@ def test_flags_are_refused_before_measuring(given, tmp_path, monkeypatch):
     ({"OUT": str(tmp_path / "b.json")}, "^.*/b.png exists, and .*/b.json does"),
     ({"OUT": f"{old}/new.json"}, f"^{old} is not a directory$"),
     ({"OUT": str(KEPT / "a.json")}, "^--out must be outside the run directory"),
-    ({"PART": ["original", "gpu"]}, "^--part=gpu runs alone: its processes"),
     ({"PART": ["memory"]}, "^--compare needs a part with times, got memory$"),
     ({"PART": ["gpu"]}, "^.*json has times of --part=original, not of gpu$"),
   ):
@@ -175,7 +181,7 @@ def test_a_part_is_measured_once_and_another_device_count_is_printed(
 
   def original_part(sizes, rounds):
     measured.append(rounds)
-    yield [row], {}
+    yield Found([row], {})
 
   monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
   untimed = parts.Part(lambda *_: iter(()), {}, timed=False)
@@ -208,10 +214,10 @@ def test_results_are_saved_after_each_case_and_a_reason_printed_once(
 
   def original_part(sizes, rounds):
     out.with_suffix(".png").write_bytes(b"the figure of earlier results")
-    yield rows, skipped
+    yield Found(rows, skipped)
     assert json.loads(out.read_text())["rows"] == rows
     assert not out.with_suffix(".png").exists()
-    yield rows, skipped
+    yield Found(rows, skipped)
 
   monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
   given(OUT=str(out))
@@ -222,14 +228,22 @@ def test_results_are_saved_after_each_case_and_a_reason_printed_once(
   assert printed.endswith(f"saved in {out}\n")
 
 
-def test_a_failed_check_on_a_gpu_sets_the_exit_status(
-  given, tmp_path, monkeypatch
+def test_a_failure_is_printed_and_sets_the_exit_status(
+  given, console, tmp_path, monkeypatch
 ):
-  record = record_of([]) | {"failures": ["a kernel differs"]}
-  monkeypatch.setattr(benchmark.gpu, "run", lambda *given: record)
-  given(PART=["gpu"], OUT=str(tmp_path / "gpu.json"))
+  failures, out = ["a kernel differs"], tmp_path / "gpu.json"
+
+  def gpu_part(sizes, rounds):
+    yield Found([], {}, failures)
+
+  monkeypatch.setitem(parts.PARTS, "gpu", parts.Part(gpu_part, {}))
+  monkeypatch.setattr(parts.gpu, "check_device", lambda: None)
+  given(PART=["gpu"], OUT=str(out))
   assert benchmark.main() == benchmark.CHECK_FAILED
-  record["failures"] = []
+  assert json.loads(out.read_text())["failures"] == failures
+  printed = console.file.getvalue()
+  assert "FAILED a kernel differs\n1 case failed\n" in printed
+  failures.clear()
   assert benchmark.main() == 0
 
 
@@ -240,7 +254,8 @@ def test_the_devices_of_a_model_divide_its_batch(
 ):
   def model_part(sizes, rounds):
     assert sizes == ({"batch_size": batch_size} if batch_size else {})
-    yield [{"part": "model", "peer": "lstm_jax", "median_ms": 1.0}], {}
+    row = {"part": "model", "peer": "lstm_jax", "median_ms": 1.0}
+    yield Found([row], {})
 
   counts, part = [], parts.PARTS["model"]._replace(measure=model_part)
   monkeypatch.setitem(parts.PARTS, "model", part)
@@ -253,12 +268,12 @@ def test_the_devices_of_a_model_divide_its_batch(
 
 
 def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
-  tmp_path, monkeypatch
+  given, tmp_path, monkeypatch
 ):
   old = tmp_path / "old.json"
   old.write_text('{"environment": {}}')
-  flag = SimpleNamespace(value=str(old))
-  monkeypatch.setattr(benchmark, "COMPARE", flag, raising=False)
+  given(PART=["model"], COMPARE=str(old))
+  monkeypatch.setattr(benchmark, "run", None)  # a call would fail
   with pytest.raises(ValueError, match=r"old.json is damaged: it has no rows$"):
     benchmark.main()
   row = {"part": "model", "peer": "lstm_jax", "median_ms": 1}
@@ -272,15 +287,6 @@ def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
     old.write_text(json.dumps({"environment": environment, "rows": rows}))
     with pytest.raises(ValueError, match=message):
       benchmark.main()
-
-
-def test_kernels_are_compared_by_the_time_of_a_time_step():
-  old = [
-    {"part": "gpu", "cell": "gru", "peer": "kernel", "us_per_step": 2.0},
-    {"part": "gpu", "cell": "gru", "peer": "scan"},  # was not timed
-  ]
-  table = change_table(old, [row | {"us_per_step": 3.0} for row in old])
-  assert list(table.columns[3].cells) == ["1.50"]
 
 
 def test_a_size_that_no_part_has_is_refused(console):

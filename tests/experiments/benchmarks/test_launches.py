@@ -118,10 +118,10 @@ def test_a_length_with_time_steps_outside_of_the_loop_is_refused():
   for steps in (4, 10, 13):
     message = f"a multiple of 4 and at least 8, got {steps}$"
     with pytest.raises(ValueError, match=message):
-      parts.check_sizes(["memory", "launches"], {"seq_len": steps})
-    parts.check_sizes(["memory"], {"seq_len": steps})
+      parts.check(["memory", "launches"], {"seq_len": steps})
+    parts.check(["memory"], {"seq_len": steps})
   for sizes in ({}, {"hidden_size": 3}, {"seq_len": 8}, {"seq_len": 20}):
-    parts.check_sizes(["launches"], sizes)
+    parts.check(["launches"], sizes)
 
 
 def test_ours_has_the_fewest_launches_in_the_kept_results():

@@ -15,24 +15,26 @@ def measured(monkeypatch):
     assert rounds == 3
     return [{"peer": "lstm_jax", "problem": problem} | TIMES], {}
 
-  def make_problem(*given, **sizes):
-    return given, sizes
+  def make_problem(*given, resets=False, **sizes):
+    return given, sizes, resets
 
   monkeypatch.setattr(parts, "compare", compare)
-  for module in (parts.models, parts.sequences, parts.resets, parts.samplers):
+  for module in (parts.models, parts.sequences, parts.samplers):
     monkeypatch.setattr(module, "make_problem", make_problem)
 
   def measure(part, sizes):
     cases = parts.PARTS[part].measure(sizes, 3)
-    return [row for (row,), _ in cases]
+    return [row for (row,), *_ in cases]
 
   return measure
 
 
 def problem_of(row, names):
   """Return what `make_problem` must have got for the labels of a row."""
-  given = tuple(row[k] for k in ("cell", "backward") if k in row)
-  return given, {k: row[k] for k in names}
+  resets = row["part"] == "resets"
+  labels = row | {"cell": "gru"} if resets else row
+  given = tuple(labels[k] for k in ("cell", "backward") if k in labels)
+  return given, {k: row[k] for k in names}, resets
 
 
 @pytest.mark.parametrize(
@@ -74,13 +76,15 @@ def test_only_one_size_grows_from_those_of_a_small_model(measured):
   ]
   found = [(row["part"], {k: row[k] for k in small}) for row in rows]
   assert found == expected
-  assert [row["problem"] for row in rows] == [((), s) for _, s in expected]
+  assert [row["problem"] for row in rows] == [
+    ((), s, False) for _, s in expected
+  ]
 
 
 def test_the_speed_of_sampling_counts_all_samples(measured):
   one, many = measured("sampling", {})
   sizes = {"hidden_size": 512, "num_samples": 64, "length": 500}
-  assert many["problem"] == ((), sizes)
+  assert many["problem"] == ((), sizes, False)
   assert one["tokens_per_second"] == 1e3 * 500 / 2.0
   assert many["tokens_per_second"] == 64 * one["tokens_per_second"]
 
@@ -94,7 +98,7 @@ def test_the_times_of_several_steps_a_call_are_those_of_one(monkeypatch):
     return [*rows, {"peer": several} | times], {}
 
   monkeypatch.setattr(parts, "compare", compare)
-  (((ours, numpy, several), _),) = parts.original_part(3)
+  (((ours, numpy, several), *_),) = parts.original_part({}, 3)
   assert several["peer"] == "lstm_jax, 64 a call"
   assert (several["median_ms"], several["quartiles_ms"]) == (1, [0.5, 2])
   ratios = [row["ratio_to_ours"] for row in (ours, numpy, several)]
@@ -112,7 +116,7 @@ def test_launches_are_counted_for_the_sizes_that_are_given(monkeypatch):
   assert part.sizes == {"hidden_size": 512, "seq_len": 64, "batch_size": 32}
   for given in ({}, {"hidden_size": 7}):
     cases, sizes = part.measure(given, 1), part.sizes | given
-    assert [rows for rows, _ in cases] == [
+    assert [rows for rows, *_ in cases] == [
       [
         {"part": "launches", "cell": cell, "dtype": dtype, **sizes}
         | {"peer": "lstm_jax", "counted": (cell, dtype, sizes)}
@@ -129,7 +133,7 @@ def test_a_size_given_for_memory_leaves_the_other_sizes(monkeypatch):
     measured.append(case)
     return [], {}
 
-  monkeypatch.setattr(parts.memory, "measure_memory", measure_memory)
+  monkeypatch.setattr(parts.sequences, "measure_memory", measure_memory)
   part, given = parts.PARTS["memory"], ({}, {"seq_len": 9}, {"hidden_size": 7})
   assert part.sizes == {"hidden_size": 512, "seq_len": 1024, "batch_size": 32}
   for sizes in given:

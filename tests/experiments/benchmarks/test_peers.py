@@ -1,5 +1,6 @@
 """Peers compute what ours do; those that do not are refused."""
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -11,22 +12,13 @@ from jax.experimental import rnn
 
 from experiments.benchmarks import (
   layers,
-  linear,
   models,
   original,
-  products,
-  resets,
   samplers,
   sequences,
-  torch_layer,
 )
-from experiments.benchmarks.proof import (
-  Unsupported,
-  check_same,
-  compile_program,
-  tolerance,
-)
-from lstm_jax import Autodiff, Explicit, lstm, min_gru
+from experiments.benchmarks.timing import Unsupported
+from lstm_jax import lstm, min_gru
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.language import ModelConfig
 
@@ -58,73 +50,23 @@ def test_a_peer_with_another_result_is_refused(name):
       sequences.jax_peer(name, wrong)(problem)
 
 
-def test_results_are_compared_by_the_norm_of_each_array():
-  a = np.full(4, 100.0)
-  check_same("peer", [a + 0.5, 0 * a], [a, 0 * a], 0.01)
-  for wrong, message in (
-    (a + 2.0, r"peer computes a different result: array 1 .* error of 2.0e-02"),
-    (a * np.nan, "array 1 has a relative error of nan"),
-    (a[:1], r"array 1 has shape \(1,\), not \(4,\)"),
-  ):
-    with pytest.raises(ValueError, match=message):
-      check_same("peer", [a, wrong], [a, a], 0.01)
-  assert tolerance() == 1e-4  # on a CPU
-
-
 def test_pytorch_computes_where_jax_does(monkeypatch):
   cuda = SimpleNamespace(is_available=lambda: True)
   monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
   for backend, device in (("cpu", "cpu"), ("gpu", "cuda")):
     monkeypatch.setattr(jax, "default_backend", lambda b=backend: b)
-    assert torch_layer.torch_device() == device
+    assert layers.torch_device() == device
   cuda.is_available = lambda: False
   with pytest.raises(Unsupported, match="PyTorch finds no GPU"):
-    torch_layer.torch_device()
-
-
-def test_the_memory_of_a_donated_argument_is_counted_once():
-  x = jnp.ones(10_000, jnp.float32)  # 40,000 bytes, and as many for the result
-  for donate, size in (((), 80_000), ((0,), 40_000)):
-    program, seconds, found = compile_program(jnp.sin, x, donate=donate)
-    assert size <= found < size + 10_000 and seconds > 0
-  assert program(x).shape == x.shape and x.is_deleted()
-
-
-def test_a_peer_has_the_adjoint_of_its_name(monkeypatch):
-  monkeypatch.setattr(
-    models, "language_model", lambda config, size, adjoint: adjoint
-  )
-  monkeypatch.setattr(models, "our_loss", lambda model: model)
-  monkeypatch.setattr(models, "_make_peer", lambda name, loss, *_: (name, loss))
-  problem = models.Problem("config", 7, *[None] * 5)
-  assert models.lstm_jax(problem) == ("lstm_jax", Explicit())
-  assert models.autodiff(problem) == ("autodiff", Autodiff())
-
-  def ours(cell, weights, adjoint=None, reset=None):
-    return cell, weights, adjoint, reset
-
-  monkeypatch.setattr(layers, "ours", ours)
-  found = layers.autodiff("rnn", "weights")
-  assert found == ("rnn", "weights", Autodiff(), None)
-  monkeypatch.setattr(resets, "ours", ours)
-  monkeypatch.setattr(resets.sequences, "make_peer", lambda *given: given)
-  sequence = SimpleNamespace(weights="weights")
-  problem = resets.Problem(sequence, "starts")
-  for name, adjoint in (
-    ("lstm_jax", Explicit()),
-    ("recompute", Explicit(residuals="recompute")),
-    ("autodiff", Autodiff()),
-  ):
-    make, _ = resets.reset_peers()[name]
-    layer = "gru", "weights", adjoint, "starts"
-    assert make(problem) == (name, layer, sequence)
+    layers.torch_device()
 
 
 def test_a_linear_recurrence_is_computed_as_its_name_says(key):
-  assert linear.LAYERS["scan of steps, autodiff"] is layers.autodiff
+  makers = layers.LINEAR_LAYERS
+  assert makers["scan of steps, autodiff"][0] is layers.autodiff
   weights, xs = min_gru.init(key, 5, 5), jnp.ones((4, 3, 5), jnp.float32)
   for name, scans in (("lax.scan", True), ("associative_scan", False)):
-    layer = linear.LAYERS[f"{name}, autodiff"]("min_gru", weights)
+    layer = makers[f"{name}, autodiff"][0]("min_gru", weights)
     program = f"{jax.make_jaxpr(layer.apply)(weights, xs)}"
     assert (" scan[" in program) == scans
 
@@ -135,11 +77,6 @@ def test_the_gradient_of_a_layer_is_of_its_weighted_sum():
   d_w, dxs = jax.jit(sequences.layer_gradient(layer))(2.0, xs, dhs)
   assert abs(d_w - np.sum(xs * dhs)) < 1e-12
   assert np.array_equal(dxs, 2.0 * dhs)
-
-
-def test_an_episode_has_32_steps_on_average():
-  starts = resets.draw_starts(np.random.default_rng(0), 1000, 32)
-  assert abs(np.asarray(starts).mean() - 1 / 32) < 0.002
 
 
 def test_the_products_of_a_model_are_in_its_dtype(monkeypatch):
@@ -153,9 +90,7 @@ def test_the_products_of_a_model_are_in_its_dtype(monkeypatch):
 def test_a_peer_with_one_wrong_gradient_is_refused():
   problem = models.make_problem(**MODEL)
   gradient = problem.gradient._replace(bias=1.01 * problem.gradient.bias)
-  # The bias is the last array, after the loss, the embedding, three arrays for
-  # each of two layers, and the readout.
-  with pytest.raises(ValueError, match="array 9 has a relative error of"):
+  with pytest.raises(ValueError, match=r"array \[1\].bias has a relative err"):
     models.autodiff(problem._replace(gradient=gradient))
 
 
@@ -172,6 +107,12 @@ def test_a_library_of_jax_has_a_peer_for_several_devices(monkeypatch):
     make(models.make_problem(**MODEL))
 
 
+def products_of(config, vocabulary_size):
+  tokens = np.zeros((4, 3), np.int32)  # T, B
+  given = config, vocabulary_size, None, tokens, tokens, 0.0, None
+  models.products_alone(models.Problem(*given))
+
+
 @pytest.mark.parametrize(
   ("vocabulary_size", "rows"), [(7, 7), (11, 11), (13, 12)]
 )
@@ -184,13 +125,12 @@ def test_the_products_have_the_rows_that_our_model_multiplies(
     shapes.extend(a.shape for a in jax.tree.leaves(arguments["embedding"]))
     results = jax.eval_shape(products, arguments)
     shapes.extend(result.shape for result in results[4:6])
-    return None, 0.0, 0
+    return products, 0.0, 0
 
-  monkeypatch.setattr(products, "compile_program", compile_program)
-  config = ModelConfig(embedding_size=2, hidden_size=5)
-  # T 4 and B 3. All V rows of the embedding are multiplied, or one row for each
-  # of the 12 tokens of the batch, if these are fewer.
-  products.make_products(config, vocabulary_size, 4, 3)
+  monkeypatch.setattr(models, "compile_program", compile_program)
+  # All V rows of the embedding are multiplied, or one row for each of the 12
+  # tokens of the batch, if these are fewer.
+  products_of(ModelConfig(embedding_size=2, hidden_size=5), vocabulary_size)
   assert shapes == [(rows, 2), (2, 20), (rows, 2), (2, 20)]
 
 
@@ -200,12 +140,12 @@ def test_the_products_are_those_of_every_layer_in_its_dtype(monkeypatch):
   def compile_program(products, arguments):
     found.append(len(jax.eval_shape(products, arguments)))
     found.append({a.dtype for a in jax.tree.leaves(arguments)})
-    return None, 0.0, 0
+    return products, 0.0, 0
 
-  monkeypatch.setattr(products, "compile_program", compile_program)
+  monkeypatch.setattr(models, "compile_program", compile_program)
   dtype = jnp.dtype("bfloat16")
   config = ModelConfig(hidden_size=5, num_layers=2, compute_dtype=dtype)
-  products.make_products(config, 7, 4, 3)
+  products_of(config, 7)
   # Six of embedding and readout, three of the inputs of the second layer, and
   # three of the recurrence of each.
   assert found == [6 + 3 + 2 * 3, {dtype}]
@@ -295,3 +235,89 @@ def test_cudnn_receives_our_weights(key):
   )
   expected = layers.ours("lstm", params).apply(params, xs)
   assert np.allclose(hs.swapaxes(0, 1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lstm_jax", "recompute", "autodiff"])
+def test_a_policy_forgets_where_an_episode_begins(name):
+  problem = sequences.make_problem("gru", True, 5, 4, 3, resets=True)
+  make, _ = sequences.reset_peers()[name]
+  other = problem._replace(starts=~problem.starts)
+  with pytest.raises(ValueError, match=f"{name} computes a different result"):
+    make(other)
+  assert make(problem).bytes > 0
+  starts = sequences.make_problem("gru", False, 1, 1000, 32, True).starts
+  assert abs(np.asarray(starts).mean() - 1 / 32) < 0.002
+
+
+@pytest.mark.exhaustive
+def test_a_peer_has_the_adjoint_of_its_name(key):
+  """The compiled programs keep different amounts for the backward."""
+  problem = sequences.make_problem("lstm", True, 32, 50, 8)
+  kept = {
+    name: make(problem).bytes
+    for name, (make, _) in sequences.jax_peers().items()
+    if name in ("lstm_jax", "autodiff")
+  }
+  assert kept["lstm_jax"] < kept["autodiff"]
+  model = models.make_problem(**MODEL | {"seq_len": 50})
+  kept = [make(model).bytes for make in (models.lstm_jax, models.autodiff)]
+  assert kept[0] < kept[1]
+
+
+def torch_peak(sizes):
+  """Stand for the peak of PyTorch, in a process of its own."""
+  error, *given = sizes["hidden_size"], "libtorch.so: no such file"
+  if error is os.abort:
+    os.abort()
+  if error:
+    raise error(*given)
+  return 700
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+  ("error", "why"),
+  [(None, None), (ImportError, "libtorch.so"), (os.abort, "terminated")],
+)
+def test_pytorch_that_is_broken_or_killed_has_no_memory(
+  error, why, monkeypatch
+):
+  monkeypatch.setattr(sequences, "is_installed", lambda package: True)
+  monkeypatch.setattr(sequences, "make_problem", lambda *_, **sizes: None)
+  monkeypatch.setattr(sequences, "jax_peers", dict)
+  monkeypatch.setattr(sequences, "torch_peak", torch_peak)
+  rows, skipped = sequences.measure_memory({"hidden_size": error})
+  if why:
+    assert rows == [] and why in skipped["pytorch"]
+  else:
+    assert (rows, skipped) == ([{"peer": "pytorch", "bytes": 700}], {})
+
+
+@pytest.mark.exhaustive
+def test_the_peak_of_pytorch_grows_with_its_sequence():
+  pytest.importorskip("torch")
+  small, large = (
+    sequences.torch_peak({"hidden_size": 64, "batch_size": 64, "seq_len": n})
+    for n in (200, 800)
+  )
+  assert 0 < 2 * small < large
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_layer_of_pytorch_has_its_dtype_and_precision(backward, monkeypatch):
+  torch = pytest.importorskip("torch")
+  problem = sequences.make_problem("gru", backward, 4, 3, 2)
+  for dtype, tf32, allowed in (
+    ("float32", True, 1e-4),
+    ("float32", False, 1e-4),
+    ("bfloat16", False, 5e-2),
+  ):
+    peer = sequences.pytorch(problem, "pytorch", dtype, tf32, allowed)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    first, *weights = peer.run()
+    assert torch.backends.cudnn.allow_tf32 == tf32
+    assert len(weights) == 4 * backward and first.shape == (3, 2, 4)
+    assert first.dtype == getattr(torch, dtype) and not first.requires_grad
+  with pytest.raises(ValueError, match="other computes a different result"):
+    sequences.pytorch(problem, "other", "bfloat16", allowed=1e-4)

@@ -4,17 +4,18 @@ from functools import partial
 from importlib.metadata import version
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments.benchmarks import (
-  linear,
-  models,
-  resets,
-  samplers,
-  sequences,
-  timing,
+from experiments.benchmarks import models, samplers, sequences, timing
+from experiments.benchmarks.timing import (
+  Peer,
+  Unsupported,
+  check_same,
+  compile_program,
+  tolerance,
 )
-from experiments.benchmarks.proof import Peer, Unsupported
 from experiments.trainer.environment import REPOSITORY
 
 
@@ -125,7 +126,7 @@ def test_the_environment_has_the_number_of_devices_and_of_cores(
 
 def test_the_version_of_every_peer_is_recorded():
   makers = models.models() | sequences.sequences() | samplers.samplers()
-  makers |= linear.linear() | resets.reset_peers()
+  makers |= sequences.linear() | sequences.reset_peers()
   # Of Haiku and PyTorch, too, whether they are installed or not.
   distributions = {"haiku": "dm-haiku"}
   needed = {package for _, package in makers.values()}
@@ -147,3 +148,53 @@ def test_the_environment_names_the_installed_versions(monkeypatch):
     name = {"dm-haiku": "haiku"}.get(package, package)
     installed = importlib.util.find_spec(name) is not None
     assert found == (version(package) if installed else None), package
+
+
+def test_results_are_compared_by_the_norm_of_each_array():
+  a = np.full(4, 100.0)
+  check_same("peer", [a + 0.5, 0 * a], [a, 0 * a], 0.01)
+  for wrong, message in (
+    (a + 2.0, r"peer computes a different result: array \[1\] .* 2.0e-02, and"),
+    (a * np.nan, r"array \[1\] has a relative error of inf"),
+    (a[:1], r"array \[1\] has shape \(1,\), not \(4,\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      check_same("peer", [a, wrong], [a, a], 0.01)
+  assert tolerance() == 1e-4  # on a CPU
+
+
+def test_the_memory_of_a_donated_argument_is_counted_once():
+  x = jnp.ones(10_000, jnp.float32)  # 40,000 bytes, and as many for the result
+  for donate, size in (((), 80_000), ((0,), 40_000)):
+    program, seconds, found = compile_program(jnp.sin, x, donate=donate)
+    assert size <= found < size + 10_000 and seconds > 0
+  assert program(x).shape == x.shape and x.is_deleted()
+
+
+def test_a_measurement_is_of_several_calls_and_one_wait(monkeypatch):
+  calls, waits = [], []
+
+  def run():
+    calls.append(1)
+    return len(calls)
+
+  clock = iter([0.0, 0.001])  # around the second call: 1 ms
+  monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+
+  def measure(runs, rounds):
+    runs["a"]()
+    return {"a": [0.010] * rounds}
+
+  monkeypatch.setattr(timing, "measure", measure)
+  makers = {"a": (lambda: Peer(run, wait=waits.append), "numpy")}
+  (row,), _ = timing.compare(makers, 3, seconds=0.005)
+  assert waits == [1, 2, 7]  # two single calls, then one of five
+  assert row["median_ms"] == 2 and row["quartiles_ms"] == [2, 2]
+
+
+def test_no_peer_leaves_no_row():
+  makers = {"a": (Peer, "no_such_package")}
+  assert timing.compare(makers, 3, threads=2) == (
+    [],
+    {"a": "no_such_package is not installed"},
+  )

@@ -9,13 +9,12 @@ D = H, G gates, and W = G·H·(D + H) + G·H weights and biases:
   forward    2·T·B·G·H·(D + H)    W + xs + hs
   gradient   three times that     3·W + 2·xs + 2·hs + dhs + dxs
 
-xs and hs are T·B·H numbers each, and so are their cotangents dxs and dhs. They
-are float32, unless a program holds some of them in bfloat16. For the gradient,
-weights and inputs are read by the forward and by the backward; hs is written
-and read; the gradients of the weights are written. Gates are not counted,
-because they can be recomputed. Latencies are not counted either: a recurrence
-also waits T times for one product, so that small layers take much longer than
-this floor.
+xs and hs are T·B·H numbers each, and so are their cotangents dxs and dhs. For
+the gradient, weights and inputs are read by the forward and by the backward; hs
+is written and read; the gradients of the weights are written. Gates are not
+counted, because they can be recomputed. Latencies are not counted either: a
+recurrence also waits T times for one product, so that small layers take much
+longer than this floor.
 """
 
 import re
@@ -44,7 +43,7 @@ H200 = Device("H200", 4.8e12, PEAKS)
 def find_device(kind: str) -> Device:
   """Return H200 if the kind, such as "NVIDIA H200", names one; else H100.
 
-  Others of compute capability 9.0 count as an H100 (`part.check_device`).
+  Others of compute capability 9.0 count as an H100 (`gpu.check_device`).
   """
   return H200 if re.search(r"\bH200\b", kind) else H100  # not GH200
 
@@ -58,9 +57,8 @@ def layer_floor(
   seq_len: int,
   batch_size: int,
   number_bytes: int = 4,
-  hs_bytes: int = 4,
 ) -> float:
-  """Return the floor of one time step of a layer, in microseconds.
+  """Return the floor of a layer, in milliseconds.
 
   Args:
     device: its peaks.
@@ -71,20 +69,17 @@ def layer_floor(
     hidden_size: H, and D.
     seq_len: T.
     batch_size: B.
-    number_bytes: bytes of each number in memory, except those of hs.
-    hs_bytes: bytes of each number of hs.
+    number_bytes: bytes of each number in memory.
   """
   gates = GATES[cell]
   products = gates * hidden_size * 2 * hidden_size  # G·H·(D + H), of one token
   weights = products + gates * hidden_size
   activations = seq_len * batch_size * hidden_size
   operations = 2 * seq_len * batch_size * products
-  numbers, outputs = weights + activations, activations
+  numbers = weights + 2 * activations
   if backward:
-    operations *= 3
-    numbers, outputs = 3 * weights + 4 * activations, 2 * activations
-  moved = number_bytes * numbers + hs_bytes * outputs
-  return _longest(device, operands, operations, moved) / seq_len
+    operations, numbers = 3 * operations, 3 * weights + 6 * activations
+  return _longest(device, operands, operations, number_bytes * numbers)
 
 
 def training_step_floor(
@@ -97,7 +92,7 @@ def training_step_floor(
   seq_len: int,
   batch_size: int,
 ) -> float:
-  """Return the floor of one time step of a model's Adam step, in microseconds.
+  """Return the floor of a model's Adam step, in milliseconds.
 
   The operations are those of the recurrent products and of the readout, three
   times each. The input product is not counted: for a small V it multiplies only
@@ -109,14 +104,14 @@ def training_step_floor(
   per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
   operations = 3 * 2 * seq_len * batch_size * per_token
   numbers = 7 * num_params + 4 * seq_len * batch_size * hidden_size
-  return _longest(device, operands, operations, 4 * numbers) / seq_len
+  return _longest(device, operands, operations, 4 * numbers)
 
 
 def _longest(
   device: Device, operands: str, operations: float, bytes_moved: float
 ) -> float:
-  """Return the longer of the two times, in microseconds."""
+  """Return the longer of the two times, in milliseconds."""
   seconds = max(
     operations / device.operations[operands], bytes_moved / device.bandwidth
   )
-  return 1e6 * seconds
+  return 1e3 * seconds
