@@ -84,7 +84,8 @@ KERNELS = {
 
 
 @NEEDS_KERNELS
-def test_the_whole_part_with_interpreted_kernels(small, console):
+def test_the_whole_part_with_interpreted_kernels(small, console, monkeypatch):
+  monkeypatch.setattr(gpu, "THREADS", 0)  # `interpreted` is of one thread
   with interpreted():
     record = benchmark.run(["gpu"], SIZES, 1, console)
   assert record["failures"] == []
