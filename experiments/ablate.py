@@ -51,10 +51,9 @@ from experiments.trainer.corpus import read_corpus_text, text_sha256
 from experiments.trainer.data import SPLITS
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment, environment_of
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
 from experiments.trainer.loop import Diverged
-from experiments.trainer.records import replace
+from experiments.trainer.records import config_from_flags, define_flags, replace
 from experiments.trainer.run_dir import (
   JOB_FLAGS,
   REPLACE_OR_KEEP,

@@ -19,7 +19,6 @@ As in shells, the last three are 128 plus the number of the signal.
 import io
 import logging as standard_logging
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -34,9 +33,9 @@ from absl import app, flags, logging
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.flags import HelpFlag
 from experiments.trainer.format import escape_controls
 from experiments.trainer.loop import Diverged
+from experiments.trainer.records import HelpFlag
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
@@ -172,7 +171,9 @@ def exit_status(
   """Return a run's exit status; if it was stopped, print how to resume it."""
   if stopped_by is None:
     return 0
-  arguments, job = _lasting_arguments(), config.job
+  # More flags will follow, which would not be read after "--".
+  arguments = [a for a in sys.argv[1:] if a != "--"]
+  job = config.job
   if not job.run:
     arguments.append(f"--run={directory}")
   if job.overwrite:
@@ -182,26 +183,6 @@ def exit_status(
   command = command_line(program, arguments)
   console.print(f"to resume the training:\n  {command}", soft_wrap=True)
   return SIGNALLED + stopped_by
-
-
-def _lasting_arguments() -> list[str]:
-  """Return the flags, as they can be given to another process.
-
-  If a flagfile is a pipe, as of <(...) in a shell, all flags that were given
-  are listed in its place.
-  """
-  # More flags will follow, which would not be read after "--".
-  arguments = [argument for argument in sys.argv[1:] if argument != "--"]
-  joined = "\0".join(["", *arguments])
-  files = re.findall(r"\0--?flagfile[=\0]([^\0]+)", joined)
-  if all(map(os.path.isfile, files)):
-    return arguments
-  values, lines = flags.FLAGS, []
-  given = {values[name].name for name in values if values[name].present}
-  for name in sorted(given - {"flagfile"}):
-    # A repeated flag has a line for each value; a value may have lines, too.
-    lines += re.split(rf"\n(?=--{name}=)", values[name].serialize())
-  return [line for line in lines if line]
 
 
 def command_line(program: str, arguments: list[str]) -> str:

@@ -19,9 +19,9 @@ from rich.table import Table
 from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.distributed import share_batches
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table, print_table
 from experiments.trainer.memory import lower_train_step, num_bytes
+from experiments.trainer.records import config_from_flags, define_flags
 from experiments.trainer.setup import format_mesh, make_setup
 from lstm_jax.training import Collective, find_collectives
 

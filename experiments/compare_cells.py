@@ -72,10 +72,13 @@ from experiments.trainer.config import CELLS
 from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
 from experiments.trainer.files import write_bytes, write_json
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
 from experiments.trainer.loop import Diverged
-from experiments.trainer.records import to_record
+from experiments.trainer.records import (
+  config_from_flags,
+  define_flags,
+  to_record,
+)
 from experiments.trainer.run_dir import lock
 from lstm_jax.language import ModelConfig
 

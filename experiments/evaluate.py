@@ -66,8 +66,8 @@ from experiments.trainer.evaluation import (
   save,
   started_at,
 )
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table
+from experiments.trainer.records import config_from_flags, define_flags
 from experiments.trainer.trained import BEST, LAST, Trained, cost, load_members
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.options import check_options, option

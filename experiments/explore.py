@@ -20,7 +20,7 @@ from experiments.pages.packing import Page, check_out, write_page
 from experiments.trainer import run_dir
 from experiments.trainer.corpus import find_corpus
 from experiments.trainer.data import SPLITS, default_split, read_excerpt
-from experiments.trainer.flags import (
+from experiments.trainer.records import (
   config_from_flags,
   decoded_as_utf8,
   define_flags,

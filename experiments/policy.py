@@ -48,9 +48,12 @@ from experiments.policies.training import (
 )
 from experiments.trainer.distributed import share_members
 from experiments.trainer.files import write_json
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
-from experiments.trainer.records import to_record
+from experiments.trainer.records import (
+  config_from_flags,
+  define_flags,
+  to_record,
+)
 from experiments.trainer.run_dir import lock
 
 RECORD, FIGURE = "policy.json", "policy.png"

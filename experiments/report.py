@@ -20,8 +20,8 @@ from experiments.cli import launch, make_console
 from experiments.pages.packing import Page, check_out, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
+from experiments.trainer.records import config_from_flags, define_flags
 from lstm_jax.language.options import option
 
 

@@ -43,8 +43,8 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus import read_corpus_text, text_sha256
 from experiments.trainer.distributed import share_batches
 from experiments.trainer.environment import environment_of
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import print_table, print_title
+from experiments.trainer.records import config_from_flags, define_flags
 from experiments.trainer.run_dir import (
   check_not_extended,
   check_same_run,

@@ -31,8 +31,8 @@ from absl import flags
 from experiments.cli import launch
 from experiments.trainer.config import LARGEST
 from experiments.trainer.data import default_prompt
-from experiments.trainer.flags import decoded_as_utf8, finite
 from experiments.trainer.format import escape_controls
+from experiments.trainer.records import decoded_as_utf8, finite
 from experiments.trainer.trained import load
 from lstm_jax.language import beam_search, sample, sample_best
 from lstm_jax.language.drawing import DrawingRules

@@ -44,7 +44,6 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
 from experiments.trainer.files import write_json
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import (
   counted,
   format_nats,
@@ -53,7 +52,12 @@ from experiments.trainer.format import (
 )
 from experiments.trainer.loop import Diverged, Observer, fit
 from experiments.trainer.memory import check_memory
-from experiments.trainer.records import replace, to_record
+from experiments.trainer.records import (
+  config_from_flags,
+  define_flags,
+  replace,
+  to_record,
+)
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from experiments.trainer.sweep_members import (
   Member,

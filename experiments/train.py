@@ -30,7 +30,6 @@ from experiments.trainer import distributed, memory, run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
 from experiments.trainer.distillation import Sources, make_epochs, read_sources
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import format_loss
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import (
@@ -40,6 +39,7 @@ from experiments.trainer.loop import (
   fit,
   initial_state,
 )
+from experiments.trainer.records import config_from_flags, define_flags
 from experiments.trainer.setup import (
   TrainSetup,
   heading,

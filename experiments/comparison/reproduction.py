@@ -24,8 +24,8 @@ from experiments.trainer import run_dir
 from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.corpus import REPOSITORY
 from experiments.trainer.files import read_json, write_json
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
+from experiments.trainer.records import config_from_flags, define_flags
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training.durable import check_path
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments.trainer import flags
+from experiments.trainer import records
 from lstm_jax.training import read_checkpoint
 from tests import processes
 
@@ -142,7 +142,7 @@ def test_the_help_of_a_program_without_docstrings_has_its_flags_alone(
   capsys, monkeypatch
 ):
   monkeypatch.setattr(sys.modules["__main__"], "__doc__", None)  # python -OO
-  monkeypatch.setattr(flags, "grouped_help", lambda: "flags:")
+  monkeypatch.setattr(records, "grouped_help", lambda: "flags:")
   with pytest.raises(SystemExit):
-    flags.HelpFlag().parse(True)
+    records.HelpFlag().parse(True)
   assert capsys.readouterr().out == "flags:\n"

@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from experiments import cli, sample, train
 from experiments.cli import make_console
@@ -187,30 +186,6 @@ def test_a_stopped_training_prints_the_command_that_resumes_it(
   *_, command = console.file.getvalue().splitlines()
   assert command.endswith(f" -m experiments.train --seed=1{added}")
   assert sys.argv == ["train", "--seed=1"]
-
-
-def test_the_command_of_a_run_whose_flagfile_is_a_pipe_lists_the_flags(
-  here, config, console
-):
-  """As with --flagfile=<(...): in another process, the pipe is gone."""
-  values = flags.FlagValues()
-  flags.DEFINE_integer("seed", 0, "", flag_values=values)
-  flags.DEFINE_bool("quiet", True, "", flag_values=values)
-  flags.DEFINE_multi_string("teacher", [], "", flag_values=values)
-  flags.DEFINE_string("corpus", "data", "", flag_values=values)
-  reader, writer = os.pipe()
-  os.write(writer, b"# a comment\n--seed=2\n--teacher=a b\n--teacher=c\n")
-  os.close(writer)
-  argv = ["train", f"--flagfile=/dev/fd/{reader}", "--noquiet", "--"]
-  values(argv)
-  here.setattr(cli.flags, "FLAGS", values)
-  here.setattr(sys, "argv", argv)
-  cli.exit_status("train", config, Path("run"), signal.SIGTERM, console)
-  os.close(reader)
-  *_, command = console.file.getvalue().splitlines()
-  assert command.endswith(
-    "experiments.train --noquiet --seed=2 '--teacher=a b' --teacher=c"
-  )
 
 
 class ClosedPipe(io.StringIO):

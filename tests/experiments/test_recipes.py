@@ -7,8 +7,12 @@ from absl import flags
 
 from experiments import ablate
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.records import replace, to_record
+from experiments.trainer.records import (
+  config_from_flags,
+  define_flags,
+  replace,
+  to_record,
+)
 from experiments.trainer.setup import make_model
 from lstm_jax import gru
 from tests.processes import ROOT

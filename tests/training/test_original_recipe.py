@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments.benchmarks.original import adagrad, loss_and_gradient
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.records import config_from_flags, define_flags
 from lstm_jax.language import (
   CharTokenizer,
   language_model,

@@ -11,13 +11,16 @@ from absl import flags
 
 from experiments.comparison.cells import CompareConfig
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
-from experiments.trainer.flags import (
+from experiments.trainer.records import (
   config_from_flags,
   decoded_as_utf8,
   define_flags,
+  from_record,
   grouped_help,
+  leaves,
+  replace,
+  to_record,
 )
-from experiments.trainer.records import from_record, leaves, replace, to_record
 from experiments.trainer.sweep_members import SweepConfig
 from lstm_jax.language.options import in_bounds
 

@@ -15,9 +15,14 @@ from experiments.explore import ExploreConfig
 from experiments.explore import run as explore
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.distributed import pays
-from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.own_cell import FUNCTIONS, import_cell
-from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.records import (
+  config_from_flags,
+  define_flags,
+  from_record,
+  replace,
+  to_record,
+)
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import lstm
