@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments.trainer.evaluation import (
+from experiments.analysis.evaluation import (
   FIGURES,
   SAME,
   Row,
