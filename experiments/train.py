@@ -31,13 +31,12 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
 from experiments.trainer.distillation import Sources, make_epochs, read_sources
 from experiments.trainer.format import format_loss
-from experiments.trainer.logger import RunLogger
+from experiments.trainer.logger import RunLogger, initial_state
 from experiments.trainer.loop import (
   Diverged,
   Observer,
   Tracer,
   fit,
-  initial_state,
 )
 from experiments.trainer.records import config_from_flags, define_flags
 from experiments.trainer.setup import (

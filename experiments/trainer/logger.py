@@ -1,4 +1,4 @@
-"""The logger of a training run: metrics, samples and checkpoints."""
+"""The logger of a training run, from its first state to its result."""
 
 import json
 import math
@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.trainer import run_dir
+from experiments.trainer import distributed, run_dir
 from experiments.trainer.checkpoint import (
   Progress,
   Restored,
   carried_batch_size,
   describe,
   log_bytes,
+  restore,
   truncate_logs,
 )
 from experiments.trainer.data import default_prompt
@@ -35,7 +36,9 @@ from experiments.trainer.format import (
 from experiments.trainer.history import read_rows
 from experiments.trainer.loop import Diverged
 from experiments.trainer.memory import process_size
-from experiments.trainer.setup import TrainSetup
+from experiments.trainer.run_dir import OpenedRun
+from experiments.trainer.setup import TrainSetup, to_mesh, to_one_device
+from experiments.trainer.trained import Trained
 from lstm_jax.language import LanguageParams, sample, stateful_loss
 from lstm_jax.training import (
   CheckpointError,
@@ -415,3 +418,65 @@ class RunLogger:
     append(self.directory / run_dir.METRICS, f"{line}\n")
     if self._tensorboard:
       self._tensorboard.row(record, norms or {})
+
+
+def initial_state(
+  setup: TrainSetup,
+  logger: RunLogger,
+  console: Console,
+  opened: OpenedRun,
+  pretrained: Trained | None,
+) -> TrainState:
+  """Return the state of the newest usable checkpoint, or the initial one.
+
+  If the run starts from initial weights, a sample of them is drawn. On a mesh,
+  the state is laid out as the training needs it.
+
+  Args:
+    setup: of the run.
+    logger: of the run; it resumes at the step of the state.
+    console: prints where the run starts.
+    opened: the run directory, which says whether there is a run to resume.
+    pretrained: has the initial weights; None for random ones.
+
+  Raises:
+    CheckpointError: there are checkpoints, and none can be used.
+    ValueError: the processes see different checkpoints, or another process has
+      raised an error.
+  """
+  restored = None
+  if opened.resuming:
+    with distributed.failing_together():
+      restored = restore(opened.directory, setup.state_like, console)
+    step = int(restored.state.step) if restored else 0
+    distributed.check_same_checkpoint(opened.directory, step)
+  with distributed.failing_together():
+    logger.resume(restored)
+  if restored:
+    if opened.extended_from is not None:
+      before, epochs = opened.extended_from, setup.config.batching.num_epochs
+      how = f"by --patience={setup.config.evaluation.patience}"
+      if epochs > before:
+        how = f"from {counted(before, 'epoch')} to {epochs}"
+      console.print(
+        f"extended    {how}; the schedule of the learning rate now has "
+        f"{setup.num_steps} steps",
+        soft_wrap=True,
+      )
+    return to_mesh(setup, restored.state)
+  if not pretrained:
+    state = setup.make_state()
+    params = to_one_device(setup, state.params)
+    with distributed.failing_together():
+      logger.sample_during_training("untrained", params)
+    return state
+  state = setup.make_state(pretrained.params)
+  line = f"those of {setup.config.init_from}, step {pretrained.step}"
+  if pretrained.val_loss is not None:
+    loss = format_loss(pretrained.val_loss, pretrained.tokenizer)
+    line += f", validation {loss}"
+  console.print(f"weights     {line}", soft_wrap=True)
+  params = to_one_device(setup, state.params)
+  with distributed.failing_together():
+    logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)
+  return state

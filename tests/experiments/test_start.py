@@ -128,7 +128,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     (
       "policy",
       "--network=gpu",
-    ): "or the module of a cell of your own, got 'gpu': there is no module",
+    ): "with a cell (docs/own-cell.md), got 'gpu': there is no module",
     (
       "policy",
       "--network=json",

@@ -172,10 +172,6 @@ def test_several_runs_are_an_ensemble(run, other, options, console):
   assert single["training_seconds"] == seconds
   printed = console.file.getvalue()
   assert f" parameters, {seconds:,.0f} s of training\n" in printed
-  # Now only the path in the other run's config.json leads to the corpus.
-  edit_config(run, corpus=str(run.parent / "deleted.txt"))
-  again = evaluate.run(replace(together, protocol=("cold",)), console)
-  assert again["nats"] == {"cold": record["nats"]["cold"]}
 
 
 @pytest.mark.exhaustive

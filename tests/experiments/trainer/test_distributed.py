@@ -24,7 +24,7 @@ from experiments.trainer.distributed import (
   share_batches,
   share_members,
 )
-from experiments.trainer.loop import initial_state
+from experiments.trainer.logger import initial_state
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import OpenedRun, recorded_flags
 

@@ -14,7 +14,7 @@ from experiments.trainer import trained
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.distillation import weights_sha256
 from experiments.trainer.history import read_run_history
-from experiments.trainer.loop import initial_state
+from experiments.trainer.logger import initial_state
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import (
   OpenedRun,

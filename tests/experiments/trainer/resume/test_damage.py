@@ -18,7 +18,7 @@ import pytest
 from experiments import train
 from experiments.trainer import checkpoint, distributed
 from experiments.trainer.checkpoint import restore
-from experiments.trainer.loop import initial_state
+from experiments.trainer.logger import initial_state
 from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from experiments import train
-from experiments.trainer import loop, setup
+from experiments.trainer import logger, setup
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
@@ -133,7 +133,7 @@ def test_an_interruption_names_the_checkpoint_that_a_stopped_run_has(
   def interrupt(*arguments):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(loop, "restore", interrupt)
+  monkeypatch.setattr(logger, "restore", interrupt)
   message = "^interrupted; the checkpoint of step 4 is kept in "
   with pytest.raises(KeyboardInterrupt, match=message):
     train.run(config, console)
