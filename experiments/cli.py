@@ -93,6 +93,9 @@ def launch(
       # A thread of JAX may still compile, and would crash as JAX is shut down.
       os._exit(INTERRUPTED)
 
+  # What a read of orbax that fails leaves behind would complain, at any time
+  # that garbage is collected, until the interpreter has exited.
+  sys.unraisablehook = lambda _: None
   app.define_help_flags()
   flags.DEFINE_flag(HelpFlag())
   flags.FLAGS.set_gnu_getopt(takes_arguments)
@@ -224,8 +227,6 @@ class _Console(Console):
 
 def _fail(error: object, status: int) -> int:
   """Print an error as one line, and return the exit status."""
-  # Leftovers of orbax would complain as the interpreter exits.
-  sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   message = escape_controls(" ".join(_text(error).split()))[:500]
   try:
