@@ -39,13 +39,6 @@ import numpy as np
 from rich.console import Console
 
 from experiments.analysis import dynamic_eval
-from experiments.analysis.evaluation import (
-  FIGURES,
-  Row,
-  make_table,
-  save,
-  started_at,
-)
 from experiments.analysis.mixing import check_mixable
 from experiments.analysis.protocols import (
   MIXED,
@@ -66,6 +59,13 @@ from experiments.trainer.corpus import (
 from experiments.trainer.data import SPLITS, Excerpt, read_excerpt
 from experiments.trainer.distributed import num_cores
 from experiments.trainer.environment import device_name
+from experiments.trainer.evaluation import (
+  FIGURES,
+  Row,
+  make_table,
+  save,
+  started_at,
+)
 from experiments.trainer.format import print_table
 from experiments.trainer.records import config_from_flags, define_flags
 from experiments.trainer.trained import BEST, LAST, Trained, cost, load_members

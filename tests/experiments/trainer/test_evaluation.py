@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments.analysis.evaluation import (
+from experiments.trainer.evaluation import (
   FIGURES,
   SAME,
   Row,
