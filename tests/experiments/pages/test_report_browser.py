@@ -11,8 +11,7 @@ from rich.console import Console
 from experiments import report
 from experiments.report import ReportConfig
 from tests.experiments.pages import browser
-from tests.experiments.pages.browser import UNNAMED, contrast, number
-from tests.experiments.pages.explored import HOSTILE
+from tests.experiments.pages.browser import number
 from tests.experiments.trainer.resuming import read_rows
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
@@ -273,40 +272,6 @@ def test_the_samples_of_a_step_are_side_by_side(reporter, runs):
   assert reporter.text("evaluationname") == "After training step 20"
   titles = [title.partition(",")[0] for _, title, _ in shown()]
   assert titles == ["step 20", "step 10"]
-
-
-def test_a_script_in_a_file_is_shown_and_never_runs(reporter, reported):
-  assert HOSTILE not in reported[1].read_text(encoding="utf-8")
-  reporter.choose("evaluation", "0")
-  assert HOSTILE in reporter.text("samples")
-  assert HOSTILE in reporter.text("differences")
-  assert reporter.run("return document.title") == "Training runs"
-  assert reporter.run("return document.querySelectorAll('main b').length") == 0
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_nothing_is_cut_off_and_every_line_is_visible(
-  reporter, reported, scheme
-):
-  reporter.emulate(360, 740, scheme)
-  reporter.open(reported[1])
-  assert reporter.run("return document.documentElement.scrollWidth") == 360
-  cut = "return [...document.querySelectorAll('.scroll')].map((box) =>"
-  assert reporter.run(f"{cut} box.scrollWidth - box.clientWidth)") == [0, 0, 0]
-  colors = reporter.run("""
-    const style = getComputedStyle(document.documentElement);
-    return ["page", "ink", "soft", ...[0, 1, 2, 3, 4, 5, 6, 7].map(
-      (k) => `run${k}`)].map((name) => style.getPropertyValue(`--${name}`));
-  """)
-  page, *inks = (
-    contrast(
-      str([int(color.strip()[k : k + 2], 16) for k in (1, 3, 5)]), "#000"
-    )
-    for color in colors
-  )
-  ratios = [max(page, ink) / min(page, ink) for ink in inks]
-  assert len(set(colors)) == 11 and min(ratios) >= 4.5
-  assert reporter.run(UNNAMED) == []
 
 
 def test_an_empty_chart_says_why(reporter):

@@ -14,9 +14,8 @@ from lstm_jax.language import CharTokenizer, WordTokenizer, language_model
 from lstm_jax.language.drawing import keep_top_p
 from lstm_jax.language.evaluate import stateful_nats
 from tests.experiments.pages import browser
-from tests.experiments.pages.browser import UNNAMED, number
+from tests.experiments.pages.browser import number
 from tests.experiments.pages.explored import (
-  HOSTILE,
   VERSE,
   PageData,
   exact_params,
@@ -477,30 +476,3 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, writer_page):
     assert ["?", "?"] in found and all(a == b.strip() for a, b in found)
     chromium.run("$('prompt').value = 'Thou zebra'; $('again').click();")
     assert "does not know ‘zebra’ of the" in chromium.text("status")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
-  opened_writer, writer_page, scheme
-):
-  opened_writer.emulate(375, 800, scheme)
-  opened_writer.open(writer_page("lstm")[1])
-  read(opened_writer, "Thou art " * 60)
-  width = "return document.documentElement.scrollWidth"
-  assert opened_writer.run(width) == 375
-  assert opened_writer.run(UNNAMED) == []
-  # The box and the marked text behind it break lines alike.
-  lines = opened_writer.run("""
-    reading.ghost.remove();
-    return ["own", "marked"].map((name) => {
-      $(name).style = "height: 0; min-height: 0; padding-bottom: 0";
-      return $(name).scrollHeight;
-    });
-  """)
-  assert lines[0] == lines[1] > 100
-
-
-def test_a_script_in_the_text_is_shown_and_never_runs(opened_writer):
-  assert opened_writer.run("return document.title") == "A model that writes"
-  assert HOSTILE in opened_writer.value("own")
-  assert HOSTILE in opened_writer.run("return $('marked').textContent")
