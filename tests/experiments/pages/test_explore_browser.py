@@ -269,9 +269,6 @@ def test_a_pattern_is_found_and_f_goes_to_the_next_passage(explorer, text):
   assert find("a.c") == []  # a dot is a dot
   assert find("/(/") == []
   assert "Not a regular expression" in explorer.text("foundtitle")
-  # An emoji is one token, and two of the code units of a JavaScript string.
-  found = "pieces = [...args[0]]; return matches('t t');"
-  assert explorer.run(found, "❤🙂t tat") == [{"first": 2, "last": 4}]
 
 
 def ranked(scores):
