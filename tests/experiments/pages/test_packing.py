@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.pages import explore, report, writer
+from experiments.pages.explore import pack_path
 from experiments.pages.packed_model import (
   Cost,
   Quantized,
@@ -67,6 +68,15 @@ def test_zeros_and_constants_are_exact_and_norms_span_twelve_decades():
   for constant, level in ((0, 0), (0.1, 1)):
     levels, low, high = quantize_norms(np.full((2, 3), constant))
     assert (levels == level).all() and high > low
+
+
+def test_a_gradient_that_overflows_has_the_level_of_the_largest():
+  norms = np.array([[1, np.inf], [1e-3, np.nan], [0, 1]], np.float32)
+  taken = []
+  header = pack_path("h", norms, SimpleNamespace(add=taken.append))
+  assert np.allclose([header["low"], header["high"]], [-3, 0])
+  ((a, b), (c, d), (e, f)), largest = taken[0].astype(int), 255
+  assert a == b == d == f == largest > c > 0 == e
 
 
 def test_a_weight_is_rounded_by_half_a_level_of_its_output():

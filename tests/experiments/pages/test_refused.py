@@ -171,6 +171,8 @@ def test_a_state_that_is_no_vector_or_not_finite_has_no_page(key):
   layer = layer._replace(w_h=1e20 * jnp.eye(4), b=jnp.full(4, 10.0))
   params = params._replace(layers=(layer,))
   refused("infinite or NaN from token 3 of the ", cell, params)
+  params = params._replace(bias=params.bias.at[2].set(jnp.nan))
+  refused("infinite or NaN from token 1 of the ", cell, params)
 
 
 def test_a_report_needs_runs_and_their_rows(run, console):

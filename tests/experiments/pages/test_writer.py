@@ -60,6 +60,14 @@ def test_the_nats_of_a_text_are_those_of_the_quantized_model(
   found = chromium.run("const tokens = args[0];" + NATS, tokens[1:].tolist())
   assert np.abs(np.array(found) - expected).max() < 1e-9  # both in doubles
   assert np.ptp(expected) > 0.1
+  # So they are if there is no room to keep the tokens' products with W_x.
+  again = chromium.run(
+    "model.table.clear();"
+    "for (let k = 0; k < TABLE_ROWS; k++) model.table.set(-1 - k, null);"
+    "const tokens = args[0];" + NATS,
+    tokens[1:].tolist(),
+  )
+  assert again == found
   # What the page shows of the text that it opens with.
   pattern = r"([\d,]+) characters, ([\d.]+) nats"
   length, mean = map(
@@ -262,6 +270,31 @@ def test_the_text_and_all_units_have_the_colors_of_their_values(
   left, top = opened_writer.corner("units")  # a square is 14 pixels wide
   opened_writer.click(left + 7 + 14 * 5, top + 7)
   check(1, "h", 5)
+
+
+def test_a_text_without_end_keeps_its_newest_tokens(opened_writer):
+  """A block is 128 tokens: of 300, in room for two blocks, 172 are left."""
+  written, tokens, text, same = opened_writer.run("""
+    $("prompt").value = ""; $("again").click(); writing.pause();
+    writing.track.room = 2 * BLOCK;
+    const written = [], track = new Track(model, data.start);
+    while (written.length < 300) {
+      written.push(writing.pending);
+      track.push(writing.pending);
+      writing.advance();
+    }
+    writing.show();
+    $("text").focus();
+    const same = [128, 255, 256, 299].map((t) => track.stateAt(t).every(
+      (v, k) => v === writing.track.stateAt(t)[k]));
+    return [written, writing.track.tokens.map((token) => data.symbols[token]),
+      $("text").textContent, same];
+  """)
+  symbols = opened_writer.run("return data.symbols")
+  assert tokens == [symbols[token] for token in written[128:]]
+  assert text == "".join(tokens) and same == [True] * 4
+  opened_writer.press("home")
+  assert "character 129 of 300." in opened_writer.text("status")
 
 
 def test_the_buttons_write_pause_and_begin_anew(opened_writer):
