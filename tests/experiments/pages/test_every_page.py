@@ -53,6 +53,8 @@ def test_on_a_phone_nothing_is_cut_off_and_all_is_visible(
     chromium.emulate(360, 740, scheme)
     chromium.settle()
     assert chromium.run("return document.documentElement.scrollWidth") == 360
+    cut = "return [...document.querySelectorAll('.scroll')].filter((box) =>"
+    assert chromium.run(f"{cut} box.scrollWidth > box.clientWidth)") == []
     assert chromium.run(UNNAMED) == []
     inks = ["ink", "soft", *[f"run{k}" for k in range(8) if name == "report"]]
     colors = chromium.run(

@@ -401,6 +401,19 @@ def test_a_typed_text_is_scored_marked_and_continued(opened_writer):
   assert opened_writer.value("own") == "Thou art" + ghost
 
 
+def test_the_box_and_the_marked_text_behind_it_break_lines_alike(opened_writer):
+  opened_writer.emulate(375, 800)
+  read(opened_writer, "Thou art " * 60)
+  lines = opened_writer.run("""
+    reading.ghost.remove();
+    return ["own", "marked"].map((name) => {
+      $(name).style = "height: 0; min-height: 0; padding-bottom: 0";
+      return $(name).scrollHeight;
+    });
+  """)
+  assert lines[0] == lines[1] > 100
+
+
 def test_a_word_model_writes_scores_and_completes_words(chromium, writer_page):
   with browser.viewing(chromium, writer_page("words")[1]):
     begin(chromium, "", 30)
