@@ -25,15 +25,35 @@ KEYS = {
   "down": "\ue015",
   "home": "\ue011",
   "end": "\ue010",
-  "tab": "\ue004",
+  "pageup": "\ue00e",
+  "pagedown": "\ue00f",
+  "shift": "\ue008",
+  "ctrl": "\ue009",
 }
-
 
 PROGRAMS = "chromium", "chromedriver"
 NEEDED = pytest.mark.skipif(
   not all(map(shutil.which, PROGRAMS)),
   reason=f"{' or '.join(PROGRAMS)} is not installed",
 )
+
+
+# Runs a script; returns its canvas calls, [method, color, *arguments].
+DRAWN = """
+  const { prototype } = CanvasRenderingContext2D, calls = [], own = {};
+  for (const name of ["fillRect", "strokeRect", "moveTo", "lineTo",
+    "fillText"]) {
+    own[name] = prototype[name];
+    prototype[name] = function (...values) {
+      calls.push([name, name.startsWith("fill") ? this.fillStyle
+        : this.strokeStyle, ...values]);
+      return own[name].apply(this, values);
+    };
+  }
+  DRAW;
+  Object.assign(prototype, own);
+  return calls;
+"""
 
 
 class Browser:
@@ -88,11 +108,12 @@ class Browser:
     return result.get("value")
 
   def press(self, *names):
-    """Press keys, each a name of KEYS or a character."""
+    """Press keys, each a name of KEYS or a character, or two: "shift+up"."""
     actions = []
     for name in names:
-      key = KEYS.get(name, name)
-      actions += [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+      keys = [KEYS.get(key, key) for key in name.split("+")]
+      actions += [{"type": "keyDown", "value": key} for key in keys]
+      actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
     keyboard = {"type": "key", "id": "keyboard", "actions": actions}
     self._send("actions", {"actions": [keyboard]})
     self.settle()
@@ -118,6 +139,20 @@ class Browser:
     self._send("actions", {"actions": [source]})
     self.settle()
 
+  def push(self, selector, k=0):
+    """Click the k-th element that a CSS selector finds."""
+    self.run("document.querySelectorAll(args[0])[args[1]].click()", selector, k)
+    self.settle()
+
+  def corner(self, name):
+    """Scroll to the element with that id; return its left and its top."""
+    return self.run(
+      "const e = document.getElementById(args[0]);"
+      "e.scrollIntoView({ block: 'center' });"
+      "const { left, top } = e.getBoundingClientRect(); return [left, top];",
+      name,
+    )
+
   def choose(self, name, value):
     """Set the value of a menu, a slider or a text box, as a user does."""
     self.run(
@@ -132,6 +167,18 @@ class Browser:
   def text(self, name):
     """Return the visible text of the element with that id."""
     return self.run("return document.getElementById(args[0]).innerText", name)
+
+  def table(self, rows):
+    """Return the texts of the children of each element of a CSS selector."""
+    return self.run(
+      "return [...document.querySelectorAll(args[0])].map((row) =>"
+      "[...row.children].map((cell) => cell.textContent))",
+      rows,
+    )
+
+  def drawn(self, script):
+    """Return what a script draws on canvases, as in DRAWN."""
+    return self.run(DRAWN.replace("DRAW", script))
 
   def value(self, name):
     """Return the value of a menu or a box."""
@@ -259,21 +306,30 @@ UNNAMED = """
 """
 
 
-def contrast(fill, ink):
-  """Return the contrast of a color with white or black, as WCAG 2 defines it.
+def rgb(color):
+  """Return [red, green, blue], 0 to 255, of "#rrggbb" or "rgb(…)"."""
+  if color.strip().startswith("#"):
+    return [int(color.strip()[k : k + 2], 16) for k in (1, 3, 5)]
+  return [int(v) for v in re.findall(r"\d+", color)]
 
-  Args:
-    fill: the color, a string whose numbers are red, green and blue (0 to 255).
-    ink: "#fff" for white, or "#000" for black.
+
+def mixed(end, share):
+  """Return the colors between white and `end` that stand for shares, 0 to 1.
+
+  A page has 64 shades of a color.
   """
+  share = np.floor(64 * np.minimum(1, share) + 0.5)[..., None] / 64
+  return np.floor(255 + (np.array(rgb(end)) - 255) * share + 0.5).tolist()
 
-  def luminance(values):
-    linear = [
-      v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-      for v in (int(v) / 255 for v in values)
-    ]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
-  a = luminance(re.findall(r"\d+", fill))
-  b = luminance({"#fff": [255] * 3, "#000": [0] * 3}[ink])
-  return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+def contrast(one, other):
+  """Return the contrast of two colors, as WCAG 2 defines it."""
+  names = {"#fff": "#ffffff", "#000": "#000000"}
+
+  def luminance(color):
+    v = np.array(rgb(names.get(color, color))) / 255
+    linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+  low, high = sorted(map(luminance, (one, other)))
+  return (high + 0.05) / (low + 0.05)

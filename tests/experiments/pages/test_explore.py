@@ -177,32 +177,21 @@ def test_a_word_model_is_shown_word_by_word(words_page, tmp_path):
   assert names == ["line position", "word starts"]
 
 
-# The signals, and the fields of the state, of the cells that differ from the
-# LSTM, which has the signals hcifgo and the fields hc.
-SIGNALS = dict.fromkeys(("rnn", "relu_rnn", "min_gru", "min_lstm", "lru"), "h")
-FIELDS = SIGNALS | {"gru": "h", "gru_reset_before": "h", "slstm": "hcnm"}
-SIGNALS |= {"gru": "hrzn", "gru_reset_before": "hrzn"}
-SIGNALS |= {"coupled_lstm": "hcfgo", "slstm": "hcnmifgo"}
-
-
 @pytest.mark.exhaustive
 @NAMES
 def test_every_cell_has_a_page(name, key):
-  text = "to be or not to be"
+  text, cell = "to be or not to be", CELLS[name]
   symbols = sorted(set(text))
   tokens = np.array([symbols.index(c) for c in text], np.int32)
-  config = ModelConfig(
-    CELLS[name], embedding_size=3, hidden_size=4, num_layers=2
-  )
+  config = ModelConfig(cell, embedding_size=3, hidden_size=4, num_layers=2)
   params = language_model(config, len(symbols)).init(key)
+  layers, _ = trace_layers(cell, params, jnp.asarray(tokens))
   blobs = Blobs()
-  header = make_header(CELLS[name], params, tokens, [*text], blobs)
-  for layer in header["layers"]:
-    found = "".join(signal["name"] for signal in layer["signals"])
-    assert found == SIGNALS.get(name, "hcifgo")
-    fields = "".join(path["name"] for path in layer["paths"])
-    assert fields == FIELDS.get(name, "hc")
-    meanings = {s["name"]: s["meaning"] for s in layer["signals"]}
+  header = make_header(cell, params, tokens, [*text], blobs)
+  for found, layer in zip(header["layers"], layers, strict=True):
+    assert [s["name"] for s in found["signals"]] == [*signals(cell, layer)]
+    assert [p["name"] for p in found["paths"]] == [*layer.states._fields]
+    meanings = {s["name"]: s["meaning"] for s in found["signals"]}
     n = "normaliser" if name == "slstm" else "candidate"
     assert meanings.get("n", n) == n
   assert header["next"]["count"] == len(symbols) < TOP_TOKENS

@@ -43,64 +43,58 @@ def in_table(header):
   return [dict(zip(table["head"], row, strict=True)) for row in table["rows"]]
 
 
-def test_the_page_has_every_loss_and_sample_of_every_run(trained_runs, header):
+def write_rows(directory, *rows):
+  text = "".join(f"{json.dumps(row)}\n" for row in rows)
+  (directory / "metrics.jsonl").write_text(text)
+
+
+def test_the_page_has_every_curve_and_sample_of_every_run(trained_runs, header):
+  """The values of the curves are compared in the file that the page saves."""
   directories = [config.job.run for config in trained_runs.values()]
   page = header(*directories)
   assert page["unit"] == "character"
   assert [run["name"] for run in page["runs"]] == ["lstm", "rnn"]
   for run, directory in zip(page["runs"], directories, strict=True):
-    rows = read_rows(directory)
     assert {*run["curves"]} == {"train_loss", "val_loss", "lr", "grad_norm"}
-    for name, curve in run["curves"].items():
-      values = [(row["step"], row[name]) for row in rows if name in row]
-      assert values == list(zip(curve["step"], curve["value"], strict=True))
-    # The time of an evaluation is that of the training step before it.
-    seconds = {r["step"]: r["seconds"] for r in rows if "train_loss" in r}
-    validation = run["curves"]["val_loss"]
-    expected = [seconds[step] for step in validation["step"]]
-    assert validation["seconds"] == expected
-    assert run["curves"]["train_loss"]["seconds"] == [*seconds.values()]
-    assert run["epoch_ends"] == [rows[-1]["step"]]  # there is one epoch
+    last_step = read_rows(directory)[-1]["step"]
+    assert run["epoch_ends"] == [last_step]  # there is one epoch
     samples = "".join(
       f"=== {s['title']} ===\n{s['text']}\n\n" for s in run["samples"]
     )
     assert samples == (Path(directory) / "samples.txt").read_text("utf-8")
     steps = [sample["step"] for sample in run["samples"]]
-    assert steps == [0, *validation["step"], None]
+    assert steps == [0, *run["curves"]["val_loss"]["step"], None]
 
 
 def test_the_table_has_the_results_of_the_runs(trained_runs, header, copy):
-  directories = [config.job.run for config in trained_runs.values()]
-  for row, directory in zip(
-    in_table(header(*directories)), directories, strict=True
-  ):
-    rows = read_rows(directory)
-    best = min((r["val_loss"], r["step"]) for r in rows if "val_loss" in r)
-    params = load(Path(directory)).params
-    speeds = [r["tokens_per_second"] for r in rows if "train_loss" in r]
-    # The last row is the evaluation after the last training step.
-    seconds = round(rows[-2]["seconds"])
-    assert row == {
-      "run": Path(directory).name,
-      "best validation loss": f"{best[0]:.4f}",
-      "at step": f"{best[1]}",
-      "parameters": f"{sum(p.size for p in jax.tree.leaves(params)):,}",
-      "training steps": f"{rows[-1]['step']} of {rows[-1]['step']}",
-      "training time": f"0:{seconds // 60:02}:{seconds % 60:02}",
-      "median speed": f"{statistics.median(speeds):,.0f} characters/s",
-      "finished": "yes",
-    }
+  directory = trained_runs["lstm"].job.run
+  (row,) = in_table(header(directory))
+  rows = read_rows(directory)
+  best = min((r["val_loss"], r["step"]) for r in rows if "val_loss" in r)
+  params = load(Path(directory)).params
+  speeds = [r["tokens_per_second"] for r in rows if "train_loss" in r]
+  # The last row is the evaluation after the last training step.
+  seconds = round(rows[-2]["seconds"])
+  assert row == {
+    "run": "lstm",
+    "best validation loss": f"{best[0]:.4f}",
+    "at step": f"{best[1]}",
+    "parameters": f"{sum(p.size for p in jax.tree.leaves(params)):,}",
+    "training steps": f"{rows[-1]['step']} of {rows[-1]['step']}",
+    "training time": f"0:{seconds // 60:02}:{seconds % 60:02}",
+    "median speed": f"{statistics.median(speeds):,.0f} characters/s",
+    "finished": "yes",
+  }
   losses = (10, 3.5), (2000, 2.5), (3000, 2.75)
   rows = [{"step": step, "val_loss": nats} for step, nats in losses]
   rows += [{"step": 10, "test_loss": 2.75}, {"step": 2000, "test_loss": 2.625}]
-  text = "".join(json.dumps(row) + "\n" for row in rows)
-  (copy / "metrics.jsonl").write_text(text)
-  row, other = in_table(header(copy, directories[0]))
+  write_rows(copy, *rows)
+  row, other = in_table(header(copy, directory))
   assert (row["best validation loss"], row["at step"]) == ("2.5000", "2,000")
   assert (row["test loss"], other["test loss"]) == ("2.6250", "–")
 
 
-def test_the_flags_that_differ_are_in_the_table(trained_runs, header):
+def test_what_differs_is_shown_and_places_are_not(trained_runs, header):
   directories = [config.job.run for config in trained_runs.values()]
   assert header(*directories)["differences"] == {
     "head": ["flag", "lstm", "rnn"],
@@ -111,9 +105,6 @@ def test_the_flags_that_differ_are_in_the_table(trained_runs, header):
       ["eval_every", "20", "30"],
     ],
   }
-
-
-def test_versions_hashes_and_extensions_differ_and_places_do_not():
   one, other = "0123456789abcdef", "fedcba9876543210"
   first = {"git_commit": one, "teacher_sha256": [one, other], "seed": 1}
   first |= {"versions": {"jax": "1", "optax": "2"}, "run": "a", "quiet": True}
@@ -172,7 +163,9 @@ def test_the_page_is_in_the_run_directory_or_else_the_current_one(
   assert names == ["copy", "other/copy"] and header["unit"] == "token"
 
 
-def test_an_unfinished_run_is_shown_as_far_as_it_has_got(copy, header):
+def test_an_unfinished_run_is_shown_as_far_as_it_has_got(
+  copy, header, trained_runs
+):
   (copy / "result.json").unlink()
   path = copy / "metrics.jsonl"
   lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -189,16 +182,13 @@ def test_an_unfinished_run_is_shown_as_far_as_it_has_got(copy, header):
   assert row["training steps"].startswith("20 of ") and row["finished"] == "no"
   # Skipped training steps leave a gap.
   good, gap = {"step": 10, "train_loss": 2.0}, {"step": 20, "train_loss": None}
-  rows = good, gap | {"grad_norm": None, "skipped": 10}, good | {"step": 30}
-  text = "".join(f"{json.dumps(row)}\n" for row in rows)
-  (copy / "metrics.jsonl").write_text(text)
+  gap |= {"grad_norm": None, "skipped": 10}
+  write_rows(copy, good, gap, good | {"step": 30})
   (run,) = header(copy)["runs"]
   assert run["curves"]["train_loss"]["step"] == [10, 30]
-
-
-def test_a_run_without_rows_is_shown(copy, header, trained_runs):
+  # A run that has no row yet is shown beside one that has some.
   shutil.rmtree(copy / "checkpoints")
-  for name in ("metrics.jsonl", "samples.txt", "result.json"):
+  for name in ("metrics.jsonl", "samples.txt"):
     (copy / name).unlink()
   page = header(copy, trained_runs["lstm"].job.run)
   run, complete = page["runs"]
@@ -209,7 +199,7 @@ def test_a_run_without_rows_is_shown(copy, header, trained_runs):
   assert "best validation loss" not in in_table(header(copy))[0]
 
 
-def test_without_its_corpus_the_last_step_of_a_finished_run_tells_its_epochs(
+def test_what_the_corpus_tells_is_left_out_if_it_is_missing_or_has_changed(
   copy, header
 ):
   history = read_run_history(copy)
@@ -219,16 +209,16 @@ def test_without_its_corpus_the_last_step_of_a_finished_run_tells_its_epochs(
   assert derive(history._replace(record=changed)) is None
   record = history.record | {"corpus": "nowhere.txt"}
   (copy / "config.json").write_text(json.dumps(record))
-  page = header(copy)
-  assert page["runs"][0]["epoch_ends"] == [last_step]
-  assert "parameters" not in page["results"]["head"]
+  # The last step of a finished run tells where its epochs end, unless there
+  # were fewer than it was asked for.
   result = json.loads((copy / "result.json").read_text())
-  for early in (True, None):
-    (copy / "result.json").unlink()
-    if early:  # fewer epochs than were asked for
-      (copy / "result.json").write_text(
-        json.dumps(result | {"stopped_early": True})
-      )
+  for early, ends, finished in (
+    (False, [last_step], "yes"),
+    (True, None, "yes, early"),
+  ):
+    changed = result | {"stopped_early": early}
+    (copy / "result.json").write_text(json.dumps(changed))
     page = header(copy)
-    assert page["runs"][0]["epoch_ends"] is None
-    assert in_table(page)[0]["finished"] == ("yes, early" if early else "no")
+    assert "parameters" not in page["results"]["head"]
+    assert page["runs"][0]["epoch_ends"] == ends
+    assert in_table(page)[0]["finished"] == finished

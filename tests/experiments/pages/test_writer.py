@@ -14,9 +14,8 @@ from lstm_jax.language import CharTokenizer, WordTokenizer, language_model
 from lstm_jax.language.drawing import keep_top_p
 from lstm_jax.language.evaluate import stateful_nats
 from tests.experiments.pages import browser
-from tests.experiments.pages.browser import UNNAMED, number
+from tests.experiments.pages.browser import mixed, number, rgb
 from tests.experiments.pages.explored import (
-  HOSTILE,
   VERSE,
   PageData,
   exact_params,
@@ -90,18 +89,16 @@ def test_a_token_is_drawn_as_the_library_draws_it(opened_writer):
       top_p,
     )
     assert np.abs(np.array(found) - p).max() < 1e-12
-  greedy, drawn, tied = opened_writer.run(
+  greedy, drawn = opened_writer.run(
     "const [y] = args, p = new Float64Array(y.length);"
     "softmax(y, 0, p, []); const greedy = drawFrom(p, 0.999);"
     "softmax(y, 1, p, [greedy]); const random = makeRandom(3);"
     "const drawn = new Array(y.length).fill(0);"
     "for (let k = 0; k < 20000; k++) drawn[drawFrom(p, random())]++;"
-    "const tied = [0.4, 0.3, 0.3]; keepTopP(tied, 0.5);"
-    "return [greedy, drawn, tied];",
+    "return [greedy, drawn];",
     y.tolist(),
   )
   assert greedy == y.argmax() and drawn[greedy] == 0
-  assert tied == [0.4, 0.3, 0.3]  # of two tokens as likely, both are kept
   p = np.exp(y - y.max())
   p[greedy] = 0
   p /= p.sum()
@@ -174,7 +171,6 @@ def test_the_same_seed_and_settings_write_the_same_text_after_the_prompt(
   assert first == again != other
   assert all(tokens == expected for tokens, expected, _ in found)
   assert [bold for *_, bold in found] == ["Thou"] * 3
-  assert opened_writer.text("text").startswith("Thou")
 
 
 def test_the_cursor_shows_a_unit_and_what_the_model_expected(
@@ -187,17 +183,15 @@ def test_the_cursor_shows_a_unit_and_what_the_model_expected(
     assert opened_writer.text(f"{name}Shown") == f"{value:.2f}"
   opened_writer.run("writing.moveTo(30)")
   opened_writer.press("right", "n")
-  tokens, unit, layer, signal = opened_writer.run(
-    "const { units, track } = writing;"
-    "return [track.tokens, units.unit, units.layer, units.signalName];"
-  )
+  tokens = opened_writer.run("return writing.track.tokens")
+  layer, signal, unit = map(opened_writer.value, ("layer", "signal", "unit"))
   trained = load(writer_page("lstm")[0])
   start = trained.tokenizer.encode("\n")
   run = np.concatenate([start, tokens[:32]]).astype(np.int32)
   params, model = exact_params(trained), trained.model
   state, logits = model.apply(params, model.initial_state(()), run)
   status = opened_writer.text("status")
-  value = getattr(state[layer], signal)[unit]
+  value = getattr(state[int(layer)], signal)[int(unit)]
   shown = re.search(rf"Unit {unit} of {signal} is ([−\d.]+)\.", status)
   assert abs(number(shown[1]) - value) < 6e-4
   assert "character 32 of 80" in status
@@ -218,20 +212,17 @@ def test_the_cursor_shows_a_unit_and_what_the_model_expected(
     assert kind == ("actual" if token == tokens[32] else left_out)
   # Keys and clicks move the cursor.
   begin(opened_writer, "more art\nmo\nmore art", 20)
-  cursor = "return [writing.cursor, writing.spans.indexOf($$('.cursor')[0])]"
-  cursor = cursor.replace("$$", "document.querySelectorAll")
   for keys, place in (
-    (("left",), 18),
-    (("up",), 11),  # the end of a shorter line
-    (("up", "up"), 2),
-    (("down",), 11),
-    (("home", "left"), 0),
-    (("end", "right"), 19),
+    ("left", 18),
+    ("up", 11),  # the end of a shorter line
+    ("down", 14),
+    ("home", 0),
+    ("end", 19),
   ):
-    opened_writer.press(*keys)
-    assert opened_writer.run(cursor) == [place, place], keys
+    opened_writer.press(keys)
+    assert opened_writer.run("return writing.cursor") == place, keys
   opened_writer.run("writing.spans[10].click()")
-  assert opened_writer.run(cursor) == [10, 10]
+  assert opened_writer.run("return writing.cursor") == 10
 
 
 def test_the_text_and_all_units_have_the_colors_of_their_values(
@@ -242,35 +233,25 @@ def test_the_text_and_all_units_have_the_colors_of_their_values(
 
   def check(layer, signal, unit):
     state = next(s for s in header["layers"][layer] if s["name"] == signal)
-    for name, value in (("layer", layer), ("signal", signal), ("unit", unit)):
-      assert opened_writer.value(name) == str(value)
+    shown = [opened_writer.value(n) for n in ("layer", "signal", "unit")]
+    assert shown == [str(layer), signal, str(unit)]
     assert opened_writer.text("unitTitle") == (
       f"Unit {unit} of {signal}, {state['meaning']}, layer {layer + 1}"
     )
-    high = number(opened_writer.text("high"))
-    assert abs(high - state["scale"][unit]) < 6e-4
-    values, colors, chosen = opened_writer.run(
-      """
-      const [layer, signal] = args, { track, spans } = writing;
-      const calls = [], { prototype } = CanvasRenderingContext2D;
-      const own = prototype.strokeRect;
-      prototype.strokeRect = function () { calls.push(this.lineWidth); };
-      writing.show();
-      prototype.strokeRect = own;
-      return [spans.map((_, t) => [...model.viewsOf(
-          Float64Array.from(track.stateAt(t))).layers[layer][signal]]),
-        spans.map((span) => span.style.background), calls];
-      """,
+    scale = state["scale"][unit]
+    assert abs(number(opened_writer.text("high")) - scale) < 6e-4
+    values, colors = opened_writer.run(
+      "const { track, spans } = writing, [layer, signal, unit] = args;"
+      "return [spans.map((_, t) => model.viewsOf(Float64Array.from("
+      "track.stateAt(t))).layers[layer][signal][unit]),"
+      "spans.map((span) => span.style.background)]",
       layer,
       signal,
+      unit,
     )
-    for states, color in zip(values, colors, strict=True):
-      share = min(1, abs(states[unit]) / state["scale"][unit])
-      end = (0x1F, 0x5F, 0xA8) if states[unit] < 0 else (0xB3, 0x26, 0x1E)
-      share = np.floor(64 * share + 0.5) / 64
-      expected = [np.floor(255 + (e - 255) * share + 0.5) for e in end]
-      assert [int(v) for v in re.findall(r"\d+", color)] == expected
-    assert np.flatnonzero(np.array(chosen) == 2).tolist() == [unit]
+    for value, color in zip(values, colors, strict=True):
+      end = "#1f5fa8" if value < 0 else "#b3261e"
+      assert rgb(color) == mixed(end, abs(value) / scale)
 
   # The units that follow a feature, as the menu describes them.
   assert len(header["follows"]) > 2
@@ -279,48 +260,39 @@ def test_the_text_and_all_units_have_the_colors_of_their_values(
     check(best["layer"], best["signal"], best["unit"])
   for name, value in (("layer", 0), ("signal", "h"), ("unit", 3)):
     opened_writer.choose(name, value)
-  check(0, "h", 3)
   opened_writer.run("$('text').focus()")
-  for keys, place in (
-    ("n", (0, "h", 4)),
-    ("pps", (0, "c", 2)),
-    ("l", (1, "c", 2)),
-    ("ls", (0, "h", 2)),
-  ):
+  for keys, place in (("n", (0, "h", 4)), ("pps", (0, "c", 2))):
     opened_writer.press(*keys)
     check(*place)
-  opened_writer.run("$('previous').click()")
-  check(0, "h", 1)
-  # The square of a unit is 14 pixels wide.
-  opened_writer.run("$('units').scrollIntoView({ block: 'center' })")
-  left, top = opened_writer.run(
-    "const box = $('units').getBoundingClientRect();return [box.left, box.top];"
-  )
+  opened_writer.press("l", "s")
+  opened_writer.push("#previous")
+  check(1, "h", 1)
+  left, top = opened_writer.corner("units")  # a square is 14 pixels wide
   opened_writer.click(left + 7 + 14 * 5, top + 7)
-  check(0, "h", 5)
+  check(1, "h", 5)
 
 
-def test_the_oldest_tokens_are_forgotten_a_block_at_a_time(opened_writer):
+def test_a_text_without_end_keeps_its_newest_tokens(opened_writer):
   """A block is 128 tokens: of 300, in room for two blocks, 172 are left."""
   written, tokens, text, same = opened_writer.run("""
     $("prompt").value = ""; $("again").click(); writing.pause();
     writing.track.room = 2 * BLOCK;
-    const written = [];
+    const written = [], track = new Track(model, data.start);
     while (written.length < 300) {
       written.push(writing.pending);
+      track.push(writing.pending);
       writing.advance();
     }
     writing.show();
     $("text").focus();
-    const track = new Track(model, data.start);
-    for (const token of written) track.push(token);
     const same = [128, 255, 256, 299].map((t) => track.stateAt(t).every(
       (v, k) => v === writing.track.stateAt(t)[k]));
-    return [written, writing.track.tokens, $("text").textContent, same];
+    return [written, writing.track.tokens.map((token) => data.symbols[token]),
+      $("text").textContent, same];
   """)
   symbols = opened_writer.run("return data.symbols")
-  assert tokens == written[128:] and same == [True] * 4
-  assert text == "".join(symbols[token] for token in written[128:])
+  assert tokens == [symbols[token] for token in written[128:]]
+  assert text == "".join(tokens) and same == [True] * 4
   opened_writer.press("home")
   assert "character 129 of 300." in opened_writer.text("status")
 
@@ -328,13 +300,13 @@ def test_the_oldest_tokens_are_forgotten_a_block_at_a_time(opened_writer):
 def test_the_buttons_write_pause_and_begin_anew(opened_writer):
   placeholder = "Empty: it starts after a line break"
   assert opened_writer.run("return $('prompt').placeholder") == placeholder
-  opened_writer.run("$('again').click(); writing.pause(); scrollTo(0, 0);")
-  opened_writer.choose("speed", 8)
-  assert opened_writer.text("speedShown") == "all it can"
-  opened_writer.choose("speed", 3)
-  assert opened_writer.text("speedShown") == "10"
+  opened_writer.run("$('prompt').value = 'mo'; $('again').click();")
+  opened_writer.run("writing.pause()")
+  for speed, said in ((8, "all it can"), (3, "10")):
+    opened_writer.choose("speed", speed)
+    assert opened_writer.text("speedShown") == said
   # A tenth of a second passes with each frame, so that each writes a token.
-  frames, written, labels = opened_writer.run("""
+  written = opened_writer.run("""
     let time = 0, frames = 0;
     const own = [performance.now, window.requestAnimationFrame];
     performance.now = () => time;
@@ -343,33 +315,20 @@ def test_the_buttons_write_pause_and_begin_anew(opened_writer):
       done(time);
     });
     const { track } = writing, labels = [$("play").textContent];
+    const before = track.length;
     $("play").click();
     labels.push($("play").textContent);
     while (frames < 12) await new Promise((done) => setTimeout(done));
     $("play").click();
     labels.push($("play").textContent);
-    const now = frames, written = track.length;
+    const written = [frames, track.length - before];
     for (let k = 0; k < 5; k++) await new Promise((done) => setTimeout(done));
     [performance.now, window.requestAnimationFrame] = own;
-    return [now, [written, track.length], labels];
+    return [...written, track.length - before, labels];
   """)
-  assert written == [frames, frames]
+  frames, *lengths, labels = written
+  assert lengths == [frames, frames]
   assert labels == ["Write", "Pause", "Write"]
-  # A button ends the change of the prompt, which begins the text anew.
-  for name, label in (
-    ("prompt", "Write"),
-    ("play", "Pause"),
-    ("play", "Write"),
-  ):
-    left, top = opened_writer.run(
-      "const box = $(args[0]).getBoundingClientRect();"
-      "return [box.left + 9, box.top + 9];",
-      name,
-    )
-    opened_writer.click(left, top)
-    if name == "prompt":
-      opened_writer.press("m", "o")
-    assert opened_writer.text("play") == label
   assert opened_writer.text("text").startswith("mo")
   before = opened_writer.value("seed")
   opened_writer.run("Math.random = () => 0.1234; $('newSeed').click()")
@@ -395,21 +354,18 @@ def test_a_typed_text_is_scored_marked_and_continued(opened_writer):
   )
   # A character is surprising above log 100 = 4.61 nats; the color is strongest
   # from 8 nats on.
-  nats = [0.1, 4.7, 4.5, 9.0, 1.0, 6.0, 2.0, 5.5]
+  nats = np.array([0.1, 4.7, 4.5, 9.0, 1.0, 6.0, 2.0, 5.5])
   marks = opened_writer.run(
     "reading.track.nats = args[0]; reading.showMarked(); reading.showScore();"
     "return [...$('marked').querySelectorAll('span:not(.ghost)')].map((span) =>"
     "[span.textContent, span.className, span.style.background])",
-    nats,
+    nats.tolist(),
   )
   assert "".join(text for text, *_ in marks) == "Thou§ art"
   assert marks.pop(4)[1] == "unknown"
-  for (_, kind, color), v in zip(marks, nats, strict=True):
-    assert kind == ("surprising" if v > np.log(100) else "")
-    share = np.floor(64 * min(1, v / 8) + 0.5) / 64
-    end = np.array([0xA1, 0x45, 0x0C])
-    rgb = np.floor(255 + (end - 255) * share + 0.5)
-    assert [int(c) for c in re.findall(r"\d+", color)] == rgb.tolist()
+  kinds = ["surprising" if v > np.log(100) else "" for v in nats]
+  assert [kind for _, kind, _ in marks] == kinds
+  assert [rgb(color) for *_, color in marks] == mixed("#a1450c", nats / 8)
   most = "return [...$('most').children].map((button) => button.textContent)"
   assert opened_writer.run(most) == [
     "Tho[u]§  9.0 nats",
@@ -430,8 +386,8 @@ def test_a_typed_text_is_scored_marked_and_continued(opened_writer):
   caret = opened_writer.text("caret")
   assert caret.startswith("After ‘o’ stands ‘u’: ")
   assert caret.endswith(f" %, {fresh[3]:.2f} nats.")
-  # The first suggestion stands in the text in grey: the likeliest characters,
-  # up to the end of a word. A key takes it.
+  # In grey are the likeliest characters, up to the end of a word. A key at the
+  # end of the text takes them.
   ghost, likeliest = opened_writer.run("""
     const track = new Track(model, data.start);
     for (const { token } of reading.known) track.push(token);
@@ -439,57 +395,15 @@ def test_a_typed_text_is_scored_marked_and_continued(opened_writer):
       data.symbols[largestOf(track.y, 1)[0]]];
   """)
   assert ghost.startswith(likeliest)
-  assert ghost == opened_writer.run("return reading.suggestions[0]")
   opened_writer.press("right")
   assert opened_writer.value("own") == "Thou art"
   opened_writer.press("end", "right")
   assert opened_writer.value("own") == "Thou art" + ghost
 
 
-def test_a_word_model_writes_scores_and_completes_words(chromium, writer_page):
-  with browser.viewing(chromium, writer_page("words")[1]):
-    begin(chromium, "", 30)
-    assert "<unk>" not in chromium.text("text")
-    read(chromium, "Thou art mo")
-    assert chromium.run("return reading.suggestions") == ["re"]
-    # An unknown word is read as <unk>: it has a loss, and counts.
-    assert "3 words" in chromium.text("score")
-    marks = "return [...$('marked').querySelectorAll('.unknown')]"
-    assert chromium.run(f"{marks}.map((span) => span.textContent)") == ["mo"]
-    read(chromium, "Thou art ")
-    words = chromium.run("return reading.suggestions")
-    assert len(words) == 3 and "<unk>" not in words
-    read(chromium, "Thou art")  # "art" is the beginning of no other word
-    assert chromium.run("return reading.suggestions") == []
-    # What is suggested is read as that word, or as that mark.
-    found = chromium.run("""
-      model.bias[data.symbols.indexOf("?")] = 99;
-      reading.track.clear(), reading.items = [];  // reads the text anew
-      const found = [];
-      for (const text of ["Lord:", "Lord: "]) {
-        $("own").value = text;
-        await reading.read();
-        found.push(...reading.suggestions.map((more) => [more.trim(),
-          data.symbols[reading.tokens.encode(text + more).at(-1).token]]));
-      }
-      return found;
-    """)
-    assert ["?", "?"] in found and all(a == b.strip() for a, b in found)
-    chromium.run("$('prompt').value = 'Thou zebra'; $('again').click();")
-    assert "does not know ‘zebra’ of the" in chromium.text("status")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
-  opened_writer, writer_page, scheme
-):
-  opened_writer.emulate(375, 800, scheme)
-  opened_writer.open(writer_page("lstm")[1])
+def test_the_box_and_the_marked_text_behind_it_break_lines_alike(opened_writer):
+  opened_writer.emulate(375, 800)
   read(opened_writer, "Thou art " * 60)
-  width = "return document.documentElement.scrollWidth"
-  assert opened_writer.run(width) == 375
-  assert opened_writer.run(UNNAMED) == []
-  # The box and the marked text behind it break lines alike.
   lines = opened_writer.run("""
     reading.ghost.remove();
     return ["own", "marked"].map((name) => {
@@ -500,7 +414,21 @@ def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
   assert lines[0] == lines[1] > 100
 
 
-def test_a_script_in_the_text_is_shown_and_never_runs(opened_writer):
-  assert opened_writer.run("return document.title") == "A model that writes"
-  assert HOSTILE in opened_writer.value("own")
-  assert HOSTILE in opened_writer.run("return $('marked').textContent")
+def test_a_word_model_writes_scores_and_completes_words(chromium, writer_page):
+  with browser.viewing(chromium, writer_page("words")[1]):
+    begin(chromium, "", 30)
+    assert "<unk>" not in chromium.text("text")
+    # An unknown word is read as <unk>: it has a loss, and counts.
+    read(chromium, "Thou art mo")
+    assert "3 words" in chromium.text("score")
+    marks = "return [...$('marked').querySelectorAll('.unknown')]"
+    assert chromium.run(f"{marks}.map((span) => span.textContent)") == ["mo"]
+    suggestions = "return reading.suggestions"
+    assert chromium.run(suggestions) == ["re"]
+    read(chromium, "Thou art ")
+    words = chromium.run(suggestions)
+    assert len(words) == 3 and "<unk>" not in words
+    read(chromium, "Thou art")  # "art" is the beginning of no other word
+    assert chromium.run(suggestions) == []
+    chromium.run("$('prompt').value = 'Thou zebra'; $('again').click();")
+    assert "does not know ‘zebra’ of the" in chromium.text("status")
