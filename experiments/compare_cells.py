@@ -71,6 +71,7 @@ from experiments.comparison.training import (
 from experiments.trainer.config import CELLS
 from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
+from experiments.trainer.figures import save as save_figure
 from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted
@@ -316,9 +317,7 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   from experiments.comparison import plots
 
   print_tables(tables(record), console)
-  # The lines of more cells than MANY could not be told apart.
-  many = len(record["cells"]) > plots.MANY
-  (plots.draw_rows if many else plots.draw)(record, directory / FIGURE)
+  save_figure(plots.draw(record), directory / FIGURE, dpi=110)
   print_held(directory, FILES, console)
 
 

@@ -15,6 +15,7 @@ from experiments.comparison import plots, training
 from experiments.comparison.cells import CompareConfig
 from experiments.comparison.results import diverged, finished, tables
 from experiments.trainer.config import CELLS
+from experiments.trainer.figures import save as save_figure
 from experiments.trainer.loop import Diverged
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import lock
@@ -116,7 +117,8 @@ def replot(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("directory", RECORDS, ids=lambda path: path.name)
 def test_a_kept_comparison_is_whole(directory):
-  assert compare_cells.load(directory)["runs"]
+  record = compare_cells.load(directory)
+  assert plots.draw(record).axes
 
 
 def test_a_lost_entry_is_damaged(tmp_path):
@@ -455,5 +457,5 @@ def test_a_gradient_that_overflows_has_no_norm(monkeypatch, tmp_path):
   compare_cells.save(record, tmp_path)
   *_, table = tables(record).values()
   assert "| rnn, h, trained | 5.0e-01 | – | – |" in table
-  for draw in (plots.draw, plots.draw_rows):
-    draw(record, tmp_path / "figure.png")
+  for draw in (plots.draw_lines, plots.draw_rows):
+    save_figure(draw(record), tmp_path / "figure.png")
