@@ -27,7 +27,6 @@ from experiments.comparison.board import (
   table,
 )
 from experiments.comparison.reproduction import ReproduceConfig, parse, plan
-from experiments.trainer.config import TrainConfig
 from experiments.trainer.setup import make_model
 from tests.experiments.test_recipes import RECIPES
 from tests.experiments.trainer.resuming import read_rows
@@ -118,7 +117,7 @@ def test_a_row_of_ours_has_the_losses_of_its_records(row):
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
 def test_a_row_of_ours_has_the_parameters_of_its_recipe(row):
   job = plan(row, ReproduceConfig())[0]  # with the row's own flags
-  config = parse(TrainConfig(), job.train_flags)
+  config = job.config
   size = VOCABULARY.get(row.name) or VOCABULARY.get(row.corpus)
   assert size, f"VOCABULARY lacks {row.name} and its corpus {row.corpus}"
   model = make_model(config, size, None)
