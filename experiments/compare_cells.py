@@ -82,16 +82,6 @@ from lstm_jax.language import ModelConfig
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 FILES = RECORD, FIGURE, SAMPLES
-# Entries of the record that tables and figure need.
-ENTRIES = (
-  "config",
-  "corpus",
-  "cells",
-  "runs",
-  "context",
-  "gradient_flow",
-  "recall",
-)
 
 
 def run(
@@ -304,7 +294,7 @@ def load(directory: Path) -> dict[str, Any]:
       training that has finished.
   """
   path = directory / RECORD
-  record = read_record(path, "there is no comparison", ENTRIES)
+  record = read_record(path, "there is no comparison")
   with naming_damaged(path):
     tables(record)
   if not finished(record):

@@ -108,7 +108,7 @@ def naming_damaged(path: Path) -> Iterator[None]:
 
 
 def read_record(
-  path: Path, missing: str, entries: Sequence[str]
+  path: Path, missing: str, entries: Sequence[str] = ()
 ) -> dict[str, Any]:
   """Return the record of a program's results.
 
