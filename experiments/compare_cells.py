@@ -71,6 +71,7 @@ from experiments.comparison.training import (
 from experiments.trainer.config import CELLS
 from experiments.trainer.display import TrainingBar
 from experiments.trainer.distributed import members_mesh, share_members
+from experiments.trainer.figures import save as save_figure
 from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.format import counted
 from experiments.trainer.loop import Diverged
@@ -84,16 +85,6 @@ from lstm_jax.language import ModelConfig
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 FILES = RECORD, FIGURE, SAMPLES
-# Entries of the record that tables and figure need.
-ENTRIES = (
-  "config",
-  "corpus",
-  "cells",
-  "runs",
-  "context",
-  "gradient_flow",
-  "recall",
-)
 
 
 def run(
@@ -306,7 +297,7 @@ def load(directory: Path) -> dict[str, Any]:
       training that has finished.
   """
   path = directory / RECORD
-  record = read_record(path, "there is no comparison", ENTRIES)
+  record = read_record(path, "there is no comparison")
   with naming_damaged(path):
     tables(record)
   if not finished(record):
@@ -319,9 +310,7 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   from experiments.comparison import plots
 
   print_tables(tables(record), console)
-  # The lines of more cells than MANY could not be told apart.
-  many = len(record["cells"]) > plots.MANY
-  (plots.draw_rows if many else plots.draw)(record, directory / FIGURE)
+  save_figure(plots.draw(record), directory / FIGURE, dpi=110)
   print_held(directory, FILES, console)
 
 

@@ -71,20 +71,14 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   base = jobs[0].directory.parent
   run_dir.check_is_no_run(base, "seeds")
   path = base / RECORD
-  configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
-  teachers = plan_teachers(configs[0])
-  others = [parse(TrainConfig(), job.train_flags) for job in teachers]
-  sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
+  teachers = plan_teachers(jobs[0].config)
+  sha256 = text_sha256(read_corpus_text(jobs[0].config.data.corpus))
   # A directory of another run is refused before the first training.
-  for job, single in zip([*teachers, *jobs], [*others, *configs], strict=True):
-    _check(job, single, sha256)
+  for job in (*teachers, *jobs):
+    _check(job, sha256)
+  missing = [job for job in teachers if not job.is_trained]
   # One call for all trainings: JAX starts its CPU devices only once.
-  missing = [
-    single
-    for job, single in zip(teachers, others, strict=True)
-    if not job.is_trained
-  ]
-  shared = share_batches([*missing, *configs])
+  shared = share_batches([job.config for job in (*missing, *jobs)])
   for single in shared[: len(missing)]:
     print_title(f"teacher {single.job.run}", console)
     if stopped_by := _train(single, console):
@@ -103,7 +97,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       if stopped_by := _train(single, console):
         return Reproduction(rows, stopped_by)
     if job.seed not in found.seeds:
-      _check(job, single, sha256)
+      _check(job, sha256)
       entry = _evaluate(job, console)
       found = read_reproduced(path, row)  # another process may have added some
       found.seeds[job.seed] = entry
@@ -136,9 +130,9 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   return Reproduction(rows)
 
 
-def _check(job: Job, config: TrainConfig, sha256: str) -> None:
+def _check(job: Job, sha256: str) -> None:
   """Raise ValueError if a directory holds another run than the recipe's."""
-  advice, flags = "another directory keeps it", recorded_flags(config)
+  advice, flags = "another directory keeps it", recorded_flags(job.config)
   if job.is_trained:
     check_same_run(job.directory, flags, sha256, advice=advice)
   else:
@@ -169,10 +163,9 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
 def commands(row: Row, config: ReproduceConfig) -> list[str]:
   """Return the commands to train and evaluate, in order."""
   jobs = plan(row, config)
-  teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
   lines = [
     command_line("train", job.train_flags)
-    for job in teachers
+    for job in plan_teachers(jobs[0].config)
     if not job.is_trained
   ]
   for job in jobs:

@@ -131,7 +131,7 @@ def read_ablations(path: Path, new: Ablations) -> Ablations:
   """
   if not path.exists():
     return new
-  record = read_record(path, "there is no ablation", Ablations._fields)
+  record = read_record(path, "there is no ablation")
   with naming_damaged(path):
     found = Ablations(**{name: record[name] for name in Ablations._fields})
     make_table(found.rows)

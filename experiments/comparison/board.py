@@ -13,7 +13,6 @@ that is out of date.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +21,7 @@ from experiments.trainer.corpus import REPOSITORY
 from experiments.trainer.figures import SMALL, save, tidy
 
 if TYPE_CHECKING:
-  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 BOARD = REPOSITORY / "experiments" / "results" / "board.json"
 ROOT = "../.."  # of the repository, seen from docs/results
@@ -31,7 +30,7 @@ ROOT = "../.."  # of the repository, seen from docs/results
 ENSEMBLE = "ensemble_"
 MARKERS = "osD^v*PX"  # one for each protocol, in order
 OUR_COLOR, OTHERS_COLOR = "tab:blue", "tab:gray"
-NEAR = 0.1, 0.03  # in log x and in nats: labels that are closer overlap
+NEAR = 1.1, 0.03  # ratio of x, and nats: labels that are closer overlap
 KEYWORD = "Description"  # of a PNG file's text
 
 
@@ -269,30 +268,11 @@ def _minutes(row: Row, num_seeds: int) -> float | None:
   return shared + num_seeds * ((low + high) / 2 - shared)
 
 
+TIME = "minutes of training, on different machines"
 CHARTS = (
   Chart("loss-by-parameters.png", "size", "parameters, millions", _millions),
-  Chart(
-    "loss-by-time.png",
-    "training time",
-    "minutes of training, on different machines",
-    _minutes,
-  ),
+  Chart("loss-by-time.png", "training time", TIME, _minutes),
 )
-
-
-def draw(board: Board, directory: Path) -> None:
-  """Draw both charts of the rows into a directory."""
-  from matplotlib.figure import Figure
-
-  for chart in CHARTS:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    found = points(board, chart)
-    _draw(board, found, chart, figure.subplots())
-    figure.legend(
-      fontsize=SMALL, ncols=2, loc="outside lower center", frameon=False
-    )
-    text = {KEYWORD: json.dumps(found)}
-    save(figure, directory / chart.file, dpi=100, metadata=text)
 
 
 def points(board: Board, chart: Chart) -> list[Point]:
@@ -310,32 +290,25 @@ def points(board: Board, chart: Chart) -> list[Point]:
   ]
 
 
-def labels(found: list[Point]) -> list[tuple[float, float, str]]:
-  """Return (x, loss, text) of a label for each row, at its first result.
+def draw(board: Board, directory: Path) -> None:
+  """Draw both charts of the rows into a directory."""
+  for chart in CHARTS:
+    text = {KEYWORD: json.dumps(points(board, chart))}
+    figure = draw_chart(board, chart)
+    save(figure, directory / chart.file, dpi=100, metadata=text)
 
-  Points that would hide each other's labels share one.
+
+def draw_chart(board: Board, chart: Chart) -> Figure:
+  """Return a chart of the rows.
+
+  A row's number stands at its first result. Points that would hide each other's
+  labels share one.
   """
-  first: dict[int, Point] = {}
-  for point in found:
-    first.setdefault(point.number, point)
-  groups: list[list[Point]] = []
-  for point in first.values():
-    for group in groups:
-      ratio, gap = point.x / group[0].x, point.loss - group[0].loss
-      if abs(math.log(ratio)) < NEAR[0] and abs(gap) < NEAR[1]:
-        group.append(point)
-        break
-    else:
-      groups.append([point])
-  return [
-    (g[0].x, g[0].loss, ", ".join(str(point.number) for point in g))
-    for g in groups
-  ]
-
-
-def _draw(board: Board, found: list[Point], chart: Chart, panel: Axes) -> None:
+  from matplotlib.figure import Figure
   from matplotlib.ticker import LogLocator
 
+  figure = Figure(figsize=(7, 4.2), layout="constrained")
+  panel, found = figure.subplots(), points(board, chart)
   for number, (protocol, title) in enumerate(board.protocols.items()):
     marker = MARKERS[number % len(MARKERS)]
     for ours, color in ((True, OUR_COLOR), (False, OTHERS_COLOR)):
@@ -351,9 +324,15 @@ def _draw(board: Board, found: list[Point], chart: Chart, panel: Axes) -> None:
           markersize=5,
           capsize=2,
         )
-  for x, loss, text in labels(found):
+  first = {point.number: point for point in reversed(found)}
+  labels: dict[Point, list[str]] = {}  # of the points that have a label
+  for _, point in sorted(first.items()):
+    near = (p for p in labels if _is_near(p, point))
+    labels.setdefault(next(near, point), []).append(str(point.number))
+  for p, numbers in labels.items():
+    text = ", ".join(numbers)
     panel.annotate(
-      text, (x, loss), xytext=(6, 2), textcoords="offset points", fontsize=SMALL
+      text, (p.x, p.loss), (6, 2), textcoords="offset points", fontsize=SMALL
     )
   panel.set_xscale("log")
   panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -362,3 +341,13 @@ def _draw(board: Board, found: list[Point], chart: Chart, panel: Axes) -> None:
   panel.margins(x=0.1)
   title = f"Loss by {chart.title}; the numbers are those of the table"
   tidy(panel, title, chart.label, "nats per character")
+  figure.legend(
+    fontsize=SMALL, ncols=2, loc="outside lower center", frameon=False
+  )
+  return figure
+
+
+def _is_near(a: Point, b: Point) -> bool:
+  """Return whether the labels of two points would overlap."""
+  ratio = max(a.x, b.x) / min(a.x, b.x)
+  return ratio < NEAR[0] and abs(a.loss - b.loss) < NEAR[1]

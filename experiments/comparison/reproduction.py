@@ -59,6 +59,11 @@ class Job(NamedTuple):
   directory: Path
 
   @property
+  def config(self) -> TrainConfig:
+    """The configuration of its training."""
+    return parse(TrainConfig(), self.train_flags)
+
+  @property
   def is_trained(self) -> bool:
     """Whether the directory holds a finished run."""
     return (self.directory / run_dir.RESULT).exists()

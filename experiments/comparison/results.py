@@ -108,7 +108,7 @@ def naming_damaged(path: Path) -> Iterator[None]:
 
 
 def read_record(
-  path: Path, missing: str, entries: Sequence[str]
+  path: Path, missing: str, entries: Sequence[str] = ()
 ) -> dict[str, Any]:
   """Return the record of a program's results.
 
@@ -260,9 +260,11 @@ def _context(record: Record) -> str:
 
 
 def _recall(record: Record) -> str:
+  lines: dict[tuple[str, str], list[Record]] = {}
+  for row in record["recall"]:
+    lines.setdefault((row["cell"], row["forget_bias"]), []).append(row)
   rows = []
-  for cell, bias in dict.fromkeys(map(_recall_kind, record["recall"])):
-    own = [row for row in record["recall"] if _recall_kind(row) == (cell, bias)]
+  for (cell, bias), own in lines.items():
     means = {row["delay"]: float(np.mean(row["accuracy"])) for row in own}
     size, parameters = own[0]["hidden_size"], own[0]["num_parameters"]
     rows.append(
@@ -276,10 +278,6 @@ def _recall(record: Record) -> str:
   delays = [str(delay) for delay in record["config"]["delay"]]
   header = ["cell", "initial biases", *delays, "above 0.9 up to delay"]
   return markdown(header, rows)
-
-
-def _recall_kind(row: Record) -> tuple[str, str]:
-  return row["cell"], row["forget_bias"]
 
 
 def _gradient_flow(record: Record) -> str:

@@ -334,11 +334,7 @@ def test_no_row_is_of_other_weights_of_a_teacher(
 
 @pytest.mark.parametrize(
   "damage",
-  [
-    *("{", "[]", "{}"),
-    *({"rows": rows} for rows in (1, [1], [{"change": "base"}])),
-    {"rows": [{"change": "base", "diverged": True}, NUMBERS]},
-  ],
+  ["{", {"rows": [{"change": "base"}]}],
 )
 def test_a_damaged_record_is_refused(damage, config, console):
   write_rows(config, "base")

@@ -162,7 +162,7 @@ def test_the_flags_of_every_row_are_those_of_the_programs(
 ):
   monkeypatch.chdir(tmp_path)  # the recipe is found from anywhere
   job = plan(row, ReproduceConfig())[0]
-  config = parse(TrainConfig(), job.train_flags)
+  config = job.config
   files = {"poems": "data/shakespeare.txt"}
   assert config.data.corpus == files.get(row.corpus, row.corpus)
   options = parse(evaluate.EvaluateConfig(), job.evaluate_flags)

@@ -10,7 +10,6 @@ from PIL import Image  # which matplotlib requires
 
 from experiments import board, evaluate
 from experiments.board import CORPUS
-from experiments.comparison import board as boards
 from experiments.comparison.board import (
   CHARTS,
   ENSEMBLE,
@@ -22,13 +21,12 @@ from experiments.comparison.board import (
   Source,
   Training,
   draw,
-  labels,
+  draw_chart,
   points,
   read_board,
   table,
 )
 from experiments.comparison.reproduction import ReproduceConfig, parse, plan
-from experiments.trainer.config import TrainConfig
 from experiments.trainer.setup import make_model
 from tests.experiments.test_recipes import RECIPES
 from tests.experiments.trainer.resuming import read_rows
@@ -119,7 +117,7 @@ def test_a_row_of_ours_has_the_losses_of_its_records(row):
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
 def test_a_row_of_ours_has_the_parameters_of_its_recipe(row):
   job = plan(row, ReproduceConfig())[0]  # with the row's own flags
-  config = parse(TrainConfig(), job.train_flags)
+  config = job.config
   size = VOCABULARY.get(row.name) or VOCABULARY.get(row.corpus)
   assert size, f"VOCABULARY lacks {row.name} and its corpus {row.corpus}"
   model = make_model(config, size, None)
@@ -127,17 +125,16 @@ def test_a_row_of_ours_has_the_parameters_of_its_recipe(row):
   assert sum(x.size for x in jax.tree.leaves(shapes)) == row.parameters
 
 
-def test_every_quoted_row_names_its_source():
-  quoted = [row for row in read_board().rows if not row.recipe]
-  assert quoted
-  for row in quoted:
-    assert row.source.url.startswith("https://") and row.source.title
-    assert not (row.records or row.commits)
-
-
-def test_the_protocols_of_the_board_are_those_of_evaluate():
-  found = {name.removeprefix(ENSEMBLE) for name in SHOWN.protocols}
-  assert found == {*evaluate.PROTOCOLS}
+def test_every_row_has_a_name_of_its_own_known_protocols_and_a_source():
+  rows, protocols = read_board().rows, read_board().protocols
+  assert {p.removeprefix(ENSEMBLE) for p in protocols} == {*evaluate.PROTOCOLS}
+  assert len({row.name for row in rows}) == len(rows) > len(OURS)
+  for row in rows:
+    assert row.results
+    assert {result.protocol for result in row.results} <= protocols.keys()
+    if not row.is_ours:
+      assert row.source.url.startswith("https://") and row.source.title
+      assert not (row.records or row.commits)
 
 
 LSTM = Row(
@@ -197,7 +194,7 @@ def test_rows_are_in_the_order_of_their_first_protocol_then_of_their_loss():
   assert rows == [LSTM, GPT, late]
 
 
-def test_a_chart_has_a_point_for_each_result_and_joins_near_labels(tmp_path):
+def test_a_chart_has_a_point_with_a_bar_for_each_result(tmp_path):
   board = Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)])
   draw(board, tmp_path)
   parameters, time = (points_of(tmp_path / chart.file) for chart in CHARTS)
@@ -207,38 +204,31 @@ def test_a_chart_has_a_point_for_each_result_and_joins_near_labels(tmp_path):
     (1, "late", 3.25, 1.25, 0.0, True),
   ]
   assert parameters[2] == (2, "cold", 1e-5, 1.75, 0.0, False)
-  near = Point(3, "cold", 3.3, 1.51, 0.0, False)
-  above = near._replace(number=4, loss=1.6)
-  right = near._replace(number=5, x=5.0)
-  # A row has one label, at its first result: none is at (3.25, 1.25).
-  assert labels([*time, near, parameters[2], above, right]) == [
-    (3.25, 1.5, "1, 3"),
-    (1e-5, 1.75, "2"),
-    (3.3, 1.6, "4"),
-    (5.0, 1.51, "5"),
-  ]
-
-
-def test_a_point_has_the_label_of_its_protocol_and_the_bar_of_its_deviation(
-  monkeypatch,
-):
-  figures = []
-  monkeypatch.setattr(
-    boards, "save", lambda figure, *_, **__: figures.append(figure)
-  )
-  draw(Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)]), PAGE.parent)
-  found = {}
-  for series in figures[0].axes[0].containers:
-    points, _, (bars,) = series.lines
+  (panel,), found = draw_chart(board, CHARTS[0]).axes, {}
+  for series in panel.containers:
+    marks, _, (bars,) = series.lines
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
-    found[series.get_label()] = points.get_xydata().tolist(), ends
+    found[series.get_label()] = marks.get_xydata().tolist(), ends
   assert found == {
     "ours, windows": ([[1.5, 1.5]], [[1.25, 1.75]]),
     "others’, windows": ([[1e-5, 1.75]], [[1.75, 1.75]]),
     "ours, later": ([[1.5, 1.25]], [[1.25, 1.25]]),
   }
-  texts = [(text.get_text(), text.xy) for text in figures[0].axes[0].texts]
-  assert texts == [("1", (1.5, 1.5)), ("2", (1e-5, 1.75))]
+
+
+def test_a_row_has_a_label_at_its_first_result_and_near_ones_share_it():
+  def other(millions, loss):
+    results = [Result("cold", loss), Result("late", 3.0)]
+    return LSTM._replace(parameters=int(millions * 1e6), results=results)
+
+  # In order: the first, near it, above it, and to the right of it.
+  near = [other(3.25, 1.5), other(3.3, 1.51), other(3.3, 1.6), other(5.0, 1.51)]
+  (panel,) = draw_chart(Board(PROTOCOLS, near), CHARTS[0]).axes
+  assert [(*text.xy, text.get_text()) for text in panel.texts] == [
+    (3.25, 1.5, "1, 2"),
+    (3.3, 1.6, "3"),
+    (5.0, 1.51, "4"),
+  ]
 
 
 def test_an_ensemble_costs_what_its_members_cost():
@@ -253,14 +243,6 @@ def test_an_ensemble_costs_what_its_members_cost():
   assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [7.0]
   unknown = row._replace(results=[ensemble._replace(seeds=())])
   assert points(Board(PROTOCOLS, [unknown]), CHARTS[0]) == []
-
-
-def test_every_row_has_a_name_of_its_own_and_results_by_known_protocols():
-  rows = read_board().rows
-  assert len({row.name for row in rows}) == len(rows)
-  for row in rows:
-    assert row.results
-    assert {r.protocol for r in row.results} <= read_board().protocols.keys()
 
 
 def test_a_mistake_in_the_file_is_an_error_that_names_the_field(tmp_path):

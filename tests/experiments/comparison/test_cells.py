@@ -9,8 +9,8 @@ from experiments.comparison.cells import (
   nearest_size,
   read_corpus,
 )
+from experiments.trainer.config import CELLS
 from experiments.trainer.records import from_record, leaves, replace, to_record
-from lstm_jax import gru, rnn, slstm
 from lstm_jax.language import ModelConfig
 
 
@@ -117,53 +117,37 @@ def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
 
 
 @pytest.mark.exhaustive
-def test_each_cell_has_the_size_with_the_nearest_number_of_parameters():
-  default = CompareConfig().model
-  models = make_models(CompareConfig().cells, default, 64)
-  target = models["lstm"].num_parameters
-  assert models["lstm"].hidden_size == default.hidden_size
-  for name, cell in (("rnn", rnn), ("gru", gru)):
-    size = models[name].hidden_size
-    misses = [
-      abs(count_parameters(config, 64) - target)
-      for config in (
-        ModelConfig(cell, default.embedding_size, s)
-        for s in (size - 1, size, size + 1)
-      )
-    ]
-    assert misses[1] == abs(models[name].num_parameters - target)
-    assert misses[1] == min(misses)
-    assert misses[1] / target < 0.01
-  assert models["rnn"].hidden_size > models["gru"].hidden_size
-
-
-def test_the_nearest_size_is_above_or_below_or_at_the_limits():
-  # The number of parameters is the square of the size, which is at most 20.
-  square = {size: size * size for size in range(1, 21)}.__getitem__
-  assert nearest_size(square, 26, 20) == 5
-  assert nearest_size(square, 35, 20) == 6
-  assert nearest_size(square, 0, 20) == 1
-  assert nearest_size(square, 1000, 20) == 20
-
-
-def test_the_nearest_size_is_one_of_the_multiples():
-  square = {size: size * size for size in range(4, 21, 4)}.__getitem__
-  found = [nearest_size(square, x, 20, 4) for x in (0, 17, 39, 41, 256, 1000)]
-  assert found == [4, 4, 4, 8, 16, 20]
-
-
-@pytest.mark.exhaustive
-def test_the_size_of_an_slstm_is_the_nearest_multiple_of_four():
-  sizes = ModelConfig(hidden_size=32, embedding_size=8)
-  models = make_models(("slstm", "lstm"), sizes, 10)
-  model, target = models["slstm"], models["lstm"].num_parameters
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_has_the_size_with_the_nearest_number_of_parameters(name):
+  sizes, multiple = CompareConfig().model, 4 if name == "slstm" else 1
+  models = make_models([name, "lstm"], sizes, 64)
+  target, size = models["lstm"].num_parameters, models[name].hidden_size
   misses = {
-    size: abs(count_parameters(config, 10) - target)
-    for size in (52, 56, 60)
-    for config in [ModelConfig(slstm, 8, size)]
+    other: abs(count_parameters(config, 64) - target)
+    for other in (size - multiple, size, size + multiple)
+    for config in [ModelConfig(CELLS[name], sizes.embedding_size, other)]
   }
-  assert model.hidden_size == min(misses, key=misses.get) == 56
-  assert abs(model.num_parameters - target) == misses[56]
+  assert misses[size] == abs(models[name].num_parameters - target)
+  assert min(misses, key=misses.get) == size
+  assert misses[size] / target < 0.01
+  assert models["lstm"].hidden_size == sizes.hidden_size
+  assert size % multiple == 0
+
+
+@pytest.mark.parametrize(
+  ("sizes", "multiple", "found"),
+  [
+    (range(1, 21), 1, {26: 5, 35: 6, 0: 1, 1000: 20}),
+    (range(4, 21, 4), 4, {0: 4, 17: 4, 39: 4, 41: 8, 256: 16, 1000: 20}),
+  ],
+)
+def test_the_nearest_size_is_above_or_below_or_at_a_limit(
+  sizes, multiple, found
+):
+  """The number of parameters is the square of the size, which is at most 20."""
+  square = {size: size * size for size in sizes}.__getitem__
+  for target, size in found.items():
+    assert nearest_size(square, target, 20, multiple) == size
 
 
 @pytest.mark.exhaustive

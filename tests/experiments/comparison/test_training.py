@@ -18,7 +18,6 @@ from experiments.comparison.training import (
   make_trial,
   sample_keys,
   sample_steps,
-  seconds_per_step,
   train_cell,
   try_learning_rates,
   widen,
@@ -70,30 +69,6 @@ def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
   assert set(last["text"]) <= set(corpus.tokenizer.symbols)
 
 
-def test_samples_are_judged_by_the_words_of_both_splits(
-  comparison, key, monkeypatch
-):
-  corpus = read_corpus(comparison)
-  corpus = corpus._replace(known_words=({"thou"}, {"thou", "art"}))
-
-  drawn, keys = [], jax.random.split(key)
-
-  def draw(model, params, key, prompt, length, **options):
-    assert (length, options) == (500, {"num_samples": 8, "temperature": 1.0})
-    drawn.append((model, jax.random.key_data(key).tolist()))
-    return [corpus.tokenizer.encode(text) for text in params]
-
-  monkeypatch.setattr(training, "sample", draw)
-  # In place of each seed's params: the texts that `draw` returns for it.
-  seeds = ["Thou art more\n", "more "], ["art lovely more\n"]
-  found = training._sample("model", seeds, corpus, keys)
-  assert drawn == [("model", k) for k in jax.random.key_data(keys).tolist()]
-  assert found["words_in_train"] == [1 / 4, 0]
-  assert found["words_in_val"] == [2 / 4, 1 / 3]
-  assert found["line_length"] == [13, 15]
-  assert found["text"] == seeds[0][0]
-
-
 def test_the_keys_of_samples_draw_no_weights(key, comparison, monkeypatch):
   keys = jax.random.split(key, 2)
   found = jax.random.key_data(sample_keys(keys)).tolist()
@@ -110,42 +85,6 @@ def test_the_keys_of_samples_draw_no_weights(key, comparison, monkeypatch):
     init_params(comparison.model, 7, seed)
     assert drawn and all(each not in children for children in drawn)
   assert found[0] != found[1]
-
-
-def test_progress_is_the_mean_loss_and_the_speed_of_all_seeds(monkeypatch):
-  """Tokens per second are of all seeds, without the time of an evaluation."""
-  clock, progress, cell = [0.0], [], SimpleNamespace(name="rnn", model=None)
-  monkeypatch.setattr(
-    training, "time", SimpleNamespace(monotonic=lambda: clock[0])
-  )
-  corpus = SimpleNamespace(val=None)
-  metrics = Metrics(
-    loss=[1, 3], grad_norm=0, num_tokens=[24, 24], grad_norms={}
-  )
-  monkeypatch.setattr(training, "_sample", lambda *args: {})
-  recorder = training._Recorder(
-    cell, corpus, None, 5, lambda *values: progress.append(values)
-  )
-
-  def evaluate(model, params, tokens):
-    clock[0] += 100
-    return float(params)
-
-  monkeypatch.setattr(training, "stateful_loss", evaluate)
-  state = SimpleNamespace(params=jnp.array([1.5, 2.5]))
-  recorder.evaluate(0, state)
-  for step, seconds in ((1, 2), (2, 4)):
-    clock[0] += seconds
-    recorder.after_step(step, metrics)
-  # (step, mean loss, tokens per second): 48 tokens in 2 s, then in 4 s
-  assert progress == [(1, 2.0, 24.0), (2, 2.0, 12.0)]
-  assert recorder.evaluations == [{"step": 0, "val_loss": [1.5, 2.5]}]
-  # One seed that diverges is enough.
-  with pytest.raises(Diverged, match=r"rnn: the training loss .* at step 3$"):
-    recorder.after_step(3, metrics._replace(loss=[1, np.nan]))
-  state = SimpleNamespace(params=jnp.array([np.inf, 2.5]))
-  with pytest.raises(Diverged, match=r"rnn: the validation loss .* step 5$"):
-    recorder.evaluate(5, state)
 
 
 def test_an_ensemble_has_the_schedule_of_its_steps_and_a_rate_for_each_member(
@@ -176,35 +115,6 @@ def test_an_ensemble_has_the_schedule_of_its_steps_and_a_rate_for_each_member(
   *rest, rates = step("state", "tokens", "targets")
   assert rest == [model, "optimizer", "state", "tokens", "targets", None]
   assert rates.tolist() == [0.5, 0.25]
-
-
-def test_the_schedule_is_as_long_as_the_training(comparison, key, monkeypatch):
-  """Not `comparison.num_steps`, which are the LSTM's.
-
-  With `equal_time`, another cell makes as many steps as fit into its time.
-  """
-  made, corpus = [], SimpleNamespace(val=None, batches="batches")
-
-  def make_ensemble(model, config, num_steps, keys, rates):
-    made.append((num_steps, rates))
-    return SimpleNamespace(params=jnp.zeros(2)), None
-
-  def fit(train_step, state, epochs, num_steps, recorder, *, evaluate_at):
-    made.append((num_steps, next(iter(epochs))))
-    return SimpleNamespace(params=jnp.ones(2)), None
-
-  for replacement in (make_ensemble, fit):
-    monkeypatch.setattr(training, replacement.__name__, replacement)
-  monkeypatch.setattr(training, "stateful_loss", lambda *args: 2.0)
-  monkeypatch.setattr(training, "_sample", lambda *args: {})
-  cell = SimpleNamespace(name="rnn", model=None)
-  keys = jax.random.split(key, 2)
-  trained = train_cell(cell, corpus, comparison, 0.03, 30, keys)
-  assert comparison.num_steps != 30
-  assert made == [(30, [0.03, 0.03]), (30, "batches")]
-  assert trained.evaluations == [{"step": 0, "val_loss": [2.0, 2.0]}]
-  assert trained.samples == [{"step": 0}]
-  assert (trained.initial_params, trained.final_params) == ([0, 0], [1, 1])
 
 
 @pytest.mark.exhaustive
@@ -247,56 +157,6 @@ def parabola(best, rates):
   return losses
 
 
-def test_the_median_step_is_the_time_of_a_cell(comparison, key, monkeypatch):
-  times = {"a": [3.0, 1.0, 8.0], "b": [5.0, 5.0, 6.0]}
-
-  def measure(runs, rounds):
-    assert [*runs] == [*times] and rounds == 7
-    return times
-
-  monkeypatch.setattr(training, "measure", measure)
-  monkeypatch.setattr(training, "make_ensemble", lambda *args: (None, None))
-  models = dict.fromkeys(times, SimpleNamespace(model=None))
-  batches = SimpleNamespace(batch=lambda k: ())
-  keys = jax.random.split(key)
-  config = replace(comparison, timing_rounds=7)
-  found = seconds_per_step(models, batches, config, keys)
-  assert found == {"a": 3, "b": 5}
-
-
-def test_rates_are_tried_alike_and_judged_by_text_they_did_not_learn(
-  comparison, key, monkeypatch
-):
-  tokens, rates, made = np.arange(1000, dtype=np.int32), (0.1, 0.2), []
-
-  def make_ensemble(model, config, num_steps, keys, rates):
-    made.append((num_steps, jax.random.key_data(keys).tolist()))
-    return SimpleNamespace(params=jnp.asarray(rates)), None
-
-  def fit(train_step, state, epochs, num_steps, observer, *, evaluate_at):
-    batches = next(iter(epochs))
-    _, last = batches.batch(batches.num_batches - 1)
-    made.append((num_steps, np.max(last)))
-    return state, None
-
-  def loss(model, params, tokens):
-    assert tokens.tolist() == [*range(900, 1000)]
-    return 10 * float(params)
-
-  for replacement in (make_ensemble, fit):
-    monkeypatch.setattr(training, replacement.__name__, replacement)
-  monkeypatch.setattr(training, "stateful_loss", loss)
-  cell = SimpleNamespace(name="rnn", model=None)
-  trial = make_trial(tokens, comparison)
-  assert try_learning_rates(cell, trial, comparison, key, rates) == {
-    rate: pytest.approx(10 * rate) for rate in rates
-  }
-  same = jax.random.key_data(key).tolist()  # so both have one initialization
-  assert made[0] == (comparison.trial_steps, [same, same])
-  # Token k of the text is k: training ends before the last tenth, from 900 on.
-  assert made[1][0] == comparison.trial_steps and 800 < made[1][1] < 900
-
-
 def test_a_text_too_short_for_trials_is_refused_before_the_timing(
   comparison, key
 ):
@@ -309,35 +169,155 @@ def test_a_text_too_short_for_trials_is_refused_before_the_timing(
     next(describe_cells({"rnn": None}, corpus, config, [key], key, None))
 
 
-def test_each_cell_has_its_best_learning_rate_and_its_steps_of_equal_time(
-  comparison, console, monkeypatch
+def run_observer(monkeypatch, losses, trained):
+  """Have `fit` only call its observer: a step takes 2 s and has these losses.
+
+  An evaluation takes 100 s; the loss of a seed is its params, a number. Its
+  samples are the texts of SAMPLED. What is trained is added to `trained`.
+  """
+  clock = [0.0]
+  monkeypatch.setattr(
+    training, "time", SimpleNamespace(monotonic=lambda: clock[0])
+  )
+
+  def make_ensemble(model, config, num_steps, keys, rates):
+    trained.append((num_steps, rates))
+    return SimpleNamespace(params=jnp.array([1.5, 2.5])), None
+
+  def fit(train_step, state, epochs, num_steps, observer, *, evaluate_at):
+    trained.append((num_steps, next(iter(epochs))))
+    for step in range(1, num_steps + 1):
+      clock[0] += 2
+      metrics = Metrics(losses, 0, num_tokens=[24, 24], grad_norms={})
+      observer.after_step(step, metrics)
+      if evaluate_at(step):
+        state = observer.evaluate(step, state)
+    return SimpleNamespace(params=jnp.array([3.5, 4.5])), None
+
+  def evaluate(model, params, tokens):
+    clock[0] += 100
+    return float(params)
+
+  for stand_in in (make_ensemble, fit):
+    monkeypatch.setattr(training, stand_in.__name__, stand_in)
+  monkeypatch.setattr(training, "stateful_loss", evaluate)
+
+
+SAMPLED = {1.5: ["Thou art more\n", "more "], 2.5: ["art lovely more\n"]}
+RNN = SimpleNamespace(name="rnn", model="model")
+
+
+def test_a_training_records_its_losses_samples_and_speed(
+  comparison, key, monkeypatch
 ):
-  seconds = {"rnn": 0.4, "gru": 1e9, "lstm": 1.0}
+  """Its schedule is as long as it is, not `comparison.num_steps`.
+
+  With `equal_time`, a cell makes as many steps as fit into the LSTM's time.
+  """
+  corpus, trained, drawn, progress = read_corpus(comparison), [], [], []
+  corpus = corpus._replace(known_words=({"thou"}, {"thou", "art"}))
+  run_observer(monkeypatch, [1, 3], trained)
+
+  def draw(model, params, key, prompt, length, **options):
+    assert (length, options) == (500, {"num_samples": 8, "temperature": 1.0})
+    drawn.append(jax.random.key_data(key).tolist())
+    return [corpus.tokenizer.encode(text) for text in SAMPLED[float(params)]]
+
+  monkeypatch.setattr(training, "sample", draw)
+  keys = jax.random.split(key, 2)
+  found = train_cell(
+    RNN, corpus, comparison, 0.03, 20, keys, lambda *row: progress.append(row)
+  )
+  assert comparison.num_steps != 20
+  assert trained == [(20, [0.03, 0.03]), (20, corpus.batches)]
+  losses = [(row["step"], row["val_loss"]) for row in found.evaluations]
+  assert losses == [(step, [1.5, 2.5]) for step in (0, 10, 20)]
+  assert (found.initial_params, found.final_params) == ([1.5, 2.5], [3.5, 4.5])
+  # (step, mean loss, tokens per second): 48 tokens of all seeds in 2 s, without
+  # the time of an evaluation.
+  assert progress == [(step, 2.0, 24.0) for step in range(1, 21)]
+  # Each seed has one key for all its samples.
+  assert drawn == jax.random.key_data(sample_keys(keys)).tolist() * 2
+  assert [row["step"] for row in found.samples] == [0, 20]
+  for row in found.samples:
+    assert row["words_in_train"] == [1 / 4, 0]
+    assert row["words_in_val"] == [2 / 4, 1 / 3]
+    assert row["line_length"] == [13, 15]
+    assert row["text"] == SAMPLED[1.5][0]
+
+
+@pytest.mark.parametrize(
+  ("losses", "val_loss", "message"),
+  [
+    ([1, np.nan], 2.0, r"rnn: the training loss .* at step 1$"),
+    ([1, 3], np.inf, r"rnn: the validation loss .* at step 0$"),
+  ],
+)
+def test_one_seed_that_diverges_is_enough(
+  losses, val_loss, message, comparison, key, monkeypatch
+):
+  run_observer(monkeypatch, losses, [])
+  values = {1.5: 1.5, 2.5: val_loss}
+  monkeypatch.setattr(
+    training, "stateful_loss", lambda m, params, t: values[float(params)]
+  )
+  corpus, keys = read_corpus(comparison), jax.random.split(key, 2)
+  texts = [corpus.tokenizer.encode("art")]
+  monkeypatch.setattr(training, "sample", lambda *given, **options: texts)
+  with pytest.raises(Diverged, match=message):
+    train_cell(RNN, corpus, comparison, 0.03, 5, keys)
+
+
+def test_each_cell_has_its_best_learning_rate_and_its_steps_of_equal_time(
+  comparison, key, console, monkeypatch
+):
+  """All rates are tried alike, and judged by text that they did not learn."""
+  seconds = {"rnn": [0.4, 0.1, 0.9], "gru": [1e9] * 3, "lstm": [1.0] * 3}
   losses = {0.01: 3.0, 0.02: 1.0, 0.04: 2.0}
   models = {
-    name: SimpleNamespace(name=name, hidden_size=2, num_parameters=3)
+    name: SimpleNamespace(
+      name=name, hidden_size=2, num_parameters=3, model=name
+    )
     for name in NAMES
   }
-  corpus = SimpleNamespace(batches="batches", train="train", val="val")
+  tokens, tried = np.arange(1000, dtype=np.int32), []
+  batches = SimpleNamespace(batch=lambda k: ())
+  corpus = SimpleNamespace(batches=batches, train=tokens)
 
-  def try_rates(cell, trial, config, key, rates):
-    assert (trial, key) == ("trial of train", "trial key")
-    return {rate: losses[rate] for rate in rates}
+  def make_ensemble(model, config, num_steps, keys, rates):
+    tried.append((num_steps, jax.random.key_data(keys).tolist()))
+    return SimpleNamespace(params=np.array(rates)), None
 
-  def make_trial(tokens, config):
-    return f"trial of {tokens}"
+  def fit(train_step, state, epochs, num_steps, observer, *, evaluate_at):
+    batches = next(iter(epochs))
+    _, last = batches.batch(batches.num_batches - 1)
+    # Token k of the text is k: training ends before the last tenth.
+    assert num_steps == comparison.trial_steps and 800 < np.max(last) < 900
+    return state, None
 
-  monkeypatch.setattr(training, "make_trial", make_trial)
-  monkeypatch.setattr(training, "seconds_per_step", lambda *args: seconds)
-  monkeypatch.setattr(training, "try_learning_rates", try_rates)
-  config = replace(comparison, learning_rate=tuple(losses))
-  args = models, corpus, config, [0, 1], "trial key", console
-  found = dict(training.describe_cells(*args))
+  def loss(model, params, tokens):
+    assert tokens.tolist() == [*range(900, 1000)]
+    return losses[float(params)]
+
+  def measure(runs, rounds):
+    assert [*runs] == NAMES and rounds == 7
+    return seconds
+
+  for stand_in in (make_ensemble, fit, measure):
+    monkeypatch.setattr(training, stand_in.__name__, stand_in)
+  monkeypatch.setattr(training, "stateful_loss", loss)
+  config = replace(comparison, learning_rate=tuple(losses), timing_rounds=7)
+  keys = jax.random.split(key)
+  args = models, corpus, config, keys, key, console
+  found = dict(describe_cells(*args))
+  same = jax.random.key_data(key).tolist()  # so all have one initialization
+  trials = [each for each in tried if each[0] == config.trial_steps]
+  assert trials == [(config.trial_steps, [same] * 3)] * 3
   # In the time of the 12 steps of the LSTM; at least one.
   assert [row["steps_in_equal_time"] for row in found.values()] == [30, 1, 12]
   for name, row in found.items():
     assert row["learning_rate"] == 0.02
-    assert row["seconds_per_step"] == seconds[name]
+    assert row["seconds_per_step"] == np.median(seconds[name])
     trials = {
       t["learning_rate"]: t["loss"] for t in row["learning_rate_trials"]
     }
