@@ -1,26 +1,52 @@
-"""The progress bar of a training, and its events for TensorBoard, read back."""
+"""What a run shows: its bar, TensorBoard's events, pictures and tables."""
 
 import io
+import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments import train
+from experiments import cli, train
 from experiments.analysis.states import signals, trace_layers
 from experiments.cli import make_console
 from experiments.trainer import display
 from experiments.trainer.data import read_corpus
 from experiments.trainer.display import EXCERPT, TAGS, TensorBoard, TrainingBar
+from experiments.trainer.figures import (
+  End,
+  draw_losses,
+  label_ends,
+  save,
+  tidy,
+  zoom_on_tail,
+)
+from experiments.trainer.format import (
+  CONTROLS,
+  format_losses,
+  format_milliseconds,
+  format_nats,
+  number_table,
+  print_sample,
+  print_table,
+  print_title,
+)
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax import Autodiff, gru, lstm, rnn
-from lstm_jax.language import ModelConfig, language_model
+from lstm_jax.language import (
+  CharTokenizer,
+  ModelConfig,
+  WordTokenizer,
+  language_model,
+)
 from lstm_jax.training import part_norms
 from tests.experiments.trainer.events import shown_events, stored
 from tests.experiments.trainer.resuming import (
@@ -220,3 +246,175 @@ def test_a_run_of_one_row_has_one_line_and_a_longer_one_no_first(capsys):
     bar.update(10, 3.0, 5.0)
     line = "10/10  3.000 nats/char  5 chars/s  0:00:00 left\n"
     assert capsys.readouterr().out == (line if total == 10 else "")
+
+
+@pytest.mark.parametrize(
+  ("points", "important", "low", "high"),
+  [
+    ([(1, 9.0), (2, 8.0), (50, 2.0), (100, 1.0)], [], 1.0, 2.0),
+    ([(1, 9.0), (2, 8.0), (50, 2.0), (100, 1.0)], [8.0], 1.0, 8.0),
+    ([(1, 9.0), (50, math.nan), (100, 1.0)], [], 1.0, 1.0),
+    ([(1, 9.0)], [], 9.0, 9.0),
+    ([(1, 9e20)], [], 9e20, 9e20),
+  ],
+)
+def test_a_loss_is_shown_without_its_beginning(points, important, low, high):
+  panel = Figure().subplots()
+  zoom_on_tail(panel, points, important)
+  bottom, top = panel.get_ylim()
+  # For equal losses, the margin is a thousandth of the loss, and at least 0.1.
+  margin = 0.05 * (high - low) or (0.1 if high < 10 else 9e17)
+  assert (bottom, top) == pytest.approx((low - margin, high + margin))
+
+
+def test_without_losses_the_limits_stay():
+  panel = Figure().subplots()
+  before = panel.get_ylim()
+  zoom_on_tail(panel, [(1, math.nan)], [])
+  assert panel.get_ylim() == before
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The figures that are saved, which are not drawn."""
+  figures = []
+  monkeypatch.setattr(
+    Figure, "savefig", lambda figure, path, **options: figures.append(figure)
+  )
+  return figures
+
+
+def test_the_picture_of_a_run_shows_its_best_and_its_test_loss(tmp_path, drawn):
+  """Both are of step 10, which is too early to set the limits otherwise."""
+  rows = [{"step": 10, "val_loss": 0.5}, {"step": 10, "test_loss": 7.0}]
+  rows += [{"step": s, "train_loss": 1.0} for s in (900, 1000)]
+  rows += [{"step": 1000, "val_loss": 5.5}]
+  draw_losses(rows, "character", tmp_path / "loss.png")
+  (panel,) = drawn[0].axes
+  bottom, top = panel.get_ylim()
+  assert bottom < 0.5 and top > 7
+  title = "Best validation loss 0.5000 nats per character, at step 10"
+  assert panel.get_title("left") == title
+  assert [(text.get_text(), text.get_color()) for text in panel.texts] == [
+    ("training", "tab:gray"),
+    ("validation", "tab:blue"),
+    ("test", "tab:red"),
+  ]
+
+
+def test_a_run_without_an_evaluation_shows_its_training_loss(tmp_path, drawn):
+  rows = [{"step": 10, "train_loss": 3.5}, {"step": 20, "train_loss": None}]
+  draw_losses(rows, "word", tmp_path / "loss.png")
+  (panel,) = drawn[0].axes
+  assert panel.get_title("left") == "Training loss, nats per word"
+  labels = panel.get_xlabel(), panel.get_ylabel()
+  assert labels == ("training steps", "nats per word")
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_the_old_one_kept(
+  tmp_path, no_room
+):
+  path = tmp_path / "loss.png"
+  path.write_text("old")
+  with no_room(), pytest.raises(OSError, match="File too large") as error:
+    save(Figure(), path)
+  assert error.value.filename == str(path)
+  assert path.read_text() == "old"
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_labels_are_beside_the_panel_and_do_not_overlap():
+  figure = Figure(figsize=(4, 2), dpi=100)
+  panel = figure.subplots()
+  panel.set_ylim(0, 1)
+  tidy(panel, "title", "x", "y", "a note")
+  label_ends(panel, [End(0.5, "a", "red"), End(0.51, "b", "blue")])
+  figure.draw_without_rendering()
+  extents = {t.get_text(): t.get_window_extent() for t in panel.texts}
+  assert [*extents] == ["a note", "a", "b"]
+  note, low, high = extents.values()
+  assert note.y0 > panel.get_window_extent().y1
+  assert low.y1 <= high.y0 + 1  # pixels
+  assert low.x0 > panel.get_window_extent().x1
+  # Their distance is 1.15 font sizes of 9 points, at 100 pixels per inch.
+  apart = (high.y0 + high.y1 - low.y0 - low.y1) / 2
+  assert abs(apart - 1.15 * 9 * 100 / 72) < 2
+  beside = panel.transData.transform((0, 0.5))[1]  # the lower is not moved
+  assert abs((low.y0 + low.y1) / 2 - beside) < 2
+
+
+def numbers(text):
+  return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+def test_an_unknown_word_that_comes_again_costs_less_than_the_first():
+  """As in a pass over the whole text, which is what the loss is of."""
+  tokenizer = WordTokenizer.from_text("a b a b c\n", 2)
+  text = "a thee b thee a thee"  # 6 tokens and 20 characters
+  spelling = tokenizer.spelling_nats(text, cached=True).sum()
+  assert spelling < tokenizer.spelling_nats(text).sum() - 1
+  # The loss is of all tokens but the first, which is the one character "a".
+  each = (5 * 2.0 + spelling) / 19
+  shown = format_losses(2.0, tokenizer, text)
+  assert shown.startswith("2.0000 nats per word, perplexity 7.4, ")
+  assert numbers(shown)[2:] == [round(each, 4), round(each / math.log(2), 4)]
+
+
+def test_the_loss_of_characters_is_in_nats_and_in_bits():
+  shown = format_losses(math.log(2), CharTokenizer("ab"), "abba")
+  assert shown == "0.6931 nats per character (1.0000 bits)"
+
+
+def test_a_tiny_or_huge_loss_keeps_its_first_digits():
+  losses = {0.0: "0.0000", 1.1575e-5: "1.16e-05", 9.9e-4: "0.00099"}
+  losses |= {1.1e-3: "0.0011", 9999.0: "9999.0000", 12345.6: "1.23e+04"}
+  assert {nats: format_nats(nats) for nats in losses} == losses
+  shown = format_losses(1.1575e-5, CharTokenizer("ab"), "abba")
+  assert shown == "1.16e-05 nats per character (1.67e-05 bits)"
+
+
+@pytest.mark.parametrize(
+  ("ms", "shown"), [(0.634, "0.63"), (4, "4"), (9.96, "10"), (1234.5, "1234")]
+)
+def test_a_time_below_10_ms_has_at_most_two_digits(ms, shown):
+  assert format_milliseconds(ms) == shown
+
+
+@pytest.mark.parametrize("width", [20, 37, 80])
+def test_a_narrow_console_cuts_off_no_number_and_no_label(width):
+  table = number_table("protocol", "nats/char", "perplexity")
+  table.add_row("cold windows of 256", "1.9465", "1,072.179")
+  console = Console(file=io.StringIO(), width=width)
+  print_table(table, console)
+  text = console.file.getvalue()
+  for whole in ("cold windows of 256", "1.9465", "1,072.179"):
+    assert whole in text
+
+
+def test_a_title_that_a_rule_would_cut_off_stands_alone():
+  console = Console(file=io.StringIO(), width=20)
+  for title in ("x" * 16, "x" * 17, "x" * 70):
+    print_title(title, console)
+  shown = f"─ {'x' * 16} ─\n{'x' * 17}\n{'x' * 70}\n"
+  assert console.file.getvalue() == shown
+
+
+def test_a_sample_is_printed_as_it_is_where_there_is_no_terminal():
+  text = "\tif x:\x0c\n\x00\x07\x08\x0b\x1b[31m\u2028 " + "long " * 40
+  console = Console(file=io.StringIO(), width=20)
+  print_sample(text, console)
+  assert console.file.getvalue() == f"{text}\n"
+
+
+def test_what_a_file_says_cannot_act_on_a_terminal(capsys, monkeypatch):
+  """In an error, in a line and in a table."""
+  # `_fail` replaces it.
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  text = "\x1b]0;title\x07\x9b31m"
+  table = number_table(text)
+  table.add_row(text)
+  cli.make_console().print(text, table)
+  assert cli._fail(ValueError(text), 2) == 2
+  out, err = capsys.readouterr()
+  assert "\\x1b]0;title\\x07\\x9b31m" in out and "\\x1b]0;title" in err
+  assert not CONTROLS.search(out + err)
