@@ -133,16 +133,11 @@ def test_it_makes_the_steps_that_are_left(epochs):
   assert int(state.step) == 10
   assert rest.steps("step") == [7, 8, 9, 10]
   assert np.array_equal(rest.tokens, whole.tokens[6:])
+  run(epochs, fewer := Recorder(), step=6, num_steps=7)
+  assert fewer.steps("step") == fewer.steps("evaluate") == [7]
   for step in (7, 10):
     state, _ = run(epochs, idle := Recorder(), step=step, num_steps=step)
     assert (int(state.step), idle.calls) == (step, [])
-
-
-def test_it_makes_no_more_steps_than_asked_for(epochs):
-  recorder = Recorder()
-  run(epochs, recorder, num_steps=7)
-  assert recorder.steps("step")[-1] == 7
-  assert recorder.steps("evaluate") == [7]
 
 
 def test_it_stops_early_at_an_evaluation_that_asks_for_it(epochs):
@@ -171,9 +166,7 @@ def test_a_request_stops_it_after_the_step_and_saves(
   assert recorder.steps("step") == [1, 2, 3, 4]
   assert recorder.steps("evaluate") == evaluated
   assert recorder.calls[-1] == ("save", 4, params)
-
-
-def test_a_request_during_the_last_step_stops_nothing(epochs):
+  # During the last step it stops nothing.
   state, stopped_by = run(epochs, recorder := Recorder(stop_after=10))
   assert (int(state.step), stopped_by) == (10, None)
   assert recorder.steps("evaluate") == [10]
@@ -194,29 +187,23 @@ def test_processes_agree_at_evaluations_and_every_few_steps(
   assert len(agreed) == 10 and steps == [3, 4, 8, 10]
 
 
-def test_the_carried_state_is_zero_at_the_start_of_an_epoch(epochs):
+def test_each_step_has_the_key_and_an_epoch_begins_with_a_carry_of_zeros(
+  epochs,
+):
+  keys, ones = [], np.ones((2, 4))
+
   def check(state, tokens, targets, key):
     zero = not np.any(state.carry)
     assert zero == (int(state.step) % 5 == 0)
-    state, metrics = count(state, tokens, targets, key)
-    return state._replace(carry=np.ones((2, 4))), metrics
-
-  state = start()._replace(carry=np.ones((2, 4)))
-  state, _ = fit(
-    check, state, epochs, 10, Recorder(), evaluate_at=lambda step: False
-  )
-  assert int(state.step) == 10
-
-
-def test_every_step_is_given_the_key(epochs):
-  keys = []
-
-  def step(state, tokens, targets, key):
     keys.append(key)
-    return count(state, tokens, targets, key)
+    state, metrics = count(state, tokens, targets, key)
+    return state._replace(carry=ones), metrics
 
-  options = {"evaluate_at": lambda step: False}
-  fit(step, start(), epochs, 10, Recorder(), key=jax.random.key(3), **options)
+  state, options = (
+    start()._replace(carry=ones),
+    {"evaluate_at": lambda _: False},
+  )
+  fit(check, state, epochs, 10, Recorder(), key=jax.random.key(3), **options)
   assert len(keys) == 10
   assert all(key == jax.random.key(3) for key in keys)
 
@@ -234,17 +221,16 @@ def test_it_traces_the_steps_after_the_first_ones(
         (name, len(recorder.steps("step")))
       ),
     )
-  with Tracer(tmp_path, 2, Console()) as tracer:
-    run(epochs, recorder, tracer=tracer)
-  assert traced == [("start_trace", WARM_UP), ("stop_trace", WARM_UP + 2)]
-  traced.clear()
-  with Tracer(tmp_path, 99, Console()) as tracer:  # the run ends before
-    run(epochs, recorder, tracer=tracer)
-  assert [name for name, _ in traced] == ["start_trace", "stop_trace"]
-  traced.clear()
-  with Tracer(tmp_path, 0, Console()) as tracer:
-    run(epochs, recorder, tracer=tracer)
-  assert traced == []
+  begin = "start_trace", WARM_UP
+  for number, expected in (
+    (2, [begin, ("stop_trace", WARM_UP + 2)]),
+    (99, [begin, ("stop_trace", 10)]),  # the run ends before
+    (0, []),
+  ):
+    recorder.calls.clear(), traced.clear()
+    with Tracer(tmp_path, number, Console()) as tracer:
+      run(epochs, recorder, tracer=tracer)
+    assert traced == expected
 
 
 @pytest.fixture
@@ -255,8 +241,7 @@ def make_logger(config, console):
 
   def make(**options):
     setup = make_setup(replace(config, **options))
-    # `print` is in the place of the progress bar.
-    logger = RunLogger(directory, setup, console, print)
+    logger = RunLogger(directory, setup, console)
     return logger, setup.make_state().params, directory / "samples.txt"
 
   return make
@@ -295,23 +280,31 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(loss, make_logger):
     logger.log_evaluation(loss, params)
 
 
-def test_the_test_loss_is_logged_at_the_step_of_the_best_weights(make_logger):
-  logger, params, log = make_logger()
+def test_the_test_loss_is_logged_at_the_step_of_the_best_weights(
+  make_logger, monkeypatch
+):
+  """The run is finished only after its last checkpoint is written."""
+  logger, params, log = make_logger(test_fraction=0.1)
+  result, found = log.with_name("result.json"), []
+  monkeypatch.setattr(run_logger, "stateful_loss", lambda *given: 2.5)
+  monkeypatch.setattr(
+    CheckpointWriter, "wait", lambda writer: found.append(result.exists())
+  )
   for logger.step, loss in ((10, 2.0), (20, 3.0)):
     logger.log_evaluation(loss, params)
-  logger.finish(test_loss=2.5)
+  logger.conclude(None)
+  assert found == [False]
   assert read_rows(log.parent)[-1] == {"step": 10, "test_loss": 2.5}
-  result = json.loads(log.with_name("result.json").read_text())
-  assert (result["step"], result["last_step"]) == (10, 20)
-  assert (result["val_loss"], result["test_loss"]) == (2.0, 2.5)
+  record = json.loads(result.read_text())
+  assert (record["step"], record["last_step"]) == (10, 20)
+  assert (record["val_loss"], record["test_loss"]) == (2.0, 2.5)
 
 
-@pytest.mark.parametrize("kind", [OSError, ValueError])
 def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
-  kind, make_logger, console, monkeypatch
+  make_logger, console, monkeypatch
 ):
   def fail(*given):
-    raise kind("no room " * 20)
+    raise OSError("no room " * 20)
 
   monkeypatch.setattr(run_logger, "draw_losses", fail)
   logger, _, log = make_logger()
@@ -325,7 +318,6 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
 @pytest.mark.parametrize(
   ("first", "second", "raised"),
   [
-    (None, CheckpointError, CheckpointError),
     (KeyError, CheckpointError, CheckpointError),
     (Diverged, CheckpointError, Diverged),
     (Diverged, OSError, Diverged),
@@ -341,37 +333,10 @@ def test_a_divergence_is_raised_in_place_of_the_error_of_a_full_disk(
   logger, _, _ = make_logger()
   monkeypatch.setattr(CheckpointWriter, "close", close)
   with pytest.raises(raised) as caught, logger:
-    if first:
-      raise first
+    raise first
   assert caught.type is raised
   printed = "no room for [1]\n" if raised is Diverged else ""
   assert console.file.getvalue() == printed
-
-
-def test_a_divergence_is_raised_if_its_output_is_full_too(
-  make_logger, console, monkeypatch
-):
-  def full(*given, **options):
-    raise OSError("no room")
-
-  logger, _, _ = make_logger()
-  monkeypatch.setattr(CheckpointWriter, "close", full)
-  monkeypatch.setattr(console, "print", full)
-  with pytest.raises(Diverged, match=r"^worse$"), logger:
-    raise Diverged("worse")
-
-
-def test_a_run_is_finished_only_after_its_last_checkpoint_is_written(
-  make_logger, monkeypatch
-):
-  logger, params, log = make_logger()
-  logger.log_evaluation(1.5, params)
-  result, found = log.with_name("result.json"), []
-  monkeypatch.setattr(
-    CheckpointWriter, "wait", lambda writer: found.append(result.exists())
-  )
-  logger.finish(test_loss=None)
-  assert found == [False] and result.exists()
 
 
 @pytest.fixture
