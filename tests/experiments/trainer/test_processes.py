@@ -123,10 +123,10 @@ def test_no_device_holds_the_whole_state(config):
     ema_decay=0.9,
     num_epochs=1,
   )
-  module = "tests.experiments.trainer.sharded"
+  module = "tests.experiments.trainer.stopping"
   kinds = []
   for record in (to_record(config), to_record(config) | {"num_epochs": 2}):
-    process = start(module, json.dumps(record), devices=8)
+    process = start(module, json.dumps(record), -1, devices=8)
     ((status, output, errors),) = finish(process)
     assert status == 0, errors
     for line in output.splitlines():
