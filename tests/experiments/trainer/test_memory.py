@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import sweep, train
+from experiments import train
 from experiments.trainer import memory, setup
 from experiments.trainer.memory import (
   STATM,
@@ -27,7 +27,6 @@ from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm, mogrifier_lstm, slstm
 from lstm_jax.language import BatchingConfig, ModelConfig, language_model
-from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import read_rows
 from tests.processes import finish, start
 
@@ -149,17 +148,6 @@ def test_operations_are_six_for_each_weight_and_token(
   assert found == 6 * (table + tokens * each)
 
 
-@pytest.mark.parametrize("program", [train, sweep])
-def test_too_large_a_model_is_refused_before_the_run_directory(
-  program, config, console
-):
-  sizes = {"hidden_size": 1_000_000, "num_seeds": 2, "rate": (0.1,)}
-  message = "^out of memory: the train state and .* --devices$"
-  with pytest.raises(ValueError, match=message):
-    program.run(as_sweep(config, **sizes), console)
-  assert not Path(config.job.run).exists()
-
-
 @pytest.mark.parametrize("sharing", [1, 8])  # as many devices of one CPU
 def test_memory_is_checked_for_the_shards_and_a_copy_of_the_weights(
   sharing, config, monkeypatch
@@ -188,6 +176,10 @@ def test_memory_is_checked_for_the_shards_and_a_copy_of_the_weights(
 def test_before_a_training_memory_is_checked_for_all_devices_that_share_it(
   config, console, monkeypatch
 ):
+  large = replace(config, hidden_size=1_000_000)
+  message = r"^out of memory: the train state and .* --devices$"
+  with pytest.raises(ValueError, match=message):
+    train.run(large, console)
   config = replace(config, mesh="data:1")
   state = make_setup(config).state_like
   # A memory in which three states have no room, as on three devices of a CPU.
