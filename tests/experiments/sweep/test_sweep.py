@@ -17,19 +17,24 @@ from experiments import sweep, train
 from experiments.trainer import display, run_dir, sweep_members
 from experiments.trainer.data import read_corpus
 from experiments.trainer.loop import Diverged
-from experiments.trainer.records import replace, to_record
+from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.run_dir import SHA256, open_run_dir, recorded_flags
 from experiments.trainer.sweep_members import Member, SweepConfig, make_members
 from experiments.trainer.trained import load
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import list_checkpoints
-from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import (
   last_checksums,
   read_rows,
   signal_at,
 )
 from tests.processes import as_flags, run_program
+
+
+def as_sweep(config, **changes):
+  """Return a SweepConfig with the flags of a TrainConfig, but for `changes`."""
+  record = to_record(SweepConfig()) | to_record(config)
+  return replace(from_record(SweepConfig(), record), **changes)
 
 
 @pytest.fixture
@@ -361,6 +366,10 @@ def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
     ({"rate": (0.0,)}, r"rate must be in \(0, inf\), got \(0\.0,\)"),
     ({"rate": (math.inf,)}, r"rate must be in \(0, inf\), got \(inf,\)"),
     ({"ema_decay": 0.0, "asgd_patience": 2}, "--asgd_patience: .* 0, got 2"),
+    (
+      {"mesh": "data:1"},
+      "--mesh: it must be '', got 'data:1'",
+    ),
     ({"nonfinite": "skip"}, "--nonfinite: it must be 'stop', got 'skip'"),
     (
       {"implementation": "mosaic_gpu"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from experiments import collectives, sweep, train
+from experiments import collectives, train
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import replace, to_record
@@ -20,7 +20,6 @@ from experiments.trainer.run_dir import read_config
 from experiments.trainer.setup import format_mesh, make_setup
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
-from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.processes import as_flags, finish, free_port, run_program, start
 
@@ -57,13 +56,6 @@ def test_devices_communicate_once_in_a_training_step(config):
   rows = re.findall(r"all-reduce +(\d+) +(\w+) +([\d,]+)", output)
   assert rows and {looped for _, looped, _ in rows} == {"no"}
   assert "all-gather" not in output
-
-
-def test_sweeps_have_no_mesh(config, console):
-  meshed = replace(config, mesh="data:1")
-  message = "a sweep does not support --mesh: it must be '', got 'data:1'"
-  with pytest.raises(ValueError, match=message):
-    sweep.run(as_sweep(meshed, num_seeds=2), console)
 
 
 def last_state(directory, config):
