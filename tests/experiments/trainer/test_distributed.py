@@ -106,24 +106,6 @@ def call(f, *arguments):
   return lambda: f(*arguments)
 
 
-@pytest.mark.parametrize(
-  ("options", "message"),
-  [
-    ({"distributed": False}, "--coordinator, .* go with --distributed"),
-    *(
-      ({"coordinator": given}, f"must be HOST:PORT, got '{given}'")
-      for given in ("1234", "host:", "host:http")
-    ),
-  ],
-)
-def test_flags_that_cannot_join_processes_are_refused(
-  options, message, initialized
-):
-  with pytest.raises(ValueError, match=message):
-    distributed.join(**JOINING | options)
-  assert initialized == []
-
-
 def test_a_port_where_another_program_listens_is_refused(initialized):
   with socket.create_server(("127.0.0.1", 0)) as taken:
     port = taken.getsockname()[1]
@@ -163,18 +145,6 @@ def test_a_process_that_has_joined_ends_by_signals_and_not_by_its_timeout(
   assert not watchdog.is_alive()
 
 
-def test_processes_with_unlike_numbers_of_devices_are_refused(
-  monkeypatch, initialized
-):
-  found = [SimpleNamespace(process_index=i) for i in (0, 1, 1)]
-  monkeypatch.setattr(jax, "devices", lambda: found)
-  message = "as the others, got 1 in process 0, 2 in process 1$"
-  with pytest.raises(ValueError, match=message):
-    distributed.join(**JOINING)
-  found.append(SimpleNamespace(process_index=0))
-  distributed.join(**JOINING)
-
-
 def test_a_single_process_asks_no_other(tmp_path, monkeypatch, initialized):
   distributed.join(**ALONE)
   assert initialized == []
@@ -188,33 +158,6 @@ def test_a_single_process_asks_no_other(tmp_path, monkeypatch, initialized):
   monkeypatch.delattr(jax, "process_count")
   with distributed.failing_together():
     pass
-
-
-@pytest.mark.parametrize(
-  "value", [0.1, float("inf"), None, ["two words", True], 2**70]
-)
-def test_all_processes_have_the_value_of_the_first(value, processes):
-  get = distributed.from_first_process
-  with jax.enable_x64(False):  # as in a training, where arrays become float32
-    assert processes(call(get, value), call(get, 7)) == [value, value]
-
-
-@pytest.mark.parametrize(
-  ("requests", "agree_now", "expected"),
-  [
-    ([[signal.SIGTERM], []], True, signal.SIGTERM),
-    ([[], [signal.SIGINT]], True, signal.SIGINT),
-    ([[signal.SIGTERM], [signal.SIGINT]], True, signal.SIGTERM),
-    ([[], []], True, None),
-    ([[signal.SIGTERM], []], False, None),
-  ],
-)
-def test_processes_stop_together_by_the_request_of_any(
-  requests, agree_now, expected, processes
-):
-  agree = distributed.agreed_request
-  found = processes(*(call(agree, own, agree_now) for own in requests))
-  assert found == [expected, expected]
 
 
 def failing(error):
@@ -262,28 +205,6 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, processes):
     assert f"see the same {tmp_path}: process 1 cannot" in str(error)
 
 
-def test_the_others_learn_that_the_first_sample_cannot_be_written(
-  tmp_path, processes
-):
-  def fail(title, params):
-    raise OSError("full disk")
-
-  def start(sample):
-    state = SimpleNamespace(params=None)
-    setup = SimpleNamespace(make_state=lambda: state, shardings=None)
-    logger = SimpleNamespace(
-      resume=lambda restored: None, sample_during_training=sample
-    )
-    opened = OpenedRun(tmp_path, resuming=False)
-    initial_state(setup, logger, None, opened, None)
-
-  first, second = processes(
-    call(start, fail), call(start, lambda title, params: None)
-  )
-  assert isinstance(first, OSError)
-  assert "process 0 stopped" in str(second)
-
-
 def opened(config, **facts):
   """Open the run directory as a process does; return what it gets."""
   facts = {"corpus_sha256": "12"} | facts
@@ -303,40 +224,6 @@ def test_all_processes_open_the_run_directory_of_the_first(
   resumed = replace(TrainConfig(), run=str(first.directory))
   first, second = processes(*[call(opened, resumed)] * 2)
   assert first == second and first.resuming
-
-
-def test_an_error_of_the_first_process_is_an_error_in_all(processes, config):
-  finished = replace(config, run=config.data.corpus)  # a file
-  first, second = processes(*[call(opened, finished)] * 2)
-  assert "process" not in str(first) and config.data.corpus in str(first)
-  assert str(second) == "process 0 stopped: see the error there"
-
-
-@pytest.mark.parametrize(
-  ("changes", "facts", "flag"),
-  [
-    ({"seed": 12345}, {}, "seed is 0 there and 12345 here"),
-    ({"mesh": "data:3"}, {}, "mesh is '' there and 'data:3' here"),
-    ({}, {"corpus_sha256": "3"}, "corpus_sha256 is '12' there and '3' here"),
-    ({"quiet": True}, {}, None),
-  ],
-)
-def test_processes_of_different_runs_are_refused(
-  changes, facts, flag, processes, config, tmp_path
-):
-  (tmp_path / "runs").mkdir()
-  config = replace(config, run=str(tmp_path / "runs" / "one"))
-  other = replace(config, **changes)
-  first, second = processes(
-    call(opened, config), lambda: opened(other, **facts)
-  )
-  if flag is None:
-    assert first == second
-    return
-  both = "every process must have the flags and the corpus of the first: "
-  assert str(first) == f"{both}those of process 1 differ"
-  assert str(second) == f"{both}{flag}"
-  assert os.listdir(tmp_path / "runs") == []
 
 
 @pytest.mark.parametrize("method", ["access", "exists"])
@@ -371,36 +258,6 @@ def started(monkeypatch):
   monkeypatch.setattr(jax.config, "update", made.__setitem__)
   monkeypatch.setattr(distributed, "num_cores", lambda: 2)
   return made
-
-
-@pytest.mark.parametrize(
-  ("values", "count", "expected"),
-  [
-    ({}, 2, True),  # one layer of 256 units, batch size 32
-    ({}, 1, False),
-    ({}, 4, False),  # 8 sequences each, fewer than MIN_ROWS
-    ({"batch_size": 64}, 4, True),
-    ({"batch_size": 63}, 2, False),
-    ({"late_batch_size": 31}, 2, False),
-    ({"late_batch_size": 31, "num_epochs": 2}, 2, True),  # it has no effect
-    ({"hidden_size": 32}, 2, False),
-    ({"hidden_size": 640}, 2, True),
-    ({"hidden_size": 768}, 2, False),
-    ({"hidden_size": 384, "num_layers": 2}, 2, True),
-    ({"hidden_size": 512, "num_layers": 2}, 2, False),
-    ({"hidden_size": 256, "compute_dtype": jnp.bfloat16}, 2, True),
-    ({"hidden_size": 512, "compute_dtype": jnp.bfloat16}, 2, False),
-    ({"hidden_size": 128, "cell": CELLS["rnn"]}, 2, False),
-    ({"hidden_size": 1024, "cell": CELLS["rnn"]}, 2, True),
-    ({"hidden_size": 1024, "cell": CELLS["gru"]}, 2, False),
-    ({"cell": CELLS["slstm"]}, 2, True),
-    ({"cell": CELLS["min_gru"]}, 2, False),  # it has no recurrent weights
-    ({"tokenizer": "word"}, 2, False),
-    ({"implementation": "mosaic_gpu"}, 2, False),
-  ],
-)
-def test_devices_share_batches_where_that_pays(values, count, expected):
-  assert pays(changed(**values), count) == expected
 
 
 def test_only_the_cores_that_this_process_may_use_count(monkeypatch):
@@ -485,38 +342,6 @@ def test_the_number_of_devices_divides_the_number_of_members(
   assert config.job.mesh == flags.get("mesh", "")
 
 
-@pytest.mark.parametrize(
-  ("share", "message"),
-  [
-    (lambda: changed(devices="all"), "must be auto or a number .* got 'all'"),
-    (lambda: changed(devices="0"), "must be auto or a number .* got '0'"),
-    (
-      lambda: changed(devices="2", mesh="data:4"),
-      "devices=2 and mesh='data:4'",
-    ),
-    (
-      lambda: share_batches([changed(devices="9")]),
-      "^batch_size must be a multiple of the mesh's 9 devices, got 32",
-    ),
-    (
-      lambda: share_batches(
-        [changed(devices="9", batch_size=18, late_batch_size=20)]
-      ),
-      "^late_batch_size must be a multiple of the mesh's 9 devices, got 20",
-    ),
-    (
-      lambda: share_members(changed(devices="3"), 4),
-      "--devices must divide the number of models .* together, 4, got 3",
-    ),
-  ],
-)
-def test_numbers_of_devices_that_do_not_fit_are_refused(
-  share, message, started
-):
-  with pytest.raises(ValueError, match=message):
-    share()
-
-
 @pytest.mark.parametrize("reason", ["gpu", "processes", "flags", "started"])
 def test_where_there_are_other_devices_auto_takes_one(
   reason, started, monkeypatch
@@ -542,16 +367,157 @@ def test_where_there_are_other_devices_auto_takes_one(
   assert asked.job.mesh == ("data:32" if reason != "processes" else "")
 
 
-def test_a_mesh_has_all_devices():
+@pytest.mark.parametrize(
+  ("values", "count", "expected"),
+  [
+    ({}, 2, True),  # one layer of 256 units, batch size 32
+    ({}, 1, False),
+    ({}, 4, False),  # 8 sequences each, fewer than MIN_ROWS
+    ({"batch_size": 63}, 2, False),
+    ({"late_batch_size": 31}, 2, False),
+    ({"late_batch_size": 31, "num_epochs": 2}, 2, True),  # it has no effect
+    ({"hidden_size": 32}, 2, False),
+    ({"hidden_size": 640}, 2, True),
+    ({"hidden_size": 768}, 2, False),
+    ({"hidden_size": 512, "num_layers": 2}, 2, False),
+    ({"hidden_size": 256, "compute_dtype": jnp.bfloat16}, 2, True),
+    ({"hidden_size": 512, "compute_dtype": jnp.bfloat16}, 2, False),
+    ({"hidden_size": 128, "cell": CELLS["rnn"]}, 2, False),
+    ({"cell": CELLS["min_gru"]}, 2, False),  # it has no recurrent weights
+    ({"tokenizer": "word"}, 2, False),
+    ({"implementation": "mosaic_gpu"}, 2, False),
+  ],
+)
+def test_devices_share_batches_where_that_pays(values, count, expected):
+  assert pays(changed(**values), count) == expected
+
+
+def refuse(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_processes_that_do_not_fit_together_are_refused(
+  monkeypatch, initialized
+):
+  for options, message in (
+    ({"distributed": False}, "--coordinator, .* go with --distributed"),
+    ({"coordinator": "host:"}, "must be HOST:PORT, got 'host:'"),
+    ({"coordinator": "host:http"}, "must be HOST:PORT, got 'host:http'"),
+  ):
+    refuse(lambda given=options: distributed.join(**JOINING | given), message)
+  assert initialized == []
+  found = [SimpleNamespace(process_index=i) for i in (0, 1, 1)]
+  monkeypatch.setattr(jax, "devices", lambda: found)
+  refuse(lambda: distributed.join(**JOINING), "1 in process 0, 2 in process 1$")
+  found.append(SimpleNamespace(process_index=0))
+  distributed.join(**JOINING)
+
+
+@pytest.mark.parametrize(
+  ("values", "members", "message"),
+  [
+    ({"devices": "all"}, 0, "must be auto or a number .* got 'all'"),
+    ({"devices": "0"}, 0, "must be auto or a number .* got '0'"),
+    ({"devices": "2", "mesh": "data:4"}, 0, "devices=2 and mesh='data:4'"),
+    ({"devices": "9"}, 0, "^batch_size .* the mesh's 9 devices, got 32"),
+    (
+      {"devices": "9", "batch_size": 18, "late_batch_size": 20},
+      0,
+      "^late_batch_size must .* the mesh's 9 devices, got 20",
+    ),
+    ({"devices": "3"}, 4, "--devices must divide the number of .*, 4, got 3"),
+  ],
+)
+def test_numbers_of_devices_that_do_not_fit_are_refused(
+  values, members, message, started
+):
+  def share():
+    config = changed(**values)
+    share_members(config, members) if members else share_batches([config])
+
+  refuse(share, message)
+
+
+def test_a_mesh_has_all_devices_and_several_processes_need_one(monkeypatch):
   assert batch_mesh("") is None
   count = len(jax.devices())
   assert batch_mesh(f"data:{count}").size == count
   message = f"of data {count + 1} needs {count + 1} devices, got {count}"
-  with pytest.raises(ValueError, match=message):
-    batch_mesh(f"data:{count + 1}")
-
-
-def test_several_processes_need_a_mesh(monkeypatch):
+  refuse(lambda: batch_mesh(f"data:{count + 1}"), message)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(ValueError, match=r"2 processes share .* --mesh=data:1"):
-    batch_mesh("")
+  refuse(lambda: batch_mesh(""), r"2 processes share .* --mesh=data:")
+
+
+@pytest.mark.parametrize("value", [0.1, float("inf"), ["two words", True]])
+def test_all_processes_have_the_value_of_the_first(value, processes):
+  get = distributed.from_first_process
+  with jax.enable_x64(False):  # as in a training, where arrays become float32
+    assert processes(call(get, value), call(get, 7)) == [value, value]
+
+
+def test_processes_stop_together_by_the_request_of_any(processes):
+  term, interrupt = signal.SIGTERM, signal.SIGINT
+  for requests, agree_now, expected in (
+    ([[term], []], True, term),
+    ([[], [interrupt]], True, interrupt),
+    ([[term], [interrupt]], True, term),
+    ([[], []], True, None),
+    ([[term], []], False, None),
+  ):
+    agree = distributed.agreed_request
+    found = processes(*(call(agree, own, agree_now) for own in requests))
+    assert found == [expected, expected]
+
+
+def test_an_error_of_the_first_process_is_an_error_in_all(processes, config):
+  """Of the run directory, which is a file here, or of the first sample."""
+  finished = replace(config, run=config.data.corpus)
+  first, second = processes(*[call(opened, finished)] * 2)
+  assert "process" not in str(first) and config.data.corpus in str(first)
+  assert str(second) == "process 0 stopped: see the error there"
+
+  def sample(title, params):
+    if jax.process_index() == 0:
+      raise OSError("full disk")
+
+  def begin():
+    state = SimpleNamespace(params=None)
+    setup = SimpleNamespace(make_state=lambda: state, shardings=None)
+    logger = SimpleNamespace(
+      resume=lambda restored: None, sample_during_training=sample
+    )
+    opened_run = OpenedRun(Path(config.job.run), resuming=False)
+    initial_state(setup, logger, None, opened_run, None)
+
+  first, second = processes(begin, begin)
+  assert isinstance(first, OSError)
+  assert "process 0 stopped" in str(second)
+
+
+@pytest.mark.parametrize(
+  ("changes", "facts", "flag"),
+  [
+    ({"seed": 12345}, {}, "seed is 0 there and 12345 here"),
+    ({"mesh": "data:3"}, {}, "mesh is '' there and 'data:3' here"),
+    ({}, {"corpus_sha256": "3"}, "corpus_sha256 is '12' there and '3' here"),
+    ({"quiet": True}, {}, None),
+  ],
+)
+def test_processes_of_different_runs_are_refused(
+  changes, facts, flag, processes, config, tmp_path
+):
+  runs = tmp_path / "runs"
+  runs.mkdir()
+  config = replace(config, run=str(runs / "one"))
+  other = replace(config, **changes)
+  first, second = processes(
+    call(opened, config), lambda: opened(other, **facts)
+  )
+  if flag is None:
+    assert first == second
+  else:
+    both = "every process must have the flags and the corpus of the first: "
+    assert str(first) == f"{both}those of process 1 differ"
+    assert str(second) == f"{both}{flag}"
+    assert os.listdir(runs) == []

@@ -58,61 +58,54 @@ def test_a_perplexity_that_overflows_is_none_in_the_file(tmp_path):
   assert row._replace(nats=1.0).figures["perplexity"] == math.e
 
 
+def merged(path, earlier, record):
+  """Return `record` after `earlier`, a record or a text, in one file."""
+  if isinstance(earlier, str):
+    path.write_text(earlier)
+  else:
+    write_json(path, earlier)
+  return merge_earlier(path, record)
+
+
 def test_the_results_of_other_protocols_are_kept(tmp_path):
   path = tmp_path / "evaluation.json"
-  write_json(path, results("cold", 3.0))
-  merged = merge_earlier(path, results("stateful", 2.0))
+  earlier = results("cold", 3.0) | {"trained_on": 7, "rate": 0.5}
+  found = merged(path, earlier, results("stateful", 2.0) | {"trained_on": 0})
   for name in FIGURES:
-    assert merged[name] == {"cold": 3.0, "stateful": 2.0}
-  again = merge_earlier(path, results("cold", 1.0))
+    assert found[name] == {"cold": 3.0, "stateful": 2.0}
+  # Of other entries the new ones win, and the others stay.
+  assert (found["trained_on"], found["rate"]) == (0, 0.5)
+  again = merged(path, results("cold", 3.0), results("cold", 1.0))
   assert again == results("cold", 1.0)
 
 
-def test_of_other_entries_the_new_ones_win_and_the_others_stay(tmp_path):
-  path = tmp_path / "evaluation.json"
-  write_json(path, results("dynamic", 3.0) | {"trained_on": 7, "rate": 0.5})
-  merged = merge_earlier(path, results("cold", 2.0) | {"trained_on": 0})
-  assert (merged["trained_on"], merged["rate"]) == (0, 0.5)
-
-
 @pytest.mark.parametrize(
-  "name",
-  ["corpus_sha256", "begin", "end", "device", "runs", "step", "val_loss"],
+  "earlier",
+  [
+    *(  # of another text, model or device
+      results("cold", 3.0) | {name: 2}
+      for name in ("corpus_sha256", "begin", "end", "device", "runs", "step")
+    ),
+    results("cold", 3.0) | {"val_loss": 2},
+    json.dumps(results("cold", 3.0) | {"nats": {"cold": math.nan}}),
+    "{",  # damaged
+    "[1]",
+    "{}",
+  ],
 )
-def test_the_results_of_another_text_model_or_device_are_not_kept(
-  name, tmp_path
-):
-  path = tmp_path / "evaluation.json"
-  write_json(path, results("cold", 3.0) | {name: 2})
+def test_the_results_of_another_evaluation_are_not_kept(earlier, tmp_path):
   record = results("stateful", 2.0)
-  assert merge_earlier(path, record) == record
-
-
-def test_a_record_with_a_nan_is_not_kept(tmp_path):
-  path = tmp_path / "evaluation.json"
-  earlier = results("cold", 3.0) | {"nats": {"cold": math.nan}}
-  path.write_text(json.dumps(earlier))
-  record = results("stateful", 2.0)
-  assert merge_earlier(path, record) == record
+  assert merged(tmp_path / "evaluation.json", earlier, record) == record
 
 
 def test_an_ensemble_keeps_its_results_where_its_runs_have_been_moved(
   tmp_path,
 ):
   """Unless a member has no loss that tells its weights."""
-  path = tmp_path / "ensemble.json"
   for losses, kept in (([2.5, 2.4], True), ([2.5, None], False)):
     earlier = {"val_loss": losses, "runs": ["a/x", "a/y"]}
-    write_json(path, results("cold", 3.0) | earlier)
     record = results("stateful", 2.0) | earlier | {"runs": ["b/x", "b/y"]}
-    merged = merge_earlier(path, record)
-    assert merged["runs"] == ["b/x", "b/y"]
-    assert ("cold" in merged["nats"]) == kept
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "[" * 100_000])
-def test_a_damaged_file_is_ignored(text, tmp_path):
-  path = tmp_path / "evaluation.json"
-  path.write_text(text)
-  record = results("cold", 1.0)
-  assert merge_earlier(path, record) == record
+    earlier = results("cold", 3.0) | earlier
+    found = merged(tmp_path / "ensemble.json", earlier, record)
+    assert found["runs"] == ["b/x", "b/y"]
+    assert ("cold" in found["nats"]) == kept

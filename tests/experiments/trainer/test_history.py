@@ -7,7 +7,6 @@ import urllib.request
 from itertools import accumulate
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments.pages.report import _results
@@ -24,7 +23,6 @@ from experiments.trainer.setup import make_setup
 from experiments.trainer.sweep_members import Progress, SweepConfig
 from lstm_jax.training import CheckpointError, CheckpointWriter
 from tests.experiments.conftest import VERSE, VERSES, copy_run
-from tests.patterns import exact
 
 TEXT = VERSES.encode()
 
@@ -64,74 +62,43 @@ def test_nothing_is_downloaded_and_a_shared_corpus_is_tokenized_once(
   assert reads == ["verse"]
 
 
-def test_the_ends_of_epochs_leave_out_a_development_split(config, tmp_path):
-  """The number of batches depends on the gap that it leaves in the text."""
+@pytest.mark.parametrize(
+  "changes",
+  [{"dev_fraction": 0.3, "batch_size": 5}, {"short_seq_prob": 0.5, "seed": 5}],
+  ids=["a gap in the text", "batches of the seed"],
+)
+def test_the_ends_of_epochs_are_those_of_the_batches(changes, config, tmp_path):
   Path(config.data.corpus).write_text((VERSE + "\n") * 40, encoding="utf-8")
-  config = replace(config, num_epochs=2, dev_fraction=0.3, batch_size=5)
-  setup = make_setup(config)
-  record = to_record(config) | {"corpus_sha256": setup.corpus.sha256}
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  found = derive(read_run_history(tmp_path))
-  assert found.epoch_ends == [setup.num_steps // 2, setup.num_steps]
-  tokens = setup.corpus.train.tokens
-  assert config.batching.num_steps(tokens, seed=0) != setup.num_steps  # no gap
-
-
-def test_nothing_follows_from_a_size_above_jaxs_integers(config, tmp_path):
-  config = replace(config, hidden_size=10**12)
-  sha256 = hashlib.sha256(Path(config.data.corpus).read_bytes()).hexdigest()
-  record = to_record(config) | {"corpus_sha256": sha256}
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  with jax.enable_x64(False):
-    assert derive(read_run_history(tmp_path)) is None
-
-
-def test_the_ends_of_epochs_are_those_of_the_batches_of_the_seed(
-  config, tmp_path
-):
-  config = replace(config, num_epochs=3, short_seq_prob=0.5, seed=5)
+  config = replace(config, num_epochs=3, **changes)
   setup = make_setup(config)
   record = to_record(config) | {"corpus_sha256": setup.corpus.sha256}
   (tmp_path / "config.json").write_text(json.dumps(record))
   ends = [*accumulate(epoch.num_batches for epoch in setup.epochs())]
   found = derive(read_run_history(tmp_path))
-  assert found.epoch_ends == ends and found.num_steps == ends[-1]
-  tokens = setup.corpus.train.tokens
+  assert found.epoch_ends == ends
+  assert found.num_steps == ends[-1] == setup.num_steps
+  tokens = setup.corpus.train.tokens  # without the gap, and of another seed:
   assert config.batching.num_steps(tokens, seed=0) != ends[-1]
 
 
-def test_a_sweep_has_as_many_members_as_its_checkpoint(tmp_path):
-  record = to_record(SweepConfig(num_seeds=3))
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  losses = [[(4, 1.5)], [(4, 1.75)]]  # of each member: (step, loss)
-  progress = Progress(1, losses, best=(1.5, 4), seconds=2.0)._asdict()
-  writer = CheckpointWriter(tmp_path / "checkpoints")
-  writer.save(4, {"w": 1.0}, {"progress": progress})
-  writer.close()
-  message = "config.json is of 3 members, and the checkpoint of step 4 .* of 2$"
-  with pytest.raises(ValueError, match=message):
-    read_run_histories(tmp_path)
-
-  record["num_seeds"] = 2
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  _, second = read_run_histories(tmp_path)
-  assert second.rows == [{"step": 4, "val_loss": 1.75, "seconds": 2.0}]
-
-
 def test_a_sweep_is_read_from_its_newest_checkpoint_that_can_be_read(tmp_path):
+  path, checkpoints = tmp_path / "config.json", tmp_path / "checkpoints"
   record = to_record(SweepConfig(num_seeds=2))
-  (tmp_path / "config.json").write_text(json.dumps(record))
+  path.write_text(json.dumps(record))
   one, other = read_run_histories(tmp_path)  # it has no checkpoint yet
   assert (one.rows, other.rows) == ([], [])
   assert (one.member, other.record["seed"]) == ("seed 0 at 0.02", 1)
 
-  checkpoints = tmp_path / "checkpoints"
   writer = CheckpointWriter(checkpoints)
   for step in (4, 8):
-    losses = [[(step, None)], [(step, 1.0 / step)]]
+    losses = [[(step, None)], [(step, 1.0 / step)]]  # of each member
     progress = Progress(1, losses, (1.0 / step, step), seconds=2.0 * step)
     writer.save(step, {"w": 1.0}, {"progress": progress._asdict()})
   writer.close()
+  path.write_text(json.dumps(record | {"num_seeds": 3}))
+  with pytest.raises(ValueError, match=r"of 3 members, .* step 8 .* of 2$"):
+    read_run_histories(tmp_path)
+  path.write_text(json.dumps(record))
   for step in (8, 4):
     one, other = read_run_histories(tmp_path)
     row = {"step": step, "seconds": 2.0 * step}
@@ -139,6 +106,5 @@ def test_a_sweep_is_read_from_its_newest_checkpoint_that_can_be_read(tmp_path):
     assert one.rows == [row]  # it has diverged
     assert _results(one, None)["training steps"] == f"{step}"
     shutil.rmtree(checkpoints / f"{step}" / "description")
-  message = f"none of the checkpoints in {exact(checkpoints)} can be used"
-  with pytest.raises(CheckpointError, match=message):
+  with pytest.raises(CheckpointError, match="none of the checkpoints"):
     read_run_histories(tmp_path)

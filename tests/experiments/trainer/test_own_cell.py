@@ -111,97 +111,6 @@ def test_the_cell_of_the_page_is_trained_sampled_and_explored(
   assert page.path.exists()
 
 
-def test_the_module_of_a_cell_in_the_package_is_that_cell():
-  config = from_flags("--cell=lstm_jax.cells.lstm")
-  assert config.model.cell is lstm
-  assert to_record(config)["cell"] == "lstm"
-
-
-def test_the_help_names_the_cells_and_says_that_others_may_be_given():
-  flag_values = flags.FlagValues()
-  define_flags(TrainConfig(), flag_values)
-  text = flag_values["cell"].help
-  assert "lstm | layernorm_lstm | " in text
-  assert "lru, or the name of a module of your own." in text
-
-
-@pytest.mark.parametrize(
-  ("name", "text", "message"),
-  [
-    ("lsmt", None, "got 'lsmt': there is no module lsmt on Python's path"),
-    ("nowhere.cell", None, "got 'nowhere.cell': there is no module nowhere on"),
-    ("my cell", None, "got 'my cell': there is no module my cell on"),
-    ("broken", "def f(:\n", "'broken': its import raises SyntaxError: inva"),
-    ("needs", "import nothing_here", "there is no module nothing_here on"),
-    ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
-    ("empty", "", "it has no function init, initial_state, project, recur, "),
-    ("nostep", FILE + "\ndel step\n", "it has no function step$"),
-    (
-      "narrow",
-      FILE.replace("return jnp.concatenate([h, h, h, h], axis=-1)", "return h"),
-      "its step or gradient raises ",
-    ),
-    (
-      "other",
-      FILE + "\ndef step(params, state, x):\n  return state._replace(h=x)\n",
-      r"must return a state like the previous state, got \{'h': "
-      r"'float32\[2, 3\]', .*\} for \{'h': 'float32\[2, 4\]'",
-    ),
-    (
-      "forward_only",
-      FILE.replace("tanh_c = ", "raise NotImplementedError('later') #"),
-      "gradient raises NotImplementedError: later$",
-    ),
-    (
-      "one_axis",
-      FILE.replace('jnp.einsum("...d,...k->dk", x, da)', "x.T @ da"),
-      "gradient raises ",
-    ),
-    (
-      "no_tokens",
-      f"takes_tokens = True\n{FILE}",
-      "gradient raises TypeError",
-    ),
-    (
-      "one_for_all_rows",  # a c for the whole batch
-      FILE.replace("c=jnp.zeros(shape, ", "c=jnp.zeros((), ")
-      .replace("State(o * jnp.tanh(c), c)", "State(o * jnp.tanh(c), state.c)")
-      .replace("dc = dc_sum * f", "dc = (dc_sum * f).sum()"),
-      r"a reset needs a state whose arrays have the batch axes \[2\], got "
-      r"state.c \[\]$",
-    ),
-  ],
-)
-def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
-  if text is not None:
-    (path / f"{name}.py").write_text(text, encoding="utf-8")
-  with pytest.raises(ValueError, match=message) as error:
-    from_flags(f"--cell={name}")
-  assert str(error.value).startswith("cell must be one of lstm, ")
-  assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(  # what is not 0 for the sizes that it refuses
-  "wrong", ["hidden_size % 8", "input_size - hidden_size"]
-)
-def test_a_cell_may_refuse_some_sizes(wrong, path):
-  first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
-  assert FILE.count(first) == 1
-  refusal = f"  if {wrong}:\n    raise ValueError\n"
-  (path / "choosy.py").write_text(FILE.replace(first, first + refusal))
-  assert from_flags("--cell=choosy").model.cell.__name__ == "choosy"
-
-
-def test_sizes_that_init_refuses_are_an_error_before_a_run_is_made(path):
-  first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
-  refusal = "  if hidden_size % 2: raise ValueError('H is odd')\n"
-  (path / "even.py").write_text(FILE.replace(first, first + refusal))
-  config = from_flags("--cell=even", "--hidden_size=7")
-  for read in (make_setup, partial(pays, count=2)):
-    with pytest.raises(ValueError, match=r"^H is odd"):
-      read(config)
-
-
 # A cell's w_h may be a tree: here the matrix of an RNN in a tuple.
 TREE = """
 from lstm_jax.cells.cell import one_step
@@ -236,12 +145,6 @@ def test_a_recurrent_matrix_may_be_in_a_tree(path):
   assert sharding.is_fully_replicated
 
 
-def test_a_cell_that_is_no_module_has_no_name():
-  config = replace(TrainConfig(), cell=lstm.with_activations(candidate=RELU))
-  with pytest.raises(ValueError, match="cell must be a module to have a name"):
-    to_record(config)
-
-
 def test_a_module_in_a_run_directory_is_not_imported(path):
   """In a package there, or where the current directory is such a run."""
   record = json.dumps(to_record(TrainConfig()))
@@ -270,3 +173,67 @@ def test_no_device_is_started(path, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", start)
   (path / "of_lstm.py").write_text(TWIN)
   import_cell("of_lstm")
+
+
+def test_a_cell_in_the_package_has_a_name_of_its_own():
+  config = from_flags("--cell=lstm_jax.cells.lstm")
+  assert config.model.cell is lstm
+  assert to_record(config)["cell"] == "lstm"
+  relu = replace(config, cell=lstm.with_activations(candidate=RELU))
+  with pytest.raises(ValueError, match="cell must be a module to have a name"):
+    to_record(relu)
+  flag_values = flags.FlagValues()
+  define_flags(TrainConfig(), flag_values)
+  text = flag_values["cell"].help
+  assert "lstm | layernorm_lstm | " in text
+  assert "lru, or the name of a module of your own." in text
+
+
+OTHER = FILE + "\ndef step(params, state, x):\n  return state._replace(h=x)\n"
+# With one c for the whole batch.
+SHARED = (
+  FILE.replace("c=jnp.zeros(shape, ", "c=jnp.zeros((), ")
+  .replace("State(o * jnp.tanh(c), c)", "State(o * jnp.tanh(c), state.c)")
+  .replace("dc = dc_sum * f", "dc = (dc_sum * f).sum()")
+)
+# A product of one batch axis only.
+ONE_AXIS = FILE.replace('jnp.einsum("...d,...k->dk", x, da)', "x.T @ da")
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("lsmt", None, "there is no module lsmt on Python's path"),
+    ("nowhere.cell", None, "there is no module nowhere on"),
+    ("broken", "def f(:\n", "its import raises SyntaxError: inva"),
+    ("needs", "import nothing_here", "there is no module nothing_here on"),
+    ("silent", "raise NotImplementedError", "raises NotImplementedError$"),
+    ("empty", "", "it has no function init, initial_state, project, recur, "),
+    ("nostep", f"{FILE}\ndel step\n", "it has no function step$"),
+    ("other", OTHER, r"a state like the previous state, got .*2, 3.* for "),
+    ("one_axis", ONE_AXIS, "gradient raises "),
+    ("no_tokens", f"takes_tokens = True\n{FILE}", "gradient raises TypeError"),
+    ("one_for_all_rows", SHARED, r"the batch axes \[2\], got state.c \[\]$"),
+  ],
+)
+def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
+  if text is not None:
+    (path / f"{name}.py").write_text(text, encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as error:
+    from_flags(f"--cell={name}")
+  assert str(error.value).startswith("cell must be one of lstm, ")
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(  # what is not 0 for the sizes that it refuses
+  "wrong", ["hidden_size % 8", "input_size - hidden_size"]
+)
+def test_a_cell_may_refuse_some_sizes(wrong, path):
+  first = f"{FILE.split('def init')[1].splitlines()[0]}\n"
+  assert FILE.count(first) == 1
+  refusal = f"  if {wrong}: raise ValueError('not these sizes')\n"
+  (path / "choosy.py").write_text(FILE.replace(first, first + refusal))
+  config = from_flags("--cell=choosy", "--hidden_size=7")
+  for read in (make_setup, partial(pays, count=2)):  # before a run is made
+    with pytest.raises(ValueError, match=r"^not these sizes"):
+      read(config)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from experiments import collectives, sweep, train
+from experiments import collectives, train
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import replace, to_record
@@ -20,7 +20,6 @@ from experiments.trainer.run_dir import read_config
 from experiments.trainer.setup import format_mesh, make_setup
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
-from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.processes import as_flags, finish, free_port, run_program, start
 
@@ -57,21 +56,6 @@ def test_devices_communicate_once_in_a_training_step(config):
   rows = re.findall(r"all-reduce +(\d+) +(\w+) +([\d,]+)", output)
   assert rows and {looped for _, looped, _ in rows} == {"no"}
   assert "all-gather" not in output
-
-
-def test_sweeps_have_no_mesh(config, console):
-  meshed = replace(config, mesh="data:1")
-  message = "a sweep does not support --mesh: it must be '', got 'data:1'"
-  with pytest.raises(ValueError, match=message):
-    sweep.run(as_sweep(meshed, num_seeds=2), console)
-
-
-@pytest.mark.exhaustive
-def test_a_mesh_of_one_device_trains_as_without_a_mesh(config, console):
-  config = replace(config, nonfinite="skip")
-  one = train.run(config, console)
-  other = replace(config, run=config.job.run + "2", mesh="data:1")
-  assert abs(train.run(other, console).val_loss - one.val_loss) < ROUNDING
 
 
 def last_state(directory, config):
@@ -131,10 +115,10 @@ def test_no_device_holds_the_whole_state(config):
     ema_decay=0.9,
     num_epochs=1,
   )
-  module = "tests.experiments.trainer.sharded"
+  module = "tests.experiments.trainer.stopping"
   kinds = []
   for record in (to_record(config), to_record(config) | {"num_epochs": 2}):
-    process = start(module, json.dumps(record), devices=8)
+    process = start(module, json.dumps(record), -1, devices=8)
     ((status, output, errors),) = finish(process)
     assert status == 0, errors
     for line in output.splitlines():
@@ -236,52 +220,9 @@ def test_an_error_of_one_process_ends_all(shared, tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_two_processes_stop_between_evaluations(shared, tmp_path):
-  long = replace(shared, num_epochs=2000, eval_every=100_000)
-  processes = started(long, 2)
-  # After step 50, AGREE_EVERY, they do not agree on stopping before step 100.
-  wait_for('"step": 60,', tmp_path / "run" / "metrics.jsonl")
-  processes[1].send_signal(signal.SIGTERM)
-  first, second = finish(*processes)
-  # The statuses are 128 + 15, for SIGTERM.
-  assert (first[0], second[0]) == (143, 143), first[2] + second[2]
-  stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-  assert stopped > 50 and stopped % AGREE_EVERY == 0
-  assert f"SIGTERM: stopped after step {stopped}" in first[1]
-
-
-@pytest.mark.exhaustive
-@pytest.mark.programs
-def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
-  long = replace(
-    shared,
-    num_epochs=20,
-    eval_every=10,
-    schedule="constant",
-    learning_rate=1.0,
-    asgd_patience=1,
-  )
-  processes = started(long, 2)
-  samples = tmp_path / "run" / "samples.txt"
-  wait_for("weights are averaged", samples)
-  processes[1].send_signal(signal.SIGINT)
-  first, second = finish(*processes)
-  assert (first[0], second[0]) == (130, 130), first[2] + second[2]
-  assert "SIGINT: stopped after step " in first[1]
-  assert "weights are averaged" in samples.read_text()
-  stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-  assert stopped % long.evaluation.eval_every == 0  # where all agree
-  result = train.run(long, console)
-  assert f"resumed     after step {stopped}\n" in console.file.getvalue()
-  assert result.stopped_by is None
-  assert result.best_step > 0
-
-
-@pytest.mark.exhaustive
-@pytest.mark.programs
 def test_two_devices_train_as_one_and_resume_bit_for_bit(config, tmp_path):
   def run(**flags):
-    record = to_record(replace(config, batch_size=4)) | flags
+    record = to_record(replace(config, batch_size=4, nonfinite="skip")) | flags
     return run_program("experiments.train", *as_flags(record, DEFAULT))
 
   assert ": 2 devices" not in run(run=str(tmp_path / "one"))
@@ -301,3 +242,30 @@ def test_two_devices_train_as_one_and_resume_bit_for_bit(config, tmp_path):
   output = run(run=str(two))
   assert ": 2 devices share each batch\n" in output and "resumed" in output
   assert last_checksums(two) == (step, arrays)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
+  """They stop where both agree: at evaluations and at every 50th step."""
+  long = replace(
+    shared,
+    num_epochs=40,
+    eval_every=45,
+    schedule="constant",
+    learning_rate=1.0,
+    asgd_patience=1,
+  )
+  processes = started(long, 2)
+  wait_for("weights are averaged", tmp_path / "run" / "samples.txt")
+  processes[1].send_signal(signal.SIGTERM)
+  first, second = finish(*processes)
+  # The statuses are 128 + 15, for SIGTERM.
+  assert (first[0], second[0]) == (143, 143), first[2] + second[2]
+  stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+  assert 0 in (stopped % long.evaluation.eval_every, stopped % AGREE_EVERY)
+  assert f"SIGTERM: stopped after step {stopped}" in first[1]
+  result = train.run(long, console)
+  assert f"resumed     after step {stopped}\n" in console.file.getvalue()
+  assert result.stopped_by is None
+  assert result.best_step > 0

@@ -1,6 +1,7 @@
 """A run is loaded: while it trains, for an ensemble, or to start another."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,10 @@ import pytest
 
 from experiments import train
 from experiments.trainer import trained
-from experiments.trainer.config import TrainConfig
 from experiments.trainer.distillation import weights_sha256
 from experiments.trainer.history import read_run_history
 from experiments.trainer.logger import initial_state
-from experiments.trainer.records import replace, to_record
+from experiments.trainer.records import replace
 from experiments.trainer.run_dir import (
   OpenedRun,
   open_run_dir,
@@ -31,65 +31,14 @@ from experiments.trainer.trained import (
 from lstm_jax import gru
 from lstm_jax.language import CharTokenizer
 from lstm_jax.training import (
+  Checkpoint,
   CheckpointError,
   list_checkpoints,
-  read_checkpoint,
 )
 from tests.draws import worst
 from tests.experiments.conftest import VERSE, edit_config
 from tests.experiments.trainer.resuming import read_rows, stop_at
 from tests.patterns import exact
-
-
-@pytest.mark.parametrize("read", [load, read_run_history])
-def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
-  """Several runs may be read: the error must say whose cell is missing."""
-  record = to_record(TrainConfig()) | {"cell": "nowhere"}
-  (tmp_path / "config.json").write_text(json.dumps(record))
-  message = f"^{exact(tmp_path)}/config.json: cell .* no module nowhere"
-  with pytest.raises(ValueError, match=message):
-    read(tmp_path)
-
-
-def test_a_config_that_lacks_a_flag_is_of_another_version(finished, config):
-  path = finished / "config.json"
-  record = json.loads(path.read_text())
-  del record["tied"]
-  path.write_text(json.dumps(record))
-  reason = "config.json lacks tied, as that of another version"
-  message = f"^there is no run in {exact(finished)}: {reason}$"
-  with pytest.raises(ValueError, match=message):
-    load(finished)
-  message = (
-    f"^{exact(finished)} is not a run of this version and not empty: {reason}"
-  )
-  with (
-    pytest.raises(ValueError, match=message),
-    open_run_dir(recorded_flags(config), {"corpus_sha256": ""}),
-  ):
-    pass
-
-
-@pytest.mark.parametrize("name", ["model", "tokenizer", "val_loss"])
-def test_a_checkpoint_that_describes_no_model_is_an_error_that_says_so(
-  name, finished, monkeypatch
-):
-  def read(*args):
-    found = read_checkpoint(*args)
-    del found.description[name]
-    return found
-
-  monkeypatch.setattr(trained, "read_checkpoint", read)
-  message = f"^the checkpoint in .*/checkpoints describes no model: '{name}'$"
-  with pytest.raises(CheckpointError, match=message):
-    load(finished)
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(finished):
-  edit_config(finished, hidden_size=13)
-  message = "hidden_size is 12 in the checkpoint and 13 in config.json$"
-  with pytest.raises(ValueError, match=message):
-    load(finished)
 
 
 @pytest.fixture
@@ -135,83 +84,6 @@ def test_the_newest_is_read_where_the_listed_checkpoint_is_deleted(
   assert capfd.readouterr().err == ""
 
 
-def test_reading_is_repeated_while_a_run_replaces_its_checkpoints(
-  checkpoints, monkeypatch
-):
-  """The newest checkpoint is still listed, but its files are gone.
-
-  The lock says that a run is writing. Here the same files come back, where a
-  run would have written another checkpoint.
-  """
-  monkeypatch.setattr(trained, "PAUSE", 0.0)
-  (checkpoints.parent / "lock").write_text("1")
-  shutil.rmtree(checkpoints / "40")
-  hidden = checkpoints.parent / "hidden"
-  calls = []
-
-  def hide_and_restore():
-    calls.append(None)
-    if len(calls) == 1:
-      (checkpoints / "47/params").rename(hidden)
-    elif len(calls) == 2:
-      hidden.rename(checkpoints / "47/params")
-
-  before(monkeypatch, "read_params", hide_and_restore)
-  assert load(checkpoints.parent).step == 47
-
-
-def test_checkpoints_that_are_always_replaced_are_an_error_that_says_so(
-  checkpoints, monkeypatch
-):
-  monkeypatch.setattr(trained, "PAUSE", 0.0)
-
-  def replace_it():
-    newest = list_checkpoints(checkpoints)[-1]
-    (checkpoints / f"{newest}").rename(checkpoints / f"{newest + 1}")
-
-  before(monkeypatch, "read_checkpoint", replace_it)
-  with pytest.raises(CheckpointError, match="holds no checkpoint of step"):
-    load(checkpoints.parent)
-
-
-def test_a_damaged_or_missing_checkpoint_is_an_error_also_while_a_run_trains(
-  checkpoints, monkeypatch
-):
-  monkeypatch.setattr(trained, "PAUSE", 0.0)
-  (checkpoints.parent / "lock").write_text("1")
-  shutil.rmtree(checkpoints / "47/params")
-  with pytest.raises(CheckpointError, match="47 cannot be read"):
-    load(checkpoints.parent)
-  shutil.rmtree(checkpoints)
-  with pytest.raises(CheckpointError, match="holds no checkpoint"):
-    load(checkpoints.parent)
-
-
-@pytest.mark.parametrize(
-  ("what", "changes"),
-  [
-    ("the corpus", {"corpus_sha256": "another"}),
-    ("the vocabulary", {"tokenizer": CharTokenizer("ab")}),
-    ("--val_fraction", {"val_fraction": 0.3}),
-    ("--test_fraction", {"test_fraction": 0.3}),
-    ("--dev_fraction", {"dev_fraction": 0.3}),
-  ],
-)
-def test_the_members_of_an_ensemble_share_corpus_vocabulary_and_splits(
-  what, changes, finished, monkeypatch
-):
-  one = load(finished)
-  same = one._replace(config=replace(one.config, min_count=3))
-  if what.startswith("--"):
-    changes = {"config": replace(one.config, **changes)}
-  runs = {"one": one, "same": same, "other": one._replace(**changes)}
-  monkeypatch.setattr(trained, "load", lambda path, _: runs[path.name])
-  assert load_members([Path("one"), Path("same")], "best") == [one, same]
-  message = f"{what} of other differs from that of one$"
-  with pytest.raises(ValueError, match=message):
-    load_members([Path("one"), Path("same"), Path("other")], "best")
-
-
 def test_the_seconds_of_an_ensemble_are_known_if_those_of_all_members_are(
   finished, finished_config
 ):
@@ -255,27 +127,6 @@ def test_a_run_starts_from_the_weights_with_a_new_optimizer(student, finished):
   assert worst(replaced.params, trained.params) == 0
 
 
-@pytest.mark.parametrize(
-  ("loss", "shown"),
-  [(None, ""), (2.5, ", validation loss 2.5000 nats per character")],
-)
-def test_a_run_may_start_from_weights_that_were_not_evaluated(
-  loss, shown, student, finished, console
-):
-  pretrained = load(finished)._replace(val_loss=loss, step=5)
-  titles = []
-  logger = SimpleNamespace(
-    resume=lambda restored: None,
-    sample_during_training=lambda title, params: titles.append(title),
-  )
-  opened, setup = OpenedRun(finished, resuming=False), make_setup(student)
-  state = initial_state(setup, logger, console, opened, pretrained)
-  assert worst(state.params, pretrained.params) == 0
-  line = f"those of {finished}, step 5{shown}"
-  assert titles == [f"step 0, epoch 0.0: {line}"]
-  assert console.file.getvalue() == f"weights     {line}\n"
-
-
 @pytest.mark.exhaustive
 def test_a_run_records_where_its_weights_come_from_and_needs_them_once(
   student, finished, console
@@ -298,29 +149,122 @@ def test_a_run_records_where_its_weights_come_from_and_needs_them_once(
   assert train.run(student, console).stopped_by is None
 
 
+@pytest.mark.parametrize("read", [load, read_run_history])
+def test_a_config_that_cannot_be_used_is_named(read, finished):
+  """Several runs may be read: the error must say whose cell is missing."""
+  edit_config(finished, cell="nowhere")
+  message = rf"^{exact(finished)}/config.json: cell .* no module nowhere"
+  with pytest.raises(ValueError, match=message):
+    read(finished)
+
+
+def test_a_checkpoint_of_another_model_than_the_configuration_is_refused(
+  finished, config, monkeypatch
+):
+  edit_config(finished, hidden_size=13)
+  message = "hidden_size is 12 in the checkpoint and 13 in config.json$"
+  with pytest.raises(ValueError, match=message):
+    load(finished)
+  monkeypatch.setattr(
+    trained, "read_checkpoint", lambda *_: Checkpoint(47, {"val_loss": 1.0})
+  )
+  with pytest.raises(CheckpointError, match=r"describes no model: 'model'$"):
+    load(finished)
+  path = finished / "config.json"
+  record = json.loads(path.read_text())
+  del record["tied"]
+  path.write_text(json.dumps(record))
+  reason = "config.json lacks tied, as that of another version"
+  with pytest.raises(ValueError, match=reason):
+    load(finished)
+  with (
+    pytest.raises(ValueError, match=reason),
+    open_run_dir(recorded_flags(config), {"corpus_sha256": ""}),
+  ):
+    pass
+
+
+def test_reading_is_repeated_while_a_run_replaces_its_checkpoints(
+  checkpoints, monkeypatch
+):
+  """The newest checkpoint is still listed, but its files are gone.
+
+  The lock says that a run is writing. Here the same files come back, where a
+  run would have written another checkpoint.
+  """
+  monkeypatch.setattr(trained, "PAUSE", 0.0)
+  (checkpoints.parent / "lock").write_text("1")
+  shutil.rmtree(checkpoints / "40")
+  moves = [(checkpoints / "47/params", checkpoints.parent / "hidden")]
+  moves += [moves[0][::-1]]
+  before(monkeypatch, "read_params", lambda: moves and os.rename(*moves.pop(0)))
+  assert load(checkpoints.parent).step == 47
+  assert moves == []
+  # A checkpoint that stays damaged is an error, and so is a missing one.
+  shutil.rmtree(checkpoints / "47/params")
+  with pytest.raises(CheckpointError, match="47 cannot be read"):
+    load(checkpoints.parent)
+  shutil.rmtree(checkpoints)
+  with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    load(checkpoints.parent)
+
+
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("what", "change"),
   [
-    ({"hidden_size": 13}, "hidden_size must be 13, as in this run, got 12"),
-    ({"embedding_size": 5}, "embedding_size must be 5, as in this run, got 4"),
-    ({"num_layers": 2}, "num_layers must be 2, as in this run, got 1"),
-    ({"cell": gru}, "cell must be 'gru', as in this run, got 'lstm'"),
-    (
-      {"tied": True, "embedding_size": 12},
-      "tied must be True, as in this run, got False",
-    ),
-    ({"tokenizer": "word"}, "tokenizer must be 'word', as in this run, got 'c"),
-    (
-      {"val_fraction": 0.3},
-      "val_fraction must be 0.3, as in this run, got 0.1",
-    ),
-    ({"init_from": "nowhere"}, "^--init_from: there is no run in nowhere: no "),
+    ("the corpus", {"corpus_sha256": "another"}),
+    ("the vocabulary", {"tokenizer": CharTokenizer("ab")}),
+    *((f"--{split}_fraction", 0.3) for split in ("val", "test", "dev")),
+  ],
+)
+def test_the_members_of_an_ensemble_share_corpus_vocabulary_and_splits(
+  what, change, finished, monkeypatch
+):
+  one = load(finished)
+  same = one._replace(config=replace(one.config, min_count=3))
+  if what.startswith("--"):
+    change = {"config": replace(one.config, **{what[2:]: change})}
+  runs = {"one": one, "same": same, "other": one._replace(**change)}
+  monkeypatch.setattr(trained, "load", lambda path, _: runs[path.name])
+  assert load_members([Path("one"), Path("same")], "best") == [one, same]
+  with pytest.raises(ValueError, match=f"{what} of other differs from that"):
+    load_members([Path("one"), Path("same"), Path("other")], "best")
+
+
+def test_a_run_may_start_from_weights_that_were_not_evaluated(
+  student, finished, console
+):
+  pretrained = load(finished)._replace(val_loss=None, step=5)
+  titles = []
+  logger = SimpleNamespace(
+    resume=lambda restored: None,
+    sample_during_training=lambda title, params: titles.append(title),
+  )
+  opened, setup = OpenedRun(finished, resuming=False), make_setup(student)
+  state = initial_state(setup, logger, console, opened, pretrained)
+  assert worst(state.params, pretrained.params) == 0
+  assert titles == [f"step 0, epoch 0.0: those of {finished}, step 5"]
+  assert console.file.getvalue() == f"weights     {titles[0][19:]}\n"
+
+
+@pytest.mark.parametrize(
+  ("name", "here", "changes"),
+  [
+    ("hidden_size", "13", {"hidden_size": 13}),
+    ("embedding_size", "5", {"embedding_size": 5}),
+    ("num_layers", "2", {"num_layers": 2}),
+    ("cell", "'gru'", {"cell": gru}),
+    ("tied", "True", {"tied": True, "embedding_size": 12}),
+    ("tokenizer", "'word'", {"tokenizer": "word"}),
+    ("val_fraction", "0.3", {"val_fraction": 0.3}),
+    ("there is no run in nowhere: no", "", {"init_from": "nowhere"}),
   ],
 )
 def test_the_weights_of_another_model_are_refused(
-  changes, message, student, console
+  name, here, changes, student, console
 ):
-  with pytest.raises(ValueError, match=message) as error:
+  must = f"{name} must be {here}, as in this run, got " if here else name
+  with pytest.raises(ValueError, match=f"^--init_from.*: {must}") as error:
     train.run(replace(student, **changes), console)
   assert "\n" not in str(error.value)
   assert not Path(student.job.run).exists()
@@ -336,16 +280,15 @@ def test_the_weights_of_another_model_are_refused(
 def test_the_weights_of_another_vocabulary_are_refused(
   text, message, student, console
 ):
-  Path(student.data.corpus).write_text(text * 20, encoding="utf-8")
-  with pytest.raises(ValueError, match=message) as error:
-    train.run(student, console)
-  assert str(error.value).startswith(f"--init_from={student.init_from} has ano")
-  assert not Path(student.job.run).exists()
-
-
-def test_with_another_text_the_splits_may_differ(student, finished):
   path = Path(student.data.corpus)
-  path.write_text(path.read_text()[::-1])
-  setup = make_setup(replace(student, val_fraction=0.3))
-  found, trained = read_pretrained(setup), load(finished)
-  assert worst(found.params, trained.params) == 0
+  another = path.read_text()[::-1]
+  path.write_text(text * 20, encoding="utf-8")
+  message = f"^--init_from={student.init_from} has another voc.* {message}"
+  with pytest.raises(ValueError, match=message):
+    train.run(student, console)
+  assert not Path(student.job.run).exists()
+  # Another text of the same vocabulary may have other splits.
+  path.write_text(another)
+  found = read_pretrained(make_setup(replace(student, val_fraction=0.3)))
+  expected = load(Path(student.init_from)).params
+  assert worst(found.params, expected) == 0

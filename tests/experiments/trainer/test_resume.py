@@ -149,21 +149,6 @@ def test_the_best_checkpoint_of_a_stopped_run_is_loaded(stopped):
 
 
 @pytest.mark.exhaustive
-def test_the_count_of_skipped_steps_is_resumed(config, console):
-  config = replace(config, nonfinite="skip")
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    inject_nans(monkeypatch, {27, 28, 41})
-    whole = train.run(config, console).directory
-    again = replace(config, run=config.job.run + "2")
-    for step in (28, 33):
-      stop_at(step, again, console)
-    train.run(again, console)
-  assert outcome(Path(again.job.run)) == outcome(whole)
-  # The last row is of an evaluation; the one before it has the count.
-  assert outcome(whole)["rows"][-2]["skipped"] == 3
-
-
-@pytest.mark.exhaustive
 def test_evaluations_do_not_change_the_training(config, console):
   often = replace(config, **NOISE, eval_every=7)
   rarely = replace(often, eval_every=99, run=config.job.run + "2")

@@ -1,4 +1,4 @@
-"""Runs whose files are damaged or lost.
+"""Runs whose files are damaged or lost, also by a power failure.
 
 The run `stopped` was evaluated after steps 10, 20 and 30, and stopped after
 step 33. Each saved a checkpoint, of which the last two and the best are kept.
@@ -12,19 +12,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer import checkpoint, distributed
-from experiments.trainer.checkpoint import restore
+from experiments.trainer import checkpoint, distributed, logger
+from experiments.trainer.checkpoint import (
+  Progress,
+  read_progress,
+  restore,
+  truncate_logs,
+)
 from experiments.trainer.logger import initial_state
+from experiments.trainer.records import replace
 from experiments.trainer.run_dir import OpenedRun
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
-from lstm_jax.training import CheckpointError, list_checkpoints
+from lstm_jax.training import (
+  CheckpointError,
+  CheckpointWriter,
+  list_checkpoints,
+)
 from lstm_jax.training.checkpoint import STATE
-from tests.experiments.trainer.resuming import outcome, stop_at
+from tests.experiments.trainer.resuming import outcome, signal_at, stop_at
+from tests.power import Disk, tree
 
 
 def test_a_run_whose_checkpoints_hold_no_state_is_not_resumed(
@@ -116,19 +128,6 @@ def test_a_damaged_checkpoint_makes_way_for_one_of_an_earlier_step(
   assert list_checkpoints(stopped / "checkpoints")[-1] == 32
 
 
-def test_if_all_checkpoints_are_damaged_the_error_is_one_line(
-  stopped, config, console
-):
-  for path in stopped.glob("checkpoints/*/checksums/metadata"):
-    # Changes hexadecimal digits of the checksums, and names of arrays.
-    path.write_text(path.read_text().replace("a", "b"))
-  with pytest.raises(
-    ValueError, match=r"none of the checkpoints in .* can be"
-  ) as error:
-    train.run(config, console)
-  assert "\n" not in str(error.value)
-
-
 def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
   stopped, config, console, monkeypatch
 ):
@@ -155,8 +154,9 @@ def test_other_processes_are_told_the_checkpoint_or_that_none_can_be_read(
   assert initial_state(setup, logger, console, opened, None).step == 33
   for path in stopped.glob("checkpoints/*/checksums/metadata"):
     path.write_text(path.read_text().replace("a", "b"))
-  with pytest.raises(CheckpointError, match="none of the checkpoints"):
+  with pytest.raises(CheckpointError, match="none of the checkpoints") as error:
     initial_state(setup, logger, console, opened, None)
+  assert "\n" not in str(error.value)
   shutil.rmtree(stopped / "checkpoints")
   assert initial_state(setup, logger, console, opened, None).step == 0
   assert told == [33, CheckpointError, 0]
@@ -220,3 +220,78 @@ def test_a_run_at_its_end_without_its_best_weights_says_so(
   message = "has made its last step and has no best checkpoint: --overwrite"
   with pytest.raises(ValueError, match=message):
     train.run(config, console)
+
+
+# The lock, and what only shows the metrics: a run does without them.
+NOT_PROMISED = "loss.png", "lock", "tensorboard"
+
+
+def promised(directory):
+  """Return the contents of a run's files, by path, without NOT_PROMISED."""
+  files = tree(directory).items()
+  return {n: b for n, b in files if n.split("/")[0] not in NOT_PROMISED}
+
+
+def test_a_run_is_on_the_disk_when_it_says_so(
+  config, console, monkeypatch, tmp_path
+):
+  """It says so when it stops or ends; rows are on the disk once written."""
+  (tmp_path / "disk").mkdir()
+  directory = tmp_path / "disk" / "runs" / "one"
+  config = replace(config, run=str(directory))
+  disk, rows, left = Disk(monkeypatch), [], []
+  append, show = logger.append, console.print
+
+  def appended(path, text):
+    append(path, text)
+    assert disk.contents(path) == path.read_bytes()
+    rows.append(path.name)
+
+  def shown(*objects, **options):
+    # The line of a stopped run, and the one that names the files of a run.
+    if any(line in f"{objects}" for line in ("SIGTERM: stopped", " holds ")):
+      copy = tmp_path / f"left{len(left)}"
+      disk.after_failure(tmp_path / "disk", copy)
+      left.append(promised(copy / "runs" / "one"))
+      assert left[-1] == promised(directory)
+    show(*objects, **options)
+
+  monkeypatch.setattr(logger, "append", appended)
+  monkeypatch.setattr(console, "print", shown)
+  with pytest.MonkeyPatch.context() as patch:
+    signal_at(patch, 33)
+    train.run(config, console)
+  train.run(config, console)
+  # Of 47 training steps a row for each 10 and the last, and for evaluations at
+  # steps 10, 20, 30, 40 and the last.
+  assert rows.count("metrics.jsonl") == 5 + 5
+  stopped, *_, finished = left
+  assert {"config.json", "metrics.jsonl", "samples.txt"} <= stopped.keys()
+  assert any(name.startswith("checkpoints/33/state/") for name in stopped)
+  assert finished.keys() - stopped.keys() >= {"result.json"}
+
+
+def test_a_log_that_lost_lines_and_has_grown_since_keeps_complete_lines(
+  tmp_path, console
+):
+  metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.txt"
+  metrics.write_text("one\nthree\n")  # "one\ntwo\n" at the checkpoint
+  samples.write_text("one\ntwo\nthree\n")  # nothing was lost
+  sizes = {metrics.name: 8, samples.name: 8}
+  truncate_logs(tmp_path, sizes, console)
+  assert metrics.read_text() == "one\n"
+  assert samples.read_text() == "one\ntwo\n"
+  metrics.unlink()
+  samples.write_text("half")
+  truncate_logs(tmp_path, sizes, console)
+  shown = console.file.getvalue()
+  assert f"{metrics} has lost 8 bytes\n{samples} has lost 4 bytes" in shown
+  assert not metrics.exists() and samples.read_text() == ""
+
+
+def test_the_progress_of_another_kind_of_run_is_an_error(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, {"w": jnp.ones(2)}, {"progress": {"members": 2}})
+  writer.close()
+  with pytest.raises(CheckpointError, match=r"step 3 .* another kind of run"):
+    read_progress(tmp_path, 3, Progress)
