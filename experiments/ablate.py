@@ -20,8 +20,8 @@ it prints resumes it, without --overwrite.
 """
 
 import shlex
-import shutil
 import signal
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,12 +93,17 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     replace(single, run=str(base / name.replace("/", "-")))
     for name, single in configs.items()
   ]
+  names = [Path(single.job.run).name for single in runs]
+  if len({*names}) < len(names) or max(map(len, names)) > 255:
+    raise ValueError(
+      "each --change must name a directory of its own, of at most 255 "
+      f"characters, got {', '.join(names[1:])}"
+    )
   configs = dict(zip(configs, share_batches(runs), strict=True))
   check_changes(configs)
   for single in configs.values():
-    for name in (single.init_from, *single.distillation.teacher):
-      if name:
-        run_dir.read_record(Path(name))  # raises if it is no run
+    for name in _models(single):
+      run_dir.read_record(Path(name))  # raises if it is no run
   sha256 = text_sha256(read_corpus_text(config.data.corpus))
   recipe = {
     name: value
@@ -144,6 +149,8 @@ def _run(
       if name == BASE:
         raise
       console.print(f"{error}", soft_wrap=True)
+      if record := run_dir.read_config(Path(single.job.run)):
+        results.add_models(record)
       row = {"diverged": True, "environment": environment()}
       stopped_by = error.signalled
     if row:
@@ -179,12 +186,31 @@ def _delete(
       f"--overwrite trains all again, and {path} also holds "
       f"{', '.join(others)}: name them with --change, or choose another --run"
     )
-  for single in configs.values():
-    directory = Path(single.job.run)
-    if run_dir.read_config(directory):
-      with lock(directory):
-        shutil.rmtree(directory)
-  path.unlink(missing_ok=True)
+  directories = [Path(single.job.run) for single in configs.values()]
+  read = {Path(name).resolve() for c in configs.values() for name in _models(c)}
+  for directory in directories:
+    if directory.resolve() in read:
+      raise ValueError(
+        f"--overwrite would replace {directory}, whose weights a change reads: "
+        "pass another --run"
+      )
+  with ExitStack() as locks:
+    held = list(filter(run_dir.read_config, directories))
+    for directory in held:
+      locks.enter_context(lock(directory))
+    # First, so that no row stays beside runs that are gone.
+    path.unlink(missing_ok=True)
+    for directory in held:
+      run_dir.delete_run(directory)
+  for directory in held:
+    with suppress(OSError):  # it holds other files
+      directory.rmdir()
+
+
+def _models(config: TrainConfig) -> list[str]:
+  """Return the runs whose weights a run reads."""
+  names = [config.init_from, *config.distillation.teacher]
+  return [name for name in names if name]
 
 
 def _train(
@@ -218,6 +244,8 @@ def _train(
   )
   with collect_stop_requests() as requests:  # so that the row is saved
     found = evaluate.run(options, console)
+  if found["training_seconds"] is None:
+    raise ValueError(f"{directory / run_dir.RESULT} has no seconds")
   row = {
     "parameters": found["parameters"],
     "cold": found["nats"]["cold"],

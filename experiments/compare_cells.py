@@ -310,7 +310,9 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   from experiments.comparison import plots
 
   print_tables(tables(record), console)
-  save_figure(plots.draw(record), directory / FIGURE, dpi=110)
+  with naming_damaged(directory / RECORD):
+    figure = plots.draw(record)
+  save_figure(figure, directory / FIGURE, dpi=110)
   print_held(directory, FILES, console)
 
 

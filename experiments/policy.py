@@ -136,7 +136,8 @@ def load(directory: Path) -> dict[str, Any]:
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   print_tables(tables(record), console)
-  draw(record, directory / FIGURE)
+  with naming_damaged(directory / RECORD):
+    draw(record, directory / FIGURE)
   print_held(directory, FILES, console)
 
 

@@ -152,6 +152,8 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
   """Evaluate a finished run; return its losses and seconds of training."""
   config = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
   record = evaluate.run(config, console)
+  if record["training_seconds"] is None:
+    raise ValueError(f"{job.directory / run_dir.RESULT} has no seconds")
   return {
     UNIT: record[UNIT],
     "step": record["step"],

@@ -205,6 +205,8 @@ def main() -> int:
     (config,) = distributed.share_batches(
       [config_from_flags(TrainConfig(), FLAGS)]
     )
+    if distributed.from_first_process(DRY_RUN.value) != DRY_RUN.value:
+      raise ValueError("every process must have --dry_run, or none")
   console = make_console()
   console.quiet = not distributed.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:

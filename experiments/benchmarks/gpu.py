@@ -231,6 +231,7 @@ def sections(sizes: Row, rounds: int) -> dict[str, list[Case]]:
   The arguments are those of `measure`.
   """
   layers: list[Case] = []
+  sizes = {name: sizes[name] for name in LAYER if name in sizes}
   for cell, hidden_size, batch_size in layer_sizes(sizes):
     size = LAYER | sizes | {"hidden_size": hidden_size}
     size["batch_size"] = batch_size

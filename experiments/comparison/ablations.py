@@ -36,8 +36,13 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
   repeated = {leaf.name: leaf.repeated for leaf in leaves(config)}
   parts = change.split(",")
   names = [part.partition("=")[0] for part in parts]
-  for name in names:
-    if name not in repeated or name in JOB_FLAGS or names.count(name) > 1:
+  for name, part in zip(names, parts, strict=True):
+    if (
+      "=" not in part
+      or name not in repeated
+      or name in JOB_FLAGS
+      or names.count(name) > 1
+    ):
       raise ValueError(
         f"--change must be NAME=VALUE[,NAME=VALUE ...] of training flags, each "
         f"once, got {name!r} in {change!r}"

@@ -23,7 +23,7 @@ from experiments.comparison.board import (
 from experiments.trainer import run_dir
 from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.corpus import REPOSITORY
-from experiments.trainer.files import read_json, write_json
+from experiments.trainer.files import are_numbers, read_json, write_json
 from experiments.trainer.format import number_table
 from experiments.trainer.records import config_from_flags, define_flags
 from lstm_jax.language.options import check_options, option
@@ -165,8 +165,15 @@ def read_reproduced(path: Path, row: Row) -> Reproduced:
   try:
     record = read_json(path)
     if _head(row).items() <= record.items():
-      seeds = {int(seed): entry for seed, entry in record["seeds"].items()}
-      return Reproduced(seeds, dict(record["together"]))
+      protocols = {result.protocol for result in row.single_results}
+      seeds = {
+        int(seed): entry
+        for seed, entry in record["seeds"].items()
+        if protocols <= entry[UNIT].keys() and are_numbers([entry["seconds"]])
+      }
+      together = dict(record["together"])
+      wanted = {r.evaluated_by for r in row.results if r.is_ensemble}
+      return Reproduced(seeds, together if wanted <= together.keys() else {})
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     pass
   return Reproduced({}, {})

@@ -46,14 +46,6 @@ class Corpus(NamedTuple):
   sha256: str  # of the text
 
 
-def check_unchanged(config: DataConfig, now: str, before: str) -> None:
-  """Raise ValueError unless a corpus has the same SHA-256 as before."""
-  if now != before:
-    raise ValueError(
-      f"corpus {config.corpus} has changed since this program started"
-    )
-
-
 def read_corpus(config: DataConfig) -> Corpus:
   """Read, split and tokenize the corpus of a run.
 

@@ -165,13 +165,14 @@ def _ended_by_ctrl_c() -> Iterator[None]:
   JAX waits outside of Python, where no KeyboardInterrupt can be raised. Other
   handlers than that of KeyboardInterrupt stay as they are.
   """
-  handler = signal.getsignal(signal.SIGINT)
-  if handler is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    yield
+    return
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:

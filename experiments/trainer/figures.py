@@ -31,7 +31,6 @@ def save(figure: Figure, path: Path, **options: Any) -> None:
   """Write a figure as PNG, atomically, with the options of `Figure.savefig`.
 
   Raises:
-    ValueError: a directory that this process has locked was moved or deleted.
     OSError: it cannot be written; the error names the file.
   """
   png = io.BytesIO()
@@ -128,7 +127,7 @@ def draw_losses(rows: list[dict[str, Any]], unit: str, path: Path) -> None:
     path: of the picture.
 
   Raises:
-    ValueError, OSError: as `save`.
+    OSError: as `save`.
   """
   from matplotlib.figure import Figure  # here: programs' help needs none
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,8 @@ def ensure_directory(directory: Path, advice: str = "") -> None:
   try:
     make_directory(directory)
   except (FileExistsError, NotADirectoryError):
-    file = next(p for p in (directory, *directory.parents) if p.exists())
+    paths = (directory, *directory.parents)
+    file = next(p for p in paths if os.path.lexists(p) and not p.is_dir())
     raise ValueError(f"{file} is not a directory{advice}") from None
 
 
@@ -78,7 +80,9 @@ def write_bytes(path: Path, data: bytes) -> None:
       path.write_bytes(data)
       return
     path = path.resolve()
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # A name of its own: other processes, perhaps of other machines, may write
+    # the same path.
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
       part.write_bytes(data)
       sync(part)
@@ -87,6 +91,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     finally:
       with suppress(OSError):
         part.unlink()
+
+
+def remove_parts(directory: Path, names: Iterable[str]) -> None:
+  """Remove what a kill has left half-written of these files.
+
+  No other process may be writing them.
+  """
+  for name in names:
+    for part in directory.glob(f"{name}.????????.part"):
+      part.unlink(missing_ok=True)
 
 
 def append(path: Path, text: str) -> None:

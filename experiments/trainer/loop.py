@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,13 @@ class Tracer:
 
   def __exit__(self, *error) -> None:
     if self._running:
-      self._stop()
+      try:
+        self._stop()
+      except OSError as failure:
+        if error[0] is None:
+          raise
+        with suppress(OSError):  # printing must not hide the other error
+          self._console.print(f"{failure}", soft_wrap=True)
     elif error[0] is None and self._num_steps and self._steps <= WARM_UP:
       self._console.print(
         f"nothing is profiled: this process must make more than {WARM_UP} "

@@ -28,6 +28,7 @@ FUNCTIONS = "init", *PARTS, "forward", "backward", "step"
 # multiple of a number of heads: 960 has 28 divisors.
 SIZES = (3, 4), (960, 960)
 NUM_STEPS = 5
+RAISED = Exception, SystemExit  # whatever the code of a cell raises
 
 
 @cache
@@ -44,7 +45,7 @@ def import_cell(name: str) -> Cell:
   except ModuleNotFoundError as error:
     missing = error.name or error
     raise ValueError(f"there is no module {missing} on Python's path") from None
-  except Exception as error:
+  except RAISED as error:
     raise ValueError(f"its import raises {_in_a_line(error)}") from None
   if run:
     raise ValueError(f"its code lies in {run}, the directory of a run")
@@ -55,10 +56,10 @@ def import_cell(name: str) -> Cell:
     with traced_for("cpu"):  # else JAX would start a device to know its kind
       try:
         shapes = init_shapes(partial(_arguments, cell, SIZES[0]))
-      except Exception:
+      except RAISED:
         shapes = init_shapes(partial(_arguments, cell, SIZES[1]))
       jax.eval_shape(jax.grad(partial(_loss, cell), (0, 2)), *shapes)
-  except Exception as error:
+  except RAISED as error:
     what = "its step or gradient raises"
     raise ValueError(f"{what} {_in_a_line(error)}") from None
   return cell
@@ -119,6 +120,6 @@ def _find_run(name: str) -> Path | None:
   return None
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
   text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
   return text.removesuffix(":")  # of an error without a message

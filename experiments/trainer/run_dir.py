@@ -28,6 +28,7 @@ This module knows a configuration as a flat record, as config.json has it.
 import fcntl
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,7 +39,13 @@ from typing import Any, NamedTuple
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus import recorded_corpus, recorded_path
 from experiments.trainer.environment import REPOSITORY, environment, time_now
-from experiments.trainer.files import ensure_directory, read_json, write_json
+from experiments.trainer.files import (
+  ensure_directory,
+  naming,
+  read_json,
+  remove_parts,
+  write_json,
+)
 from experiments.trainer.records import Config, from_record, leaves, to_record
 from lstm_jax.language.epochs import LATE_DIVISOR
 from lstm_jax.training import has_state, list_checkpoints
@@ -93,8 +100,8 @@ def open_run_dir(
     ValueError: another process holds the directory; it is not one of a run and
       not empty; or the run in it is refused (`answer`).
   """
+  check_path(Path(flags["run"] or "runs"))
   directory = Path(flags["run"]) if flags["run"] else _new_directory()
-  check_path(directory)
   _check_is_run_or_empty(directory)
   ensure_directory(directory)
   with lock(directory):
@@ -108,12 +115,13 @@ def _open(
   may_extend: bool,
 ) -> OpenedRun:
   """Bring a locked directory up to date for a run that it may hold."""
+  # What a kill has left half-written, of files that only this process writes.
+  remove_parts(directory, (CONFIG, PICTURE, RESULT))
   record, result = read_config(directory), read_result(directory)
   found = "new"
   if record is not None and flags["overwrite"]:
     _check_sources_stay(directory, flags)
-    for name in CONTENTS:
-      _delete(directory / name)
+    delete_run(directory)
   elif record is not None:
     steps = list_checkpoints(directory / CHECKPOINTS)
     resumable = any(has_state(directory / CHECKPOINTS, step) for step in steps)
@@ -443,15 +451,17 @@ def lock(directory: Path) -> Iterator[None]:
         break
     file.close()  # its previous holder has just deleted it
   with file:
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    for part in directory.glob("*.*.*.part"):  # half-written, before a kill
-      part.unlink()
     try:
+      with naming(path):
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
       yield
     finally:
-      path.unlink(missing_ok=True)
+      # Only its own: another process may have moved or deleted the directory.
+      with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+          path.unlink()
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
@@ -471,7 +481,13 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 def _lacking(record: Mapping[str, Any]) -> list[str]:
   """Return the entries of a run that config.json lacks."""
-  return [name for name in FLAGS if name not in record]
+  kinds = dict.fromkeys(MAY_CHANGE, int)
+  return [
+    name
+    for name in FLAGS
+    if not isinstance(record.get(name, ...), kinds.get(name, object))
+    or name not in record
+  ]
 
 
 def _other_version(directory: Path) -> str | None:
@@ -487,8 +503,10 @@ def _check_is_run_or_empty(directory: Path) -> None:
   """Raise ValueError unless a directory holds a run, is empty or is missing."""
   if not directory.is_dir() or read_config(directory) is not None:
     return
+  whole = "|".join(map(re.escape, CONTENTS))
+  leftover = re.compile(rf"{LOCK}|({whole})\.[0-9a-f]{{8}}\.part")  # of a kill
   names = sorted(path.name for path in directory.iterdir())
-  names = [n for n in names if n != LOCK and not n.endswith(".part")]
+  names = [name for name in names if not leftover.fullmatch(name)]
   if names:
     reason = _other_version(directory) or f"it holds {names[0]}"
     raise ValueError(
@@ -498,7 +516,13 @@ def _check_is_run_or_empty(directory: Path) -> None:
 
 
 def _check_sources_stay(directory: Path, flags: Mapping[str, Any]) -> None:
-  """Raise ValueError if --overwrite would replace a run that this one reads."""
+  """Raise ValueError if --overwrite would delete what this run reads."""
+  corpus = (REPOSITORY / flags["corpus"]).resolve()
+  if any(corpus == (directory / name).resolve() for name in CONTENTS):
+    raise ValueError(
+      f"--overwrite would replace --corpus={flags['corpus']}, a file of the "
+      "run: copy it to another place, and train on that"
+    )
   sources = [("teacher", name) for name in flags["teacher"]]
   for flag, name in (*sources, ("init_from", flags["init_from"])):
     if name and (REPOSITORY / name).resolve() == directory.resolve():
@@ -506,6 +530,12 @@ def _check_sources_stay(directory: Path, flags: Mapping[str, Any]) -> None:
         f"--overwrite would replace the run of --{flag}={name}: pass another "
         "--run"
       )
+
+
+def delete_run(directory: Path) -> None:
+  """Delete the files of a run, config.json last; others stay."""
+  for name in CONTENTS:
+    _delete(directory / name)
 
 
 def _delete(path: Path) -> None:

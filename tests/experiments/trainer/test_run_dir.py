@@ -90,6 +90,11 @@ ANSWERS = [
   (unfinish_without_states, {}, "without a checkpoint to continue from"),
   (no_change, {"num_epochs": 2}, 1),
   (no_change, {}, "a finished run; .* --num_epochs above 1 extends it$"),
+  (
+    lambda directory: edit_config(directory, num_epochs="1"),
+    {"num_epochs": 2},
+    "config.json lacks num_epochs, as that of another version",
+  ),
   (no_change, {"patience": 3}, "a finished run of another .*: patience is 0"),
   (no_change, {"num_epochs": 2, "seed": 1}, "seed is 0 there and 1 here"),
   (no_change, {"num_epochs": 2, "resume": False}, "already holds a finished r"),
@@ -285,6 +290,18 @@ def test_overwrite_replaces_a_run_and_keeps_what_is_no_part_of_it(
   assert outcome(finished) == expected
 
 
+def test_a_text_in_a_run_is_not_replaced_by_one_that_trains_on_it(
+  finished, config
+):
+  before, text = tree(finished), finished / "samples.txt"
+  again = replace(config, overwrite=True, corpus=str(text))
+  with pytest.raises(
+    ValueError, match=f"replace --corpus={exact(text)}, a fil"
+  ):
+    opened(again)
+  assert tree(finished) == before
+
+
 @pytest.mark.parametrize("flag", ["teacher", "init_from"])
 def test_a_run_is_not_replaced_by_one_that_reads_it(
   flag, finished, config, tmp_path
@@ -301,13 +318,14 @@ def test_a_run_is_not_replaced_by_one_that_reads_it(
 def test_a_directory_with_other_files_is_refused(config):
   directory = Path(config.job.run)
   directory.mkdir()
-  (directory / "result.json.12345.part").touch()  # left by a kill
+  (directory / "result.json.0a1b2c3d.part").touch()  # left by a kill
   (directory / LOCK).touch()
   opened(config)
   assert [path.name for path in directory.iterdir()] == ["config.json"]
   record = read_config(directory)
   for name, text, message in [
     ("notes.txt", "", "it holds notes.txt"),
+    ("movie.tar.0a1b2c3d.part", "", "it holds movie.tar"),
     ("config.json", "{", "it holds config.json"),
     ("config.json", json.dumps(record | {"x": 1})[:-1], "it holds config.json"),
     ("config.json", json.dumps({"seed": 0}), "lacks"),
@@ -370,6 +388,19 @@ def test_a_directory_that_is_locked_names_the_process(tmp_path):
   with lock(tmp_path):
     assert (tmp_path / LOCK).read_text() == str(os.getpid())
   assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_is_not_taken_from_another_process(tmp_path):
+  """Not even where the directory was moved while it was locked."""
+  directory = tmp_path / "run"
+  directory.mkdir()
+  with lock(directory):
+    directory.rename(tmp_path / "moved")
+    directory.mkdir()
+    (directory / LOCK).write_text("12345")
+    (directory / "mine.tar.gz.part").touch()
+  assert (directory / LOCK).read_text() == "12345"
+  assert (directory / "mine.tar.gz.part").exists()
 
 
 def test_a_lock_whose_file_was_deleted_is_taken_again(tmp_path, monkeypatch):
