@@ -27,7 +27,8 @@ def assert_none_is_zero(cell, key, params, zeros, x, *extras):
     return [jax.value_and_grad(loss)(*args) for loss in losses]
 
   found = gradients(params, None)
-  assert worst(found, gradients(params, zeros)) == 0
+  # They are two programs, which XLA may round differently: jax 0.12.1 does.
+  assert worst(found, gradients(params, zeros)) < 1e-15
   for _, gradient in found:
     assert any(np.any(leaf) for leaf in gradient)
 
