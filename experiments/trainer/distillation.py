@@ -73,7 +73,11 @@ class Sources(NamedTuple):
 
 
 def read_sources(setup: TrainSetup, limit: int) -> Sources:
-  """Return what --init_from and --teacher name; see the two functions."""
+  """Return the models that --init_from and --teacher name.
+
+  The arguments, and what is raised, are those of `read_teachers`, and of
+  `read_pretrained`.
+  """
   return Sources(read_pretrained(setup), read_teachers(setup, limit))
 
 

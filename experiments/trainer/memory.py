@@ -22,14 +22,13 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.distillation import read_teachers, soft_target_bytes
+from experiments.trainer.distillation import read_sources, soft_target_bytes
 from experiments.trainer.format import (
   counted,
   format_bytes,
   format_operations,
 )
 from experiments.trainer.setup import TrainSetup, heading, make_setup
-from experiments.trainer.trained import read_pretrained
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
 from lstm_jax.language.model import reads_table
@@ -58,12 +57,11 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
     compiler may fail at such a program.
 
   Raises:
-    ValueError: as `make_setup`, `read_pretrained` and `read_teachers`.
+    ValueError: as `make_setup` and `read_sources`.
   """
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
-  read_pretrained(setup)
-  if read_teachers(setup, host_memory()):
+  if read_sources(setup, host_memory()).teachers:
     size = format_bytes(soft_target_bytes(setup))
     console.print(f"teachers    their predictions take {size} on the host")
   batching = config.batching

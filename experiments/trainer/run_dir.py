@@ -480,14 +480,13 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _lacking(record: Mapping[str, Any]) -> list[str]:
-  """Return the entries of a run that config.json lacks."""
-  kinds = dict.fromkeys(MAY_CHANGE, int)
-  return [
-    name
-    for name in FLAGS
-    if not isinstance(record.get(name, ...), kinds.get(name, object))
-    or name not in record
-  ]
+  """Return the entries of a run that config.json lacks.
+
+  One of MAY_CHANGE that is no integer, with which `answer` could not compute,
+  counts as lacking.
+  """
+  wrong = {n for n in MAY_CHANGE if not isinstance(record.get(n), int)}
+  return [name for name in FLAGS if name not in record or name in wrong]
 
 
 def _other_version(directory: Path) -> str | None:
